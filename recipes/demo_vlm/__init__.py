@@ -1,0 +1,1 @@
+"""How the bundled miniature vision-language model was trained, from nothing."""

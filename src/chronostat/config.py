@@ -1,0 +1,243 @@
+"""Every default of Chronostat, in frozen models that refuse unknown keys.
+
+A configuration is a TOML file; ``--set section.key=value`` overrides it. The docstring under a field is its help and
+its documentation (docs/config.md is made from this file).
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chronostat.errors import ConfigError
+from chronostat.records import Budget, LatencyMetric
+
+Fraction = Annotated[float, Field(gt=0, le=2)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Frozen(BaseModel):
+    """Immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Frozen):
+    """Which model runs, and how it is loaded."""
+
+    path: str | None = None
+    """Model directory in the ``save_pretrained`` format; the bundled model if absent."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; ``auto`` takes CUDA if there is a device."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights; ``auto`` is float32 on the CPU and bfloat16 on CUDA."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint. Off: such a checkpoint is refused."""
+    layout: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    """Module paths of ``vision``, ``projector``, ``blocks`` and ``head`` where they are not found by themselves."""
+
+
+class DataConfig(Frozen):
+    """Which samples, and how answers are scored."""
+
+    path: str | None = None
+    """JSON Lines file of own samples (docs/data.md); the bundled task if absent."""
+    quality: Literal["exact", "vqa"] = "exact"
+    """``exact``: 1 if the normalised answer equals a reference. ``vqa``: leave-one-out VQA accuracy."""
+
+
+class KnobsConfig(Frozen):
+    """The values that the controller chooses among; absent: what the model offers by itself."""
+
+    vision_tokens: tuple[int, ...] | None = None
+    """Most image tokens per image."""
+    moe_topk: tuple[int, ...] | None = None
+    """Experts per token."""
+    block_skip: tuple[tuple[int, ...], ...] | None = None
+    """Sets of decoder blocks to leave out, each a list of block indices."""
+
+
+class MeasureConfig(Frozen):
+    """What is measured and how."""
+
+    latency_metric: LatencyMetric = "prefill_ms"
+    """The latency that budgets, rewards and validation compare (docs/definitions.md)."""
+    on_unmeasured: Literal["stop", "total"] = "total"
+    """If the start-up self-check cannot see the stages: end the run, or use ``total_ms`` for the whole run."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 8
+    """Longest answer."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Torch threads on the CPU while measuring; a condition of every number."""
+
+
+class RewardConfig(Frozen):
+    """Which reward stands for which kind of budget (control/reward.py)."""
+
+    mean: Literal["lagrange", "overshoot", "mnasnet"] = "lagrange"
+    """Reward under a budget that must hold on average."""
+    deadline: Literal["lagrange", "overshoot", "mnasnet"] = "overshoot"
+    """Reward under a budget that each request must meet."""
+    overshoot_penalty: Annotated[float, Field(ge=0)] = 4.0
+    """Reward lost per budget of overshoot: 4 means that a request 25 % over its deadline loses 1."""
+    mnasnet_exponent: Annotated[float, Field(le=0)] = -0.07
+    """Exponent w of ``quality * (latency / budget) ** w``."""
+    multiplier_rate: Annotated[float, Field(ge=0)] = 0.03
+    """Step size of the Lagrange multipliers, per trial."""
+
+
+class RlooConfig(Frozen):
+    """The policy gradient (control/learners/rloo.py)."""
+
+    hidden: Annotated[int, Field(ge=1)] = 64
+    """Width of the hidden layer."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    """Step size of Adam."""
+    entropy: Annotated[float, Field(ge=0)] = 0.02
+    """Weight of the entropy bonus."""
+    advantage: Literal["rloo", "grpo", "grpo_std"] = "rloo"
+    """Baseline: leave-one-out mean, group mean, or group mean with division by the group's standard deviation."""
+    weight_clip: Annotated[float, Field(ge=1)] = 3.0
+    """Largest importance weight when a trial is scored under a budget that it was not drawn for."""
+
+
+class DirectConfig(Frozen):
+    """The direct model of quality (control/learners/direct.py)."""
+
+    members: Annotated[int, Field(ge=1)] = 4
+    """Networks in the ensemble."""
+    hidden: Annotated[int, Field(ge=1)] = 64
+    """Width of the hidden layer."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    """Step size of Adam."""
+    batch: Annotated[int, Field(ge=1)] = 128
+    """Stored executions per update."""
+    updates: Annotated[int, Field(ge=1)] = 4
+    """Updates per trial."""
+    exploration: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of the draws that are uniform over the settings instead of one member's choice."""
+
+
+class TrainConfig(Frozen):
+    """The training loop."""
+
+    learner: Literal["rloo", "direct"] = "direct"
+    """Which learner (control/learners)."""
+    group_size: Annotated[int, Field(ge=2)] = 4
+    """Settings drawn per sample, with replacement."""
+    seconds: Seconds = 150.0
+    """Time box of training, everything counted."""
+    trials: Annotated[int, Field(ge=1)] | None = None
+    """End after this many trials if the time box has not ended before."""
+    calibration_seconds: Seconds = 25.0
+    """Time box of the calibration that finds each setting's latency and the range of budgets."""
+    anchor_every_s: Seconds = 3.0
+    """``full`` is executed as an anchor whenever this much time has passed since the last one."""
+    checkpoint_every_s: Seconds = 15.0
+    """Time between checkpoints; a resumed run replays the stored trials since the last one."""
+
+
+class ValidationConfig(Frozen):
+    """Judging the frozen controller."""
+
+    mean_budgets: tuple[Fraction, ...] = (0.3, 0.4, 0.5)
+    """Budgets on average, as fractions of ``full``."""
+    deadlines: tuple[Fraction, ...] = (0.4, 0.6, 0.8)
+    """Budgets for 95 % of the requests, as fractions of ``full``."""
+    select_seconds: Seconds = 90.0
+    """Time box for finding the best fixed settings on the validation split."""
+    select_samples: Annotated[int, Field(ge=8)] = 200
+    """Most validation samples used for that."""
+    samples: Annotated[int, Field(ge=1)] = 300
+    """Test samples to judge on."""
+    seconds: Seconds = 600.0
+    """Time box of judging; if it ends first, the report says how many samples were judged."""
+
+    def budgets(self) -> tuple[Budget, ...]:
+        """All budgets to judge, means first."""
+        means = [Budget(kind="mean", fraction=fraction) for fraction in self.mean_budgets]
+        return (*means, *(Budget(kind="deadline", fraction=fraction) for fraction in self.deadlines))
+
+
+class Config(Frozen):
+    """One run."""
+
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    run_dir: str | None = None
+    """Directory of the run; ``runs/<verb>-<time>`` if absent."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    knobs: KnobsConfig = KnobsConfig()
+    measure: MeasureConfig = MeasureConfig()
+    reward: RewardConfig = RewardConfig()
+    train: TrainConfig = TrainConfig()
+    rloo: RlooConfig = RlooConfig()
+    direct: DirectConfig = DirectConfig()
+    validation: ValidationConfig = ValidationConfig()
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = (), **top: object) -> Config:
+    """Read a TOML file, apply ``section.key=value`` overrides, then the ``top`` keys that are not None.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown or a value is not allowed; names key and value.
+    """
+    raw: dict[str, Any] = _read_toml(path) if path else {}
+    for override in overrides:
+        _apply_override(raw, override)
+    raw.update({key: value for key, value in top.items() if value is not None})
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not (equals and key):
+        raise ConfigError(f"--set {override!r}: write section.key=value, for example --set train.seconds=60")
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
+    raw[last] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string: --set train.learner=rloo
+
+
+def _explain(error: ValidationError) -> str:
+    lines: list[str] = []
+    for problem in error.errors():
+        key = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key {key!r}; known keys: {', '.join(_known_keys(problem['loc']))}")
+        else:
+            lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
+    return "the configuration is not allowed: " + "; ".join(lines)
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        field = next((f for name, f in model.model_fields.items() if part == name), None)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            break
+        model = field.annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,131 @@
+"""The training loop: propose, execute and measure, reward, learn, keep."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chronostat.control.calibration import Anchors
+from chronostat.control.learners.base import Learner, Outcome
+from chronostat.control.observation import Observer
+from chronostat.errors import StoreError
+from chronostat.knobs.space import ActionSpace
+from chronostat.records import Budget, LatencyMetric, Step, Trial
+from chronostat.trials import Subject, TrialRunner
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Teaches a learner from measured executions.
+
+    Everything that is drawn in step i comes from (seed, i), so a step needs no random state but its number, and a
+    resumed run repeats a step from the stored trial instead of executing it again.
+
+    Attributes:
+        budgets: the budgets that are drawn from.
+        anchors: the current latency of ``full``.
+        keep: called with the record of every step (the store).
+        next_step: number of the step that comes next.
+        executed_ms: milliseconds spent inside ``generate()`` so far.
+    """
+
+    runner: TrialRunner
+    space: ActionSpace
+    observer: Observer
+    learner: Learner
+    budgets: tuple[Budget, ...]
+    metric: LatencyMetric
+    anchors: Anchors
+    group_size: int
+    seed: int
+    keep: Callable[[Step], None]
+    next_step: int = 0
+    executed_ms: float = 0.0
+    _stored: dict[int, Trial] = field(default_factory=dict, init=False)
+
+    def step(self, subject: Subject) -> Step:
+        """One training step on one sample; a trial that is already stored is learned from without executing."""
+        index = self.next_step
+        numbers = np.random.default_rng([self.seed, index])
+        generator = torch.Generator().manual_seed(int(numbers.integers(2**62)))
+        budget = self.budgets[numbers.integers(len(self.budgets))]
+        request = self.runner.request(subject)
+
+        start_ns = self.runner.clock.host_ns()
+        observation = self.observer(request)
+        draws = self.learner.propose(observation, budget, self.group_size, generator)
+        settings = [self.space.settings[i] for i in draws.tolist()]
+        controller_ms = self.runner.clock.host_ms_since(start_ns)
+
+        trial = self._stored.pop(index, None)
+        if trial is None:
+            trial = self.runner.run("train", index, request, settings, budget=budget, controller_ms=controller_ms)
+        elif [trial.executions[i].setting for i in trial.draws] != settings:
+            raise StoreError(f"stored trial {index} does not continue the checkpoint; resume with the same config")
+        return self._learn(trial, budget, draws, observation)
+
+    def _learn(self, trial: Trial, budget: Budget, draws: Tensor, observation: Tensor) -> Step:
+        self.anchors.add(trial, self.metric)
+        self.executed_ms += sum(e.timing.total_ms for e in trial.executions if e.timing is not None)
+        outcome = outcome_of(trial, draws, observation, budget, self.metric, self.anchors.full_ms)
+        measured = len(outcome.settings)
+        metrics = self.learner.learn(outcome) if measured else {}
+        step = Step(
+            index=self.next_step,
+            executed_ms=self.executed_ms,
+            quality=float(outcome.quality.mean()) if measured else float("nan"),
+            latency_fraction=float(outcome.latency.mean()) if measured else float("nan"),
+            budget=budget,
+            metrics=metrics,
+        )
+        self.next_step += 1
+        self.keep(step)
+        return step
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float | list[float]]]:
+        """Tensors and plain numbers from which ``resume`` continues bit for bit."""
+        numbers = {
+            "next_step": self.next_step,
+            "executed_ms": self.executed_ms,
+            "anchors_ms": list(self.anchors.window_ms),
+        }
+        return self.learner.state(), numbers
+
+    def resume(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, float | list[float]]) -> None:
+        """Continue from what ``state`` gave."""
+        self.learner.load_state(tensors)
+        next_step, executed_ms, anchors_ms = (numbers[k] for k in ("next_step", "executed_ms", "anchors_ms"))
+        assert isinstance(next_step, int)
+        assert isinstance(executed_ms, float)
+        assert isinstance(anchors_ms, list)
+        self.next_step, self.executed_ms, self.anchors = next_step, executed_ms, Anchors(anchors_ms)
+
+    def replay(self, trials: list[Trial]) -> None:
+        """Stored trials that the coming steps learn from instead of executing them again."""
+        self._stored = {trial.index: trial for trial in trials if trial.index >= self.next_step}
+
+
+def outcome_of(
+    trial: Trial, draws: Tensor, observation: Tensor, budget: Budget, metric: LatencyMetric, full_ms: float
+) -> Outcome:
+    """A measured trial as the learner sees it: draws whose execution failed, or has no quality, are left out.
+
+    Args:
+        trial: the executions.
+        draws: index of each drawn setting in the space, shape [G].
+        observation: shape [D].
+        budget: the budget the group was drawn under.
+        metric: the latency that counts; ``controller_ms`` is added.
+        full_ms: the current latency of ``full``.
+    """
+    executions = [trial.executions[i] for i in trial.draws]
+    valid = [i for i, e in enumerate(executions) if e.timing is not None and e.quality is not None]
+    return Outcome(
+        observation=observation,
+        settings=draws[valid],
+        quality=torch.tensor([executions[i].quality for i in valid], dtype=torch.float32),
+        latency=torch.tensor([executions[i].charged_ms(metric) / full_ms for i in valid], dtype=torch.float32),
+        budget=budget,
+    )

@@ -1,0 +1,169 @@
+"""Where model, knobs and clock meet: apply a setting, generate once, measure, undo, score.
+
+This is the heart of the product. Nothing else in Chronostat calls ``generate()``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+
+from chronostat.data.quality import Quality
+from chronostat.data.samples import Sample
+from chronostat.errors import DataError, KnobError
+from chronostat.knobs import applied, find_knob, image_arguments
+from chronostat.measure.clock import Clock, clock_for
+from chronostat.measure.generate import Batch, Measured, check_batch, measure_generate
+from chronostat.models.prepare import image_token_id, prepare
+from chronostat.records import Execution, Setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """A sample with the processor that makes it a batch, preprocessed under the setting and scored.
+
+    Attributes:
+        images: the sample's images, loaded; outside every clock.
+        quality: how the answer is scored; None for a request without reference answers.
+    """
+
+    sample: Sample
+    images: Sequence[Image]
+    processor: ProcessorMixin
+    quality: Quality | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRequest:
+    """A ready batch as ``generate()`` takes it; its image tokens are fixed, so ``vision_tokens`` must be full.
+
+    Attributes:
+        score: quality in [0, 1] from the new tokens; None: there is no quality.
+        processor: decodes the answer, where there is one.
+    """
+
+    batch: Batch
+    id: str
+    split: str = "train"
+    kind: str | None = None
+    score: Callable[[Sequence[int]], float] | None = None
+    processor: ProcessorMixin | None = None
+
+
+Request = SampleRequest | BatchRequest
+
+
+def request_for(sample: Sample, processor: ProcessorMixin, quality: Quality | None) -> SampleRequest:
+    """Load a sample's images.
+
+    Raises:
+        DataError: an image cannot be read, or there is none.
+    """
+    images = sample.load_images()
+    if not images:
+        raise DataError(f"sample {sample.id} has no image")
+    return SampleRequest(sample=sample, images=images, processor=processor, quality=quality)
+
+
+def execute(
+    model: PreTrainedModel,
+    request: Request,
+    *,
+    setting: Setting,
+    max_new_tokens: int,
+    generation_config: GenerationConfig | None = None,
+    controller_ms: float = 0.0,
+    clock: Clock | None = None,
+) -> Execution:
+    """Apply the knobs, call ``generate()`` once, measure it, undo the knobs, score the answer.
+
+    Args:
+        model: the model; as it was afterwards, also when something raises.
+        request: a sample with its processor, or a ready batch.
+        setting: values for some or all knobs; the others stay as the model was built.
+        max_new_tokens: longest answer in tokens.
+        generation_config: passed on to ``generate()``.
+        controller_ms: what choosing the setting cost; charged to the request.
+        clock: the device's own clock if absent.
+
+    Raises:
+        KnobError: an unknown knob, an illegal value, or ``vision_tokens`` below full for a ready batch.
+        DataError: a batch that is not one request.
+        Exception: whatever the model raises: a failed execution is never a number.
+    """
+    clock = clock or clock_for(model.device)
+    if isinstance(request, BatchRequest):
+        check_batch(request.batch)
+        _check_vision_is_full(setting, model, request.processor)
+    batch, preprocess_ms = _batch(model, request, setting, clock)
+    with applied(setting, model, request.processor):
+        measured = measure_generate(
+            model, batch, max_new_tokens=max_new_tokens, generation_config=generation_config, clock=clock
+        )
+    answer = _answer(request.processor, measured)
+    placeholder = image_token_id(model)
+    return Execution(
+        **identity(request),
+        setting=setting,
+        timing=measured.timing,
+        output_ids=measured.output_ids,
+        answer=answer,
+        quality=_quality(request, measured, answer),
+        preprocess_ms=preprocess_ms,
+        controller_ms=controller_ms,
+        prompt_tokens=batch["input_ids"].shape[1],
+        image_tokens=None if placeholder is None else int((batch["input_ids"] == placeholder).sum()),
+    )
+
+
+def identity(request: Request) -> dict[str, str | None]:
+    """What a record says about who was executed: sample id, split and kind."""
+    source = request.sample if isinstance(request, SampleRequest) else request
+    return {"sample_id": source.id, "split": source.split, "kind": source.kind}
+
+
+def _check_vision_is_full(setting: Setting, model: PreTrainedModel, processor: ProcessorMixin | None) -> None:
+    asked = setting.get("vision_tokens")
+    if asked is None:
+        return
+    if processor is None or asked != find_knob("vision_tokens", model, processor).full:
+        raise KnobError(
+            f"vision_tokens = {asked} on a ready batch, whose image tokens are already made; leave vision_tokens out, "
+            "or pass the sample with its processor"
+        )
+
+
+def _batch(
+    model: PreTrainedModel, request: Request, setting: Setting, clock: Clock
+) -> tuple[dict[str, Tensor], float | None]:
+    if isinstance(request, BatchRequest):
+        return dict(request.batch), None
+    arguments = image_arguments(setting, model, request.processor)
+    start_ns = clock.host_ns()
+    batch = prepare(
+        request.processor,
+        request.images,
+        request.sample.prompt,
+        device=model.device,
+        dtype=model.dtype,
+        image_arguments=arguments,
+    )
+    clock.synchronize()
+    return batch, clock.host_ms_since(start_ns)
+
+
+def _answer(processor: ProcessorMixin | None, measured: Measured) -> str | None:
+    if processor is None:
+        return None
+    return processor.decode(torch.tensor(measured.output_ids), skip_special_tokens=True).strip()
+
+
+def _quality(request: Request, measured: Measured, answer: str | None) -> float | None:
+    if isinstance(request, BatchRequest):
+        return None if request.score is None else request.score(measured.output_ids)
+    if request.quality is None or answer is None or not request.sample.references:
+        return None
+    return request.quality(answer, request.sample.references)

@@ -1,0 +1,98 @@
+"""What can change: knobs by name, and settings applied to a model.
+
+A new knob is one file with a subclass of ``Knob`` and one line in ``KNOBS``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from chronostat.errors import KnobError
+from chronostat.knobs.base import Knob
+from chronostat.knobs.block_skip import BlockSkip
+from chronostat.knobs.moe_topk import MoeTopk
+from chronostat.knobs.space import ActionSpace
+from chronostat.knobs.vision_tokens import VisionTokens
+from chronostat.records import KnobValue, Setting
+
+KNOBS: dict[str, type[Knob]] = {knob.name: knob for knob in (VisionTokens, MoeTopk, BlockSkip)}
+
+
+def find_knob(name: str, model: PreTrainedModel, processor: ProcessorMixin | None) -> Knob:
+    """One knob of a model.
+
+    Raises:
+        KnobError: no such knob, or the model does not have it.
+    """
+    if name not in KNOBS:
+        raise KnobError(f"unknown knob {name!r}; known knobs: {', '.join(KNOBS)}")
+    return KNOBS[name].find(model, processor)
+
+
+def find_space(
+    model: PreTrainedModel, processor: ProcessorMixin | None, levels: Mapping[str, Sequence[KnobValue] | None]
+) -> tuple[ActionSpace, dict[str, str]]:
+    """The action space of a model, and for each absent knob the reason.
+
+    Args:
+        model: the model.
+        processor: its processor; without one (ready batches) there is no ``vision_tokens``.
+        levels: values to offer by knob; None or absent: what the knob offers by itself.
+
+    Raises:
+        KnobError: an illegal value, a value asked for on a knob that the model does not have, or no knob at all.
+    """
+    found: dict[str, tuple[KnobValue, ...]] = {}
+    absent: dict[str, str] = {}
+    for name in dict.fromkeys([*levels, *KNOBS]):
+        asked = levels.get(name)
+        try:
+            knob = find_knob(name, model, processor)
+        except KnobError as error:
+            if asked is not None or name not in KNOBS:
+                raise
+            absent[name] = str(error)
+            continue
+        for value in asked or ():
+            knob.check(value)
+        found[name] = tuple(dict.fromkeys([knob.full, *(asked if asked is not None else knob.levels)]))
+    if not found:
+        raise KnobError(f"{type(model).__name__} has no knob: {'; '.join(absent.values())}")
+    return ActionSpace(found), absent
+
+
+def image_arguments(setting: Setting, model: PreTrainedModel, processor: ProcessorMixin) -> dict[str, Any]:
+    """What the image processor is called with under a setting.
+
+    Raises:
+        KnobError: an unknown knob or an illegal value.
+    """
+    merged: dict[str, Any] = {}
+    for knob, value in _checked(setting, model, processor):
+        merged |= knob.image_arguments(value)
+    return merged
+
+
+@contextmanager
+def applied(setting: Setting, model: PreTrainedModel, processor: ProcessorMixin | None) -> Iterator[None]:
+    """The model under a setting for the length of the ``with``; bit-equal afterwards, also when it raises.
+
+    Raises:
+        KnobError: an unknown knob or an illegal value; the model is untouched then.
+    """
+    pairs = _checked(setting, model, processor)
+    with ExitStack() as stack:
+        for knob, value in pairs:
+            stack.enter_context(knob.applied(model, value))
+        yield
+
+
+def _checked(
+    setting: Setting, model: PreTrainedModel, processor: ProcessorMixin | None
+) -> list[tuple[Knob, KnobValue]]:
+    pairs = [(find_knob(name, model, processor), value) for name, value in setting.items()]
+    for knob, value in pairs:
+        knob.check(value)
+    return pairs

@@ -1,0 +1,52 @@
+"""``vision_tokens``: how many image tokens the model reads, by the number of tiles the image is cut into."""
+
+from typing import Any, Self
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from chronostat.errors import KnobError
+from chronostat.knobs.base import Knob
+from chronostat.records import KnobValue
+
+_SHARES = (1, 9 / 16, 1 / 4, 0)  # of the most tiles; the last one is always a single tile
+
+
+class VisionTokens(Knob):
+    """Most image tokens per image, for processors that cut tiles (``max_patches`` of InternVL and GOT-OCR).
+
+    With more than one tile the processor adds a thumbnail, so n tiles give ``(n + 1) * tokens_per_tile`` tokens and one
+    tile gives ``tokens_per_tile``. Images whose shape fits fewer tiles get fewer tokens: the value is an upper bound.
+    """
+
+    name = "vision_tokens"
+
+    def __init__(self, most_tiles: int, tokens_per_tile: int) -> None:
+        self._most_tiles = most_tiles
+        self._tokens_per_tile = tokens_per_tile
+        tiles = dict.fromkeys(max(1, round(share * most_tiles)) for share in _SHARES)
+        self.levels = tuple(self._tokens(count) for count in tiles)
+
+    @classmethod
+    def find(cls, model: PreTrainedModel, processor: ProcessorMixin | None) -> Self:
+        """Read the most tiles and the tokens of one tile from the processor."""
+        image_processor = getattr(processor, "image_processor", None)
+        most_tiles = getattr(image_processor, "max_patches", None)
+        tokens_per_tile = getattr(processor, "image_seq_length", None)
+        if not isinstance(most_tiles, int) or not isinstance(tokens_per_tile, int):
+            named = type(image_processor).__name__ if processor else "a ready batch, which has no processor"
+            raise KnobError(f"vision_tokens needs an image processor with max_patches (InternVL, GOT-OCR); got {named}")
+        return cls(most_tiles, tokens_per_tile)
+
+    def check(self, value: KnobValue) -> None:
+        """Any number of tokens that a number of tiles gives."""
+        if value not in [self._tokens(tiles) for tiles in range(1, self._most_tiles + 1)]:
+            step, most = self._tokens_per_tile, self._tokens(self._most_tiles)
+            raise self.refuse(value, f"{step}, or a multiple of {step} from {3 * step} to {most}")
+
+    def image_arguments(self, value: KnobValue) -> dict[str, Any]:
+        """``max_patches`` for the processor."""
+        assert isinstance(value, int)
+        return {"max_patches": max(1, value // self._tokens_per_tile - 1)}
+
+    def _tokens(self, tiles: int) -> int:
+        return self._tokens_per_tile * (tiles + 1 if tiles > 1 else 1)

@@ -1,0 +1,126 @@
+"""The one place where the difference between a CPU and an accelerator exists.
+
+A mark is a moment on the device's own time line: read at once on a CPU, recorded as an event on the current stream on
+CUDA. Marks never synchronise; ``synchronize`` does, once before and once after the measured call.
+"""
+
+from abc import ABC, abstractmethod
+from time import perf_counter_ns
+
+import torch
+
+Mark = int | torch.cuda.Event
+_NS_PER_MS = 1_000_000
+
+
+class Clock(ABC):
+    """Time as the device and as the host see it."""
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Begin a new measurement: earlier marks may be reused from here on."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was queued."""
+
+    @abstractmethod
+    def mark(self) -> Mark:
+        """Note this moment in the order of the device's work, without waiting."""
+
+    @abstractmethod
+    def between_ms(self, start: Mark, end: Mark) -> float:
+        """Milliseconds between two marks of this clock; after ``synchronize``."""
+
+    @abstractmethod
+    def host_ns(self) -> int:
+        """Monotonic host time in nanoseconds."""
+
+    def host_ms_since(self, start_ns: int) -> float:
+        """Host milliseconds since ``host_ns`` gave ``start_ns``."""
+        return (self.host_ns() - start_ns) / _NS_PER_MS
+
+
+class CpuClock(Clock):
+    """Host time is device time."""
+
+    def restart(self) -> None:
+        """Nothing to reuse."""
+
+    def synchronize(self) -> None:
+        """CPU work is done when the call returns."""
+
+    def mark(self) -> int:
+        """Host time in nanoseconds."""
+        return self.host_ns()
+
+    def between_ms(self, start: Mark, end: Mark) -> float:
+        """Difference of two host times."""
+        assert isinstance(start, int)
+        assert isinstance(end, int)
+        return (end - start) / _NS_PER_MS
+
+    def host_ns(self) -> int:
+        """``perf_counter_ns``."""
+        return perf_counter_ns()
+
+
+class CudaClock(Clock):
+    """Events on the current stream of one device, taken from a pool."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: list[torch.cuda.Event] = []
+        self._used = 0
+
+    def restart(self) -> None:
+        """Give all events back to the pool."""
+        self._used = 0
+
+    def synchronize(self) -> None:
+        """Wait for all streams of the device."""
+        torch.cuda.synchronize(self._device)
+
+    def mark(self) -> torch.cuda.Event:
+        """Record the next event of the pool on the current stream."""
+        if self._used == len(self._pool):
+            self._pool.append(torch.cuda.Event(enable_timing=True))
+        event = self._pool[self._used]
+        self._used += 1
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def between_ms(self, start: Mark, end: Mark) -> float:
+        """Time between two recorded events."""
+        assert isinstance(start, torch.cuda.Event)
+        assert isinstance(end, torch.cuda.Event)
+        return start.elapsed_time(end)
+
+    def host_ns(self) -> int:
+        """``perf_counter_ns``."""
+        return perf_counter_ns()
+
+
+class FakeClock(CpuClock):
+    """Stands still until it is told to advance: measured times become equalities in tests."""
+
+    def __init__(self) -> None:
+        self._now_ns = 0
+
+    def advance_ms(self, ms: float) -> None:
+        """Let ``ms`` milliseconds pass."""
+        self._now_ns += round(ms * _NS_PER_MS)
+
+    def host_ns(self) -> int:
+        """The fake time."""
+        return self._now_ns
+
+
+_cuda_clocks: dict[torch.device, CudaClock] = {}  # one pool of events per device and process
+
+
+def clock_for(device: torch.device) -> Clock:
+    """The clock of a device."""
+    if device.type == "cuda":
+        return _cuda_clocks.setdefault(device, CudaClock(device))
+    return CpuClock()

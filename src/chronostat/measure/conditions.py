@@ -1,0 +1,41 @@
+"""The conditions under which a latency was measured."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from chronostat.records import Conditions
+
+
+def read_conditions(model: PreTrainedModel) -> Conditions:
+    """Conditions of this process and model."""
+    device = model.device
+    on_cuda = device.type == "cuda"
+    return Conditions(
+        machine=platform.node(),
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0)),
+        device=torch.cuda.get_device_name(device) if on_cuda else "cpu",
+        driver=_cuda_driver() if on_cuda else "none",
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=str(model.config._attn_implementation),
+    )
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cuda_driver() -> str:
+    version = Path("/proc/driver/nvidia/version")
+    return version.read_text(encoding="utf-8").splitlines()[0].split("  ")[1] if version.is_file() else "unknown"

@@ -1,0 +1,205 @@
+"""The stage recorder: sees the stages of one ``generate()`` from hooks, and takes everything down afterwards.
+
+Definitions: docs/definitions.md. Hooks only note moments; nothing is computed or synchronised while the model runs.
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import StoppingCriteria
+
+from chronostat.measure.clock import Clock, Mark
+from chronostat.measure.intervals import Interval, length, length_outside
+from chronostat.models.anatomy import Anatomy, running_blocks
+from chronostat.records import StageTiming
+
+ENCODE, FORWARD, VISION, PROJECTOR, BLOCKS = (
+    "image encoding",
+    "prefill forward",
+    "vision",
+    "projector",
+    "decoder blocks",
+)
+
+
+class TokenMarks(StoppingCriteria):
+    """Takes a mark for each new token: ``generate()`` asks once per token whether to stop; this never says so."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.marks: list[Mark] = []
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - the base class is annotated for tuples
+        self, input_ids: torch.Tensor, scores: object, **_: object
+    ) -> torch.Tensor:
+        """Shape [batch], all False."""
+        self.marks.append(self._clock.mark())
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+@dataclass
+class _Span:
+    """The calls of one stage before the first token: finished ones, and the depth of the one that is open."""
+
+    finished: list[tuple[Mark, Mark]]
+    depth: int = 0
+    start: Mark | None = None
+
+
+class StageRecorder:
+    """Context manager around one ``generate()`` call.
+
+    Only calls before the first token are recorded, and of nested calls of one stage only the outermost.
+
+    Args:
+        model: the model whose ``generate`` will run.
+        anatomy: its parts.
+        clock: takes the marks.
+    """
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, clock: Clock) -> None:
+        self._clock = clock
+        self._spans: defaultdict[str, _Span] = defaultdict(lambda: _Span([]))
+        self._installed = ExitStack()
+        self._model: nn.Module | None = model
+        self._anatomy = anatomy
+        self.tokens = TokenMarks(clock)
+
+    def __enter__(self) -> Self:
+        assert self._model is not None
+        with ExitStack() as undo_if_interrupted:
+            undo_if_interrupted.callback(self._installed.close)
+            self._install(self._model)
+            undo_if_interrupted.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._installed.close()
+        self._model = None
+
+    def _install(self, model: nn.Module) -> None:
+        anatomy = self._anatomy
+        self._hook(model, model, FORWARD)
+        for stage, paths in ((VISION, anatomy.vision), (PROJECTOR, anatomy.projector), (ENCODE, anatomy.encoders)):
+            for path in paths:
+                module = model.get_submodule(path)
+                self._hook(module, module, stage)
+        blocks = running_blocks(model, anatomy)
+        self._hook(blocks[0], blocks[-1], BLOCKS)
+        # generate() may encode images before the first forward, through these methods of the base model
+        base = getattr(model, "base_model", model)
+        for method in ("get_image_features", "get_video_features"):
+            if hasattr(base, method):
+                self._wrap(base, method)
+
+    def _hook(self, first: nn.Module, last: nn.Module, stage: str) -> None:
+        """Record from the entry of ``first`` to the exit of ``last``, also when the model raises."""
+
+        def enter(*_: object) -> None:
+            self._open(stage)
+
+        def leave(*_: object) -> None:
+            self._close(stage)
+
+        before = first.register_forward_pre_hook(enter, prepend=True)
+        after = last.register_forward_hook(leave, always_call=True)
+        self._installed.callback(before.remove)
+        self._installed.callback(after.remove)
+
+    def _wrap(self, owner: nn.Module, name: str) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        @functools.wraps(original)  # generate() reads the signature
+        def recorded(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passes through whatever the method takes
+            self._open(ENCODE)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._close(ENCODE)
+
+        own = vars(owner)
+        if name in own:
+            self._installed.callback(setattr, owner, name, own[name])
+        else:
+            self._installed.callback(delattr, owner, name)
+        setattr(owner, name, recorded)
+
+    def _open(self, stage: str) -> None:
+        if self.tokens.marks:
+            return
+        span = self._spans[stage]
+        if span.depth == 0:
+            span.start = self._clock.mark()
+        span.depth += 1
+
+    def _close(self, stage: str) -> None:
+        span = self._spans[stage]
+        if self.tokens.marks or span.depth == 0:
+            return
+        span.depth -= 1
+        if span.depth == 0 and span.start is not None:
+            span.finished.append((span.start, self._clock.mark()))
+
+    def timing(self, *, entry: Mark, total_ms: float, new_tokens: int, sees_image: bool, one_path: bool) -> StageTiming:
+        """The stages of the call that has ended and was synchronised.
+
+        Args:
+            entry: mark at the entry of ``generate()``.
+            total_ms: host time of the whole call.
+            new_tokens: length of the answer in tokens.
+            sees_image: whether the batch holds an image that has to be encoded.
+            one_path: False for beams, where decode per token has no meaning.
+
+        Returns:
+            Source ``measured``, or ``total_only`` where a stage that must have run was not seen.
+        """
+        unseen = self._unseen(new_tokens=new_tokens, sees_image=sees_image, one_path=one_path)
+        steps = len(self.tokens.marks) - 1 if not one_path and self.tokens.marks else max(new_tokens - 1, 0)
+        if unseen:
+            return StageTiming(
+                source="total_only", total_ms=total_ms, new_tokens=new_tokens, decode_steps=steps, unseen=unseen
+            )
+        marks = [self._clock.between_ms(entry, mark) for mark in self.tokens.marks]
+        vision, projector, blocks = (self._intervals(stage, entry) for stage in (VISION, PROJECTOR, BLOCKS))
+        prefill = [*self._intervals(ENCODE, entry), *self._intervals(FORWARD, entry), *vision, *projector]
+        decode_ms = marks[-1] - marks[0]
+        return StageTiming(
+            source="measured",
+            total_ms=total_ms,
+            new_tokens=new_tokens,
+            decode_steps=steps,
+            ttft_ms=marks[0],
+            prefill_ms=length(prefill),
+            vision_ms=length_outside(vision, projector) if vision else None,
+            projector_ms=length(projector) if projector else None,
+            llm_prefill_ms=length(blocks),
+            prefill_rest_ms=length_outside(prefill, [*vision, *projector, *blocks]),
+            decode_ms=decode_ms,
+            decode_ms_per_token=decode_ms / steps if steps and one_path else None,
+            other_ms=total_ms - length(prefill) - decode_ms,
+        )
+
+    def _unseen(self, *, new_tokens: int, sees_image: bool, one_path: bool) -> str | None:
+        """Names what must have happened and was not seen; None if everything was."""
+        expected = [FORWARD, BLOCKS]
+        if sees_image:
+            expected += [VISION] * bool(self._anatomy.vision) + [PROJECTOR] * bool(self._anatomy.projector)
+        silent = [stage for stage in expected if not self._spans[stage].finished]
+        if len(self.tokens.marks) != new_tokens and one_path:
+            silent.append(f"{len(self.tokens.marks)} token marks for {new_tokens} tokens")
+        return f"not seen: {', '.join(silent)}" if silent else None
+
+    def _intervals(self, stage: str, entry: Mark) -> list[Interval]:
+        return [
+            (self._clock.between_ms(entry, start), self._clock.between_ms(entry, end))
+            for start, end in self._spans[stage].finished
+        ]

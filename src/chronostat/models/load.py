@@ -1,0 +1,140 @@
+"""Loading a model and its processor. Model files are data: safetensors only, and no remote code unless asked for."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from chronostat.errors import ModelError
+from chronostat.models.anatomy import anatomy_of
+
+BUNDLED = Path(__file__).parent.parent / "assets" / "demo_vlm"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+_SAMPLED = 64  # values of each weight that enter the fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vlm:
+    """A loaded model with its processor.
+
+    Attributes:
+        name: where it came from, for people.
+        fingerprint: of configuration and weights; a controller is bound to it.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    name: str
+    fingerprint: str
+
+
+def load_vlm(
+    path: str | Path | None = None,
+    *,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    trust_remote_code: bool = False,
+    layout: Mapping[str, str | Sequence[str]] | None = None,
+) -> Vlm:
+    """Load a directory in the ``save_pretrained`` format, or a hub name; the bundled model if ``path`` is None.
+
+    Raises:
+        ModelError: not a model directory, only pickled weights, no processor, not an image-text-to-text model, own code
+            without ``trust_remote_code``, no such device, or a wrong ``layout``.
+    """
+    source = str(path or BUNDLED)
+    place = _device(device)
+    kind = _dtype(dtype, place)
+    if Path(source).exists():
+        _check_directory(Path(source))
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        _check_architecture(source, config, trusted=trust_remote_code)
+        processor = _load_processor(source, trust_remote_code=trust_remote_code)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=kind, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:  # what transformers raises for unusable directories
+        raise ModelError(f"cannot load {source} as an image-text-to-text model: {error}") from error
+    model = model.to(place).eval()  # pyright: ignore[reportArgumentType] - a decorated method of the library
+    anatomy_of(model, layout)
+    return Vlm(model=model, processor=processor, name=_name(source), fingerprint=fingerprint(model))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Twelve hex digits of configuration and weights (of each weight its shape and up to 64 values spread over it)."""
+    digest = hashlib.sha256(json.dumps(_stable(_config_of(model)), sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().flatten()
+        picked = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].float().cpu()
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(picked.numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _config_of(model: nn.Module) -> dict[str, Any]:
+    config = getattr(model, "config", None)
+    return config.to_dict() if config is not None else {}
+
+
+def _stable(value: object) -> object:
+    """The configuration without what says where and by which version it was saved."""
+    if isinstance(value, dict):
+        return {str(key): _stable(item) for key, item in value.items() if key not in _VOLATILE}
+    return value
+
+
+def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError("model.device = 'cuda', but torch sees no CUDA device; use cpu or auto")
+    use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, name)
+
+
+def _check_directory(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} is no model directory: it holds no config.json; name a save_pretrained folder")
+    if not any(path.glob("*.safetensors")):
+        pickled = [file.name for pattern in _PICKLES for file in path.glob(pattern)]
+        found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
+        raise ModelError(f"{path} holds {found}; Chronostat loads safetensors only, save it with safe serialization")
+
+
+def _check_architecture(source: str, config: Any, *, trusted: bool) -> None:  # noqa: ANN401 - any config class
+    own_code = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not (own_code and trusted):
+        raise ModelError(
+            f"{source} is a {config.model_type!r} model, which takes no image: Chronostat needs an image-text-to-text "
+            "model, for example internvl, qwen3_vl or llava (own code needs model.trust_remote_code = true)"
+        )
+
+
+def _load_processor(source: str, *, trust_remote_code: bool) -> ProcessorMixin:
+    try:
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{source} has no usable processor ({error}); save one into the folder") from error
+    if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
+        raise ModelError(
+            f"{source} has no processor for images (found {type(processor).__name__}); "
+            "save the model's processor into the folder with processor.save_pretrained"
+        )
+    return processor
+
+
+def _name(source: str) -> str:
+    return "bundled demo_vlm" if source == str(BUNDLED) else source

@@ -1,0 +1,130 @@
+"""A trial: several settings executed on one sample, in random order, with ``full`` as an anchor now and then."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import PreTrainedModel, ProcessorMixin
+
+from chronostat.data.quality import Quality
+from chronostat.data.samples import Sample
+from chronostat.execution import BatchRequest, Request, execute, identity, request_for
+from chronostat.measure.clock import Clock
+from chronostat.records import Budget, Execution, Phase, Setting, Source, Trial
+
+Subject = Sample | BatchRequest
+
+
+@dataclass(kw_only=True)
+class TrialRunner:
+    """Runs trials on one model and hands each one on as it ends.
+
+    Attributes:
+        full: the setting of the anchors.
+        source: what this run's latencies are; an execution with another source is recorded as invalid.
+        keep: called with every finished trial (the store).
+        anchor_every_s: an anchor is added to a trial when the last one is older than this.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin | None
+    quality: Quality | None
+    full: Setting
+    max_new_tokens: int
+    clock: Clock
+    seed: int
+    keep: Callable[[Trial], None]
+    anchor_every_s: float
+    source: Source = "measured"
+    _last_anchor_ns: int | None = field(default=None, init=False)
+    _start_ns: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._start_ns = self.clock.host_ns()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began."""
+        return self.clock.host_ms_since(self._start_ns) / 1e3
+
+    def request(self, subject: Subject) -> Request:
+        """What is executed for a sample, or the ready batch itself.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        if isinstance(subject, BatchRequest):
+            return subject
+        assert self.processor is not None, "samples need a processor"
+        return request_for(subject, self.processor, self.quality)
+
+    def run(
+        self,
+        phase: Phase,
+        index: int,
+        request: Request,
+        draws: Sequence[Setting],
+        *,
+        budget: Budget | None = None,
+        controller_ms: float = 0.0,
+    ) -> Trial:
+        """Execute every distinct setting of ``draws`` once, in random order.
+
+        Args:
+            phase: what the trial is for.
+            index: position of the trial in its phase; with the seed it fixes the order.
+            request: what is executed.
+            draws: settings, equal ones share one execution.
+            budget: the budget under which they were drawn.
+            controller_ms: what drawing them cost; charged to each execution.
+        """
+        started_s = self.elapsed_s
+        anchor_due = self._anchor_due()
+        distinct = list(dict.fromkeys([*draws, self.full] if anchor_due else draws))
+        order = np.random.default_rng([self.seed, _PHASE_NUMBER[phase], index]).permutation(len(distinct))
+        settings = [distinct[i] for i in order]
+        executions = tuple(self._attempt(request, setting, controller_ms) for setting in settings)
+        anchor = settings.index(self.full) if self.full in settings else None
+        if anchor is not None:
+            self._last_anchor_ns = self.clock.host_ns()
+        trial = Trial(
+            phase=phase,
+            index=index,
+            sample_id=executions[0].sample_id,
+            executions=executions,
+            draws=tuple(settings.index(setting) for setting in draws),
+            anchor=anchor,
+            budget=budget,
+            started_s=started_s,
+        )
+        self.keep(trial)
+        return trial
+
+    def _anchor_due(self) -> bool:
+        last = self._last_anchor_ns
+        return last is None or self.clock.host_ms_since(last) >= self.anchor_every_s * 1e3
+
+    def _attempt(self, request: Request, setting: Setting, controller_ms: float) -> Execution:
+        """One execution; a failure is recorded with its reason and never becomes a number."""
+        try:
+            execution = execute(
+                self.model,
+                request,
+                setting=setting,
+                max_new_tokens=self.max_new_tokens,
+                controller_ms=controller_ms,
+                clock=self.clock,
+            )
+        except RuntimeError as error:  # what torch raises, out of memory included
+            return _failed(request, setting, f"{type(error).__name__}: {error}")
+        assert execution.timing is not None
+        if execution.timing.source != self.source and self.source == "measured":
+            return _failed(request, setting, execution.timing.unseen or "the stages were not seen")
+        return execution
+
+
+_PHASE_NUMBER: dict[Phase, int] = {"warmup": 0, "calibrate": 1, "train": 2, "select": 3, "test": 4}
+
+
+def _failed(request: Request, setting: Setting, reason: str) -> Execution:
+    return Execution(**identity(request), setting=setting, timing=None, invalid=reason)
