@@ -1,77 +1,188 @@
-"""`python -m recipes.demo_vlm train | table | check | gap`."""
+"""How the bundled model is trained, measured and described: `python -m recipes.demo_vlm VERB`."""
 
 import argparse
-import json
+import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-from recipes.demo_vlm.evaluate import accuracy_rows
-from recipes.demo_vlm.gap import accuracies, gaps, model_ms, shares
-from recipes.demo_vlm.train import TOY, Plan, Trainer
+import torch
+from recipes.demo_vlm.gap import gaps, measured, print_gaps
+from recipes.demo_vlm.table import Table, print_accuracies, read_table, write_table
 
-ASSET = Path(__file__).parents[2] / "src/chronostat/assets/demo_vlm"
+from chronostat.errors import ChronostatError
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+ROOT = HERE.parents[1]
+CARD = ROOT / "src" / "chronostat" / "assets" / "demo_vlm" / "README.md"
+PICTURE = ROOT / "docs" / "images" / "scenes.png"
 
 
 def main() -> None:
     """Parses the command line and runs one verb."""
+    arguments = _parser().parse_args()
+    verbs = {"train": _train, "table": _table, "costs": _costs, "gap": _gap, "card": _card, "picture": _picture}
+    try:
+        verbs[arguments.verb](arguments)
+    except ChronostatError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m recipes.demo_vlm", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    train = verbs.add_parser("train", help="train from nothing, then count accuracies on the validation split")
-    train.add_argument("--out", type=Path, required=True)
-    train.add_argument("--seed", type=int, default=0)
+    _add_train(verbs.add_parser("train", help="train from nothing, then count answers on the validation split"))
+
+    table = verbs.add_parser("table", help="measure all kinds under all settings, through generate(); resumable")
+    _add_model(table)
+    table.add_argument("--out", type=Path, default=RESULTS / "test-seed2.json", help="goes on if it was begun")
+    table.add_argument("--split", choices=("validation", "test"), default="test")
+    table.add_argument("--per-kind", type=int, default=1_000, help="questions of each kind")
+    table.add_argument("--batch", type=int, default=500, help="questions in one generate() call")
+    table.add_argument("--workers", type=int, default=2, help="processes that preprocess")
+    table.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    table.add_argument("--single-knobs", action="store_true", help="only settings with at most one knob turned")
+    table.add_argument("--experts", choices=("grouped_mm", "eager"), help="how the library computes experts")
+    table.add_argument("--seconds", type=float, default=math.inf, help="no setting begins after this time")
+
+    costs = verbs.add_parser("costs", help="measure the prefill of every setting on this CPU, with one thread")
+    _add_model(costs)
+    costs.add_argument("--out", type=Path, default=RESULTS / "costs.json")
+    costs.add_argument("--samples", type=int, default=40, help="of the validation split")
+
+    gap = verbs.add_parser("gap", help="print what is worth controlling, and which demands are met")
+    gap.add_argument("--table", type=Path, default=RESULTS / "test-seed2.json")
+    gap.add_argument("--costs", type=Path, default=RESULTS / "costs.json")
+
+    card = verbs.add_parser("card", help="write the model card from test-seed*.json, curve-seed*.jsonl and costs.json")
+    _add_model(card)
+    card.add_argument("--results", type=Path, default=RESULTS, help="folder of those files")
+    card.add_argument("--out", type=Path, default=CARD)
+
+    picture = verbs.add_parser("picture", help="draw four scenes with the cheapest setting that answers each")
+    _add_model(picture)
+    picture.add_argument("--costs", type=Path, default=RESULTS / "costs.json")
+    picture.add_argument("--out", type=Path, default=PICTURE)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, default=None, help="a checkpoint folder; the bundled model if absent")
+
+
+def _add_train(train: argparse.ArgumentParser) -> None:
+    train.add_argument("--out", type=Path, required=True, help="folder of the checkpoint, the curve and the state")
+    train.add_argument("--seed", type=int)
     train.add_argument("--toy", action="store_true", help="seconds on a CPU, to try the script")
     train.add_argument("--seconds", type=float, nargs=2, help="length of the two stages")
-    train.add_argument("--scenes", type=int, default=1024, help="validation scenes of the table")
-    gap = verbs.add_parser("gap", help="print what is worth controlling, from a table")
-    gap.add_argument("table", type=Path)
-    arguments = parser.parse_args()
-    {"train": _train, "gap": _gap}[arguments.verb](arguments)
+    train.add_argument("--batch", type=int, help="scenes per step")
+    train.add_argument("--workers", type=int, help="processes that draw scenes")
+    train.add_argument(
+        "--pause-after", type=float, default=math.inf, help="seconds of this piece, compilation included"
+    )
+    train.add_argument("--resume", type=Path, help="the folder `state` of a paused run, whose plan goes on")
+    train.add_argument("--scenes", type=int, default=2048, help="validation scenes of the count")
+    train.add_argument("--count-seconds", type=float, default=45.0, help="the count stops growing then")
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    plan = replace(TOY if arguments.toy else Plan(), seed=arguments.seed)
-    if arguments.seconds:
-        plan = replace(plan, seconds=tuple(arguments.seconds))
-    model = Trainer(plan, arguments.out).run()
-    rows = accuracy_rows(
-        model, split="validation", scenes=arguments.scenes, workers=plan.workers, batch=min(plan.batch, 128)
+    from recipes.demo_vlm.evaluate import count_answers
+    from recipes.demo_vlm.train import TOY, Plan, Trainer, saved_plan
+
+    plan = saved_plan(arguments.resume) if arguments.resume else TOY if arguments.toy else Plan()
+    asked = {name: getattr(arguments, name) for name in ("seed", "seconds", "batch", "workers")}
+    plan = replace(plan, **{n: tuple(v) if n == "seconds" else v for n, v in asked.items() if v is not None})
+    trainer = Trainer(plan, arguments.out, pause_after_s=arguments.pause_after, resume=arguments.resume)
+    if not trainer.run():
+        print(f"paused; go on with: train --out {arguments.out} --resume {arguments.out / 'state'}")
+        return
+    rows = count_answers(
+        trainer.model.half().float(),  # as it is shipped
+        split="validation",
+        scenes=arguments.scenes,
+        seconds=arguments.count_seconds,
+        workers=plan.workers,
+        batch=plan.batch,
     )
-    path = arguments.out / "table.json"
-    path.write_text(json.dumps(rows))
-    _print_gap(path)
+    page = {"split": "validation", "how": "counted with the packed forward of training, float32"}
+    write_table(arguments.out / "validation.json", Table(page=page, rows=rows))
+    print_accuracies(rows)
+
+
+def _table(arguments: argparse.Namespace) -> None:
+    from recipes.demo_vlm.answers import measure_table
+
+    from chronostat.models.load import load_vlm
+
+    torch.set_num_threads(1)  # other cores preprocess
+    vlm = load_vlm(arguments.model, device=arguments.device, dtype="float32")
+    if arguments.experts:
+        vlm.model.set_experts_implementation(arguments.experts)
+    table = measure_table(
+        vlm,
+        out=arguments.out,
+        split=arguments.split,
+        per_kind=arguments.per_kind,
+        batch=arguments.batch,
+        workers=arguments.workers,
+        seconds=arguments.seconds,
+        single_knobs=arguments.single_knobs,
+    )
+    print_accuracies(table.rows)
+
+
+def _costs(arguments: argparse.Namespace) -> None:
+    from recipes.demo_vlm.costs import measure_costs, write_costs
+
+    from chronostat.data.demo import DemoTask
+    from chronostat.models.load import load_vlm
+
+    torch.set_num_threads(1)
+    vlm = load_vlm(arguments.model, device="cpu", dtype="float32")
+    write_costs(arguments.out, measure_costs(vlm, DemoTask().split("validation")[: arguments.samples]))
 
 
 def _gap(arguments: argparse.Namespace) -> None:
-    _print_gap(arguments.table)
+    from recipes.demo_vlm.costs import cost_shares, read_costs
+    from recipes.demo_vlm.verdicts import print_verdicts, verdicts
+
+    table = read_table(arguments.table)
+    print_accuracies(table.rows)
+    task = measured(table.rows, cost_shares(read_costs(arguments.costs)))
+    found = gaps(task)
+    print_gaps(found)
+    print_verdicts(verdicts(task, found))
 
 
-def _print_gap(path: Path) -> None:
-    table = accuracies(json.loads(path.read_text()))
-    columns = {
-        "full": (16, 4, 8),
-        "9 tiles": (9, 4, 8),
-        "4 tiles": (4, 4, 8),
-        "1 tile": (1, 4, 8),
-        "top_k 2": (16, 2, 8),
-        "top_k 1": (16, 1, 8),
-        "6 blocks": (16, 4, 6),
-        "4 blocks": (16, 4, 4),
-        "3 blocks": (16, 4, 3),
-        "1t 4b": (1, 4, 4),
-        "all lowest": (1, 1, 3),
-    }
-    print("kind".ljust(11), *(name.rjust(10) for name in columns))
-    for kind in table[16, 4, 8]:
-        print(kind.ljust(11), *(f"{table[setting][kind]:10.3f}" for setting in columns.values()))
-    weights = shares()
-    means = (sum(table[s][kind] * weight for kind, weight in weights.items()) for s in columns.values())
-    print("mean".ljust(11), *(f"{mean:10.3f}" for mean in means))
-    for gap in gaps(table, {setting: model_ms(setting) for setting in table}):
-        print(
-            f"budget {gap.budget:.2f}: fixed {gap.fixed:.3f} {gap.fixed_setting}, mix {gap.mix:.3f}, "
-            f"by kind {gap.by_kind:.3f}"
-        )
-        print("   ", " ".join(f"{kind}:{'/'.join(map(str, setting))}" for kind, setting in gap.choices.items()))
+def _card(arguments: argparse.Namespace) -> None:
+    from recipes.demo_vlm.card import read_seeds, write_card
+    from recipes.demo_vlm.costs import read_costs
+
+    from chronostat.models.load import load_vlm
+
+    tried = arguments.results / "tried.md"
+    write_card(
+        arguments.out,
+        load_vlm(arguments.model, device="cpu", dtype="float32"),
+        read_seeds(arguments.results),
+        read_costs(arguments.results / "costs.json"),
+        tried.read_text() if tried.is_file() else "",
+    )
+
+
+def _picture(arguments: argparse.Namespace) -> None:
+    from recipes.demo_vlm.costs import cost_shares, read_costs
+    from recipes.demo_vlm.picture import choose_panels, draw_picture
+
+    from chronostat.data.demo import DemoTask
+    from chronostat.models.load import load_vlm
+
+    torch.set_num_threads(1)
+    vlm = load_vlm(arguments.model, device="cpu", dtype="float32")
+    panels = choose_panels(vlm, DemoTask().split("test")[:500], cost_shares(read_costs(arguments.costs)))
+    draw_picture(arguments.out, panels)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class SceneBatches(IterableDataset[Batch]):
     Attributes:
         key: names the stream; equal keys give equal batches.
         grids: tiled in every batch.
-        extra_grids: one of them, drawn at random, is tiled as well.
+        chances: of each of `GRIDS`; one of them is drawn and tiled as well. Empty: none.
     """
 
     def __init__(
@@ -60,19 +60,19 @@ class SceneBatches(IterableDataset[Batch]):
         split: Split,
         size: int,
         grids: tuple[int, ...],
-        extra_grids: tuple[int, ...] = (),
+        chances: tuple[float, ...] = (),
     ) -> None:
         self.key = key
         self.split: Split = split
         self.size = size
         self.grids = grids
-        self.extra_grids = extra_grids
+        self.chances = chances
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
         rng = np.random.default_rng([*self.key, 0 if worker is None else worker.id])
         while True:
-            extra = [int(rng.choice(self.extra_grids))] if self.extra_grids else []
+            extra = [int(rng.choice(GRIDS, p=self.chances))] if self.chances else []
             scenes = [draw_scene(rng, self.split) for _ in range(self.size)]
             yield make_batch(rng, scenes, tuple({*self.grids, *extra}))
 

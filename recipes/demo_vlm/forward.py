@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 from transformers import InternVLForConditionalGeneration
 
-KEPT_BLOCKS = {8: tuple(range(BLOCKS)), 6: (0, 1, 2, 5, 6, 7), 4: (0, 1, 6, 7), 3: (0, 6, 7)}
+KEPT_BLOCKS = {8: tuple(range(BLOCKS)), 6: (0, 1, 2, 5, 6, 7), 4: (0, 1, 6, 7)}
 TOP_KS = (4, 2, 1)
 
 
@@ -61,12 +61,12 @@ class Read(NamedTuple):
 
     Attributes:
         logits: [scene, slot, token, vocabulary].
-        early: image tokens after the second block, [scene, image token, hidden]; None if that block was skipped.
+        early: image tokens after the second block, which always runs, [scene, image token, hidden].
         router: mean balance loss and mean sum of squared expert weights of the blocks that ran, [2].
     """
 
     logits: Tensor
-    early: Tensor | None
+    early: Tensor
     router: Tensor
 
 
@@ -110,7 +110,7 @@ def read(
     cos, sin = text.rotary_emb(x, where.positions)
     experts = torch.arange(TOP_KS[0], device=x.device) < top_k
     run = layer_fn or text_layer
-    early, router = None, []
+    early, router = image, []
     for index in kept:
         x, losses = run(text.layers[index], x, cos, sin, where.visible, experts)
         router.append(losses)

@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from chronostat.data.demo.questions import KINDS
 
 COARSE_WEIGHT = 0.5  # coarse kinds are learned early and would otherwise drown the others
+PERCEPTION = ("coarse", "fine")  # what kinds need that only look; the others add steps of reasoning
 
 
 class CellHead(nn.Linear):
@@ -33,10 +34,27 @@ class CellHead(nn.Linear):
         return torch.stack(losses).sum()
 
 
-def question_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the answers' tokens, [scene, slot, token, vocabulary] -> scalar."""
-    weights = [COARSE_WEIGHT if KINDS[kind].needs == "coarse" else 1.0 for kind in SLOTS]
-    weight = batch.answered[:, :, 1:] * torch.tensor(weights, device=logits.device)[:, None]
+def slot_weights(*, reasoning: bool) -> list[float]:
+    """The weight of each of `SLOTS` in the question loss.
+
+    Args:
+        reasoning: whether the kinds that take steps of reasoning are taught. Paths with fewer blocks or a single
+            expert are taught perception alone: taught everything, they learn everything (4 of 8 blocks then lose
+            nothing but `total`), and the blocks and experts left out would have nothing of their own to do.
+    """
+    needs = [KINDS[kind].needs for kind in SLOTS]
+    return [COARSE_WEIGHT if need == "coarse" else float(reasoning or need in PERCEPTION) for need in needs]
+
+
+def question_loss(logits: Tensor, batch: Batch, weights: Tensor) -> Tensor:
+    """Weighted mean cross-entropy of the answers' tokens.
+
+    Args:
+        logits: [scene, slot, token, vocabulary].
+        batch: the questions.
+        weights: of the slots, [slot].
+    """
+    weight = batch.answered[:, :, 1:] * weights[:, None]
     losses = F.cross_entropy(
         logits[:, :, :-1].flatten(0, 2).float(), batch.tokens[:, :, 1:].flatten(), reduction="none"
     )

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from recipes.demo_vlm import forward
 from recipes.demo_vlm.batches import GRIDS, SLOTS, Batch, SceneBatches, load_batches
-from recipes.demo_vlm.build import build_model
-from recipes.demo_vlm.losses import CellHead, question_loss, right_answers
+from recipes.demo_vlm.build import BLOCKS, build_model, build_processor
+from recipes.demo_vlm.losses import CellHead, question_loss, right_answers, slot_weights
 from recipes.demo_vlm.muon import Muon
+from recipes.demo_vlm.state import collect, read_state, restore, write_state
 from torch import Tensor, nn
-from transformers import InternVLForConditionalGeneration
+
+SAVES = 5  # checkpoints and states in stage 2, evenly spaced in time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,33 +34,57 @@ class Plan:
         batch: scenes per step.
         workers: processes that draw scenes.
         learning_rate: the highest, for both optimizers.
-        few_blocks: chance of each smaller set of blocks in the second half of a step.
-        few_experts: chance of each smaller number of experts, likewise.
-        extra_grids: the second half's number of tiles is drawn from these.
+        few_tiles: chance of each of `GRIDS` in the second half of a step.
+        few_blocks: chance of each smaller set of blocks there.
+        few_experts: chance of each smaller number of experts there.
         log_every: steps between two lines of the curve.
     """
 
-    seed: int = 0
+    seed: int = 2
     device: str = "cuda"
-    seconds: tuple[float, float] = (40.0, 330.0)
+    seconds: tuple[float, float] = (40.0, 400.0)
     batch: int = 128
-    workers: int = 15
+    workers: int = 4
     learning_rate: float = 2e-3
-    few_blocks: float = 0.03
-    few_experts: float = 0.03
-    extra_grids: tuple[int, ...] = (4, 3, 3, 2, 2, 1, 1)
+    few_tiles: tuple[float, ...] = (0.62, 0.10, 0.12, 0.16)
+    few_blocks: float = 0.04
+    few_experts: float = 0.05
     log_every: int = 50
 
 
 TOY = Plan(device="cpu", seconds=(3.0, 12.0), batch=4, workers=1, log_every=2)
 
 
+def saved_plan(state: Path) -> Plan:
+    """The plan of the run that saved a state."""
+    stored = read_state(state)[1]["plan"]
+    return Plan(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """Where a stage stands: steps taken and seconds trained, in this piece and the ones before."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
 class Trainer:
     """A training run: the model, its helpers and the curve."""
 
-    def __init__(self, plan: Plan, out: Path) -> None:
+    def __init__(self, plan: Plan, out: Path, *, pause_after_s: float = math.inf, resume: Path | None = None) -> None:
+        """Builds the model; with `resume` it goes on in stage 2 from a saved state.
+
+        Args:
+            plan: what to do.
+            out: folder of the checkpoint, the curve and the state.
+            pause_after_s: stage 2 stops that long after this call and can be resumed from `out / "state"`.
+            resume: the folder of a state, of a run with this plan.
+        """
+        self.began = perf_counter()
         self.plan = plan
         self.out = out
+        self.pause_after_s = pause_after_s
         self.device = torch.device(plan.device)
         torch.manual_seed(plan.seed)
         torch.set_float32_matmul_precision("high")
@@ -66,66 +92,116 @@ class Trainer:
         hidden = self.model.config.text_config.hidden_size
         self.heads = nn.ModuleList([CellHead(hidden), CellHead(hidden)]).to(self.device)
         self.knobs = np.random.default_rng([plan.seed, 7])
+        self.weights = {
+            reasoning: torch.tensor(slot_weights(reasoning=reasoning), device=self.device)
+            for reasoning in (True, False)
+        }
         self.compiled: dict[str, Any] = {}
         if self.device.type == "cuda":
             torch._dynamo.config.recompile_limit = 64
             self.compiled = {
                 name: torch.compile(getattr(forward, name), dynamic=False) for name in ("vision_layer", "text_layer")
             }
+        self.clocks = {1: Clock(), 2: Clock()}
+        self.optimizers = {stage: self._optimizers(stage) for stage in self.clocks}
+        self.piece = 0
+        self.resumed = resume is not None
+        if resume is not None:
+            self._restore(resume)
         out.mkdir(parents=True, exist_ok=True)
-        self.curve = (out / "curve.jsonl").open("w")
-        self.log({"plan": asdict(plan), "torch": torch.__version__})
+        self.curve = out / "curve.jsonl"
+        if not self.resumed:
+            self.curve.unlink(missing_ok=True)
+        self.log({"plan": asdict(plan), "torch": torch.__version__, "piece": self.piece, **asdict(self.clocks[2])})
 
-    def run(self) -> InternVLForConditionalGeneration:
-        """Trains both stages and saves the checkpoint."""
-        loaders = [
-            load_batches(batches, self.plan.workers)
-            for batches in (
-                self._stream(1, grids=GRIDS),
-                self._stream(2, grids=GRIDS[:1], extra_grids=self.plan.extra_grids),
-            )
-        ]
-        self._train_stage(1, loaders[0], floor=0.3)
-        self._train_stage(2, loaders[1], floor=0.02)
+    def run(self) -> bool:
+        """Trains both stages, or what is left of the second; true if they are finished and the checkpoint saved."""
+        first = None if self.resumed else load_batches(self._stream(1, grids=GRIDS), self.plan.workers)
+        second = load_batches(self._stream(2, grids=GRIDS[:1], chances=self.plan.few_tiles), self.plan.workers)
+        if first is not None:
+            self._train_stage(1, first, self._see_backward, floor=0.3)
+            del first  # ends its workers
+        finished = self._train_stage(2, second, self._answer_backward, floor=0.02)
         self.save()
-        return self.model
+        return finished
 
     def save(self) -> None:
-        """Writes the weights as float16 in the library's own format."""
+        """Writes the weights as float16 and the processor in the library's own format, and the state beside them."""
         copy.deepcopy(self.model).half().save_pretrained(self.out / "checkpoint")
+        build_processor().save_pretrained(self.out / "checkpoint")
+        numbers = {
+            "plan": asdict(self.plan),
+            "piece": self.piece,
+            "knobs": self.knobs.bit_generator.state,
+            **asdict(self.clocks[2]),
+        }
+        write_state(self.out / "state", collect(self._modules(), self.optimizers[2]), numbers)
 
     def log(self, line: dict[str, Any]) -> None:
         """Adds a line to the curve."""
-        self.curve.write(json.dumps(line) + "\n")
-        self.curve.flush()
+        with self.curve.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
-    def _stream(self, stage: int, **grids: tuple[int, ...]) -> SceneBatches:
-        return SceneBatches(key=(self.plan.seed, stage), split="train", size=self.plan.batch, **grids)
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"model": self.model, "heads": self.heads}
 
-    def _train_stage(self, stage: int, batches: Iterator[Batch], floor: float) -> None:
-        """Steps until the stage's time is up; the learning rate follows the clock, so every machine ends it."""
-        backward = self._see_backward if stage == 1 else self._answer_backward
-        optimizers = self._optimizers(stage)
+    def _restore(self, folder: Path) -> None:
+        tensors, numbers = read_state(folder)
+        restore(tensors, self._modules(), self.optimizers[2])
+        self.knobs.bit_generator.state = numbers["knobs"]
+        self.piece = numbers["piece"] + 1  # names new streams of scenes, so that no scene is shown again
+        self.clocks[2] = Clock(step=numbers["step"], seconds=numbers["seconds"])
+
+    def _stream(self, stage: int, **grids: tuple[float, ...]) -> SceneBatches:
+        key = (self.plan.seed, stage, self.piece)
+        return SceneBatches(key=key, split="train", size=self.plan.batch, **grids)
+
+    def _train_stage(
+        self,
+        stage: int,
+        batches: Iterator[Batch],
+        backward: Callable[[Batch, float], dict[str, Tensor]],
+        floor: float,
+    ) -> bool:
+        """Steps until the stage's time is up; the learning rate follows the clock, so every machine ends it.
+
+        Returns:
+            False if the piece had to end before.
+        """
         self._warm_up(stage, batches, backward)
-        seconds, step, saved, window = self.plan.seconds[stage - 1], 0, False, Counter()
-        start = perf_counter()
-        while (progress := (perf_counter() - start) / seconds) < 1:
-            rate = self.plan.learning_rate * schedule(step, progress, floor)
+        clock, length, window = self.clocks[stage], self.plan.seconds[stage - 1], Counter()
+        start, logged = perf_counter() - clock.seconds, clock.step
+        saved = self._saves_due(clock) if stage == 2 else SAVES
+        while clock.seconds < length:
+            progress = clock.seconds / length
+            rate = self.plan.learning_rate * schedule(clock.step, progress, floor)
             window.update(backward(self._to_device(next(batches)), progress))
-            self._step(optimizers, rate)
-            step += 1
-            if step % self.plan.log_every == 0:
-                line = {name: round(float(value) / self.plan.log_every, 4) for name, value in window.items()}
-                self.log({"stage": stage, "step": step, "s": round(progress * seconds, 1), "rate": rate, **line})
+            self._step(self.optimizers[stage], rate)
+            clock.step += 1
+            if clock.step % self.plan.log_every == 0:
+                self._log_window(stage, rate, window, clock.step - logged)
+                logged = clock.step
                 window.clear()
-            if stage == 2 and progress > 0.6 and not saved:
+            clock.seconds = perf_counter() - start
+            if stage == 2 and perf_counter() - self.began > self.pause_after_s:
+                return False
+            if stage == 2 and self._saves_due(clock) > saved:
+                saved = self._saves_due(clock)
                 self.save()
-                saved = True
+        return True
 
-    def _warm_up(self, stage: int, batches: Iterator[Batch], backward: Any) -> None:  # noqa: ANN401
+    def _saves_due(self, clock: Clock) -> int:
+        return min(int(SAVES * clock.seconds / self.plan.seconds[1]), SAVES - 1)
+
+    def _log_window(self, stage: int, rate: float, window: Counter[str], steps: int) -> None:
+        clock = self.clocks[stage]
+        means = {name: round(float(value) / steps, 4) for name, value in window.items()}
+        self.log({"stage": stage, "step": clock.step, "s": round(clock.seconds, 1), "rate": rate, **means})
+
+    def _warm_up(self, stage: int, batches: Iterator[Batch], backward: Callable[[Batch, float], object]) -> None:
         """Compiles every shape before the clock starts; leaves weights and gradients as they were."""
         start = perf_counter()
-        missing = set(self.plan.extra_grids) if stage == 2 else {0}
+        missing = set(GRIDS) if stage == 2 else {0}
         while missing:
             batch = next(batches)
             if min(batch.tiles) in missing or stage == 1:
@@ -178,12 +254,16 @@ class Trainer:
         return losses
 
     def _answer_backward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Stage 2: the same scenes at the full setting and at a random one."""
+        """Stage 2: the scenes at the full setting and, where one is drawn, at a cheaper one.
+
+        A path with fewer blocks or a single expert is taught perception alone (`slot_weights` says why).
+        """
         full, extra = max(batch.tiles), min(batch.tiles)
-        losses = self._half_backward(batch, full, forward.KEPT_BLOCKS[8], forward.TOP_KS[0], progress)
+        losses = self._half_backward(batch, full, BLOCKS, forward.TOP_KS[0], progress)
         blocks = self._draw(forward.KEPT_BLOCKS, self.plan.few_blocks)
         top_k = self._draw(forward.TOP_KS, self.plan.few_experts)
-        self._half_backward(batch, extra, forward.KEPT_BLOCKS[blocks], top_k, progress)
+        if (extra, blocks, top_k) != (GRIDS[0], BLOCKS, forward.TOP_KS[0]):
+            self._half_backward(batch, extra, blocks, top_k, progress)
         return losses
 
     def _draw(self, values: Any, chance: float) -> int:  # noqa: ANN401 - a tuple or a dict of integers
@@ -191,19 +271,17 @@ class Trainer:
         first, *others = values
         return int(self.knobs.choice([first, *others], p=[1 - chance * len(others), *[chance] * len(others)]))
 
-    def _half_backward(
-        self, batch: Batch, grid: int, kept: tuple[int, ...], top_k: int, progress: float
-    ) -> dict[str, Tensor]:
+    def _half_backward(self, batch: Batch, grid: int, blocks: int, top_k: int, progress: float) -> dict[str, Tensor]:
+        kept = forward.KEPT_BLOCKS[blocks]
+        weights = self.weights[blocks == BLOCKS and top_k > 1]
         with self._autocast():
             image = forward.see(self.model, batch.tiles[grid], self.compiled.get("vision_layer"))
             out = forward.read(
                 self.model, image, batch.tokens, kept=kept, top_k=top_k, layer_fn=self.compiled.get("text_layer")
             )
-            answers = question_loss(out.logits, batch)
+            answers = question_loss(out.logits, batch, weights)
             cells = self.heads[0].loss(image, batch.cells, grid)
-            early = cells.new_zeros(())
-            if out.early is not None:
-                early = self.heads[1].loss(out.early, batch.cells, grid)
+            early = self.heads[1].loss(out.early, batch.cells, grid)
             router = 0.01 * out.router[0] + 0.05 * out.router[1]
             loss = answers + max(0.3, 1 - 2 * progress) * cells + 0.3 * early + router
         loss.backward()

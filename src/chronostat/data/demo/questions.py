@@ -37,18 +37,21 @@ class Kind:
             big things) or "both".
         share: its weight in the shipped task.
         wordings: the ways to put it; every word of theirs is in the model's vocabulary.
+        unseen_wording: one more way, of words that the wordings use. Training never draws it; the test split ends with
+            it, so that a reader sees whether the model knows the words or only the sentences.
         ask: draws one question of this kind about a scene.
     """
 
     needs: str
     share: float
     wordings: tuple[str, str, str]
+    unseen_wording: str
     ask: Callable[[np.random.Generator, Scene], Asked]
 
-    def draw(self, rng: np.random.Generator, scene: Scene) -> Question:
-        """One question about the scene in one of the wordings."""
+    def draw(self, rng: np.random.Generator, scene: Scene, *, unseen: bool = False) -> Question:
+        """One question about the scene in one of the wordings, or in the one that training never draws."""
         asked = self.ask(rng, scene)
-        wording = self.wordings[int(rng.integers(len(self.wordings)))]
+        wording = self.unseen_wording if unseen else self.wordings[int(rng.integers(len(self.wordings)))]
         return Question(prompt=wording.format(**asked.words), answer=asked.answer)
 
 
@@ -137,44 +140,51 @@ def _total(_: np.random.Generator, scene: Scene) -> Asked:
 KINDS: dict[str, Kind] = {
     "background": Kind(
         needs="coarse",
-        share=0.05,
+        share=0.04,
         wordings=("What colour is the background?", "Name the background.", "What is behind the shapes?"),
+        unseen_wording="What colour is behind the shapes?",
         ask=_background,
     ),
     "count": Kind(
         needs="coarse",
-        share=0.05,
+        share=0.04,
         wordings=("How many shapes are there?", "Count the shapes.", "What number of shapes is there?"),
+        unseen_wording="What is the count of the shapes?",
         ask=_count,
     ),
     "size": Kind(
         needs="coarse",
-        share=0.05,
+        share=0.04,
         wordings=("Is the {colour} shape big or small?", "Name the size of {colour}.", "How big is {colour}?"),
+        unseen_wording="What size is the {colour} shape?",
         ask=_size,
     ),
     "colour": Kind(
         needs="coarse",
-        share=0.05,
+        share=0.04,
         wordings=("What colour is the {shape}?", "Name the colour of the {shape}.", "The {shape} has what colour?"),
+        unseen_wording="What is the colour of the {shape}?",
         ask=_colour,
     ),
     "points": Kind(
         needs="coarse",
         share=0.0,
         wordings=("What is the {shape} worth?", "Name the points of the {shape}.", "How many points has the {shape}?"),
+        unseen_wording="What points has the {shape}?",
         ask=_points,
     ),
     "digit": Kind(
         needs="fine",
         share=0.16,
         wordings=("What digit is {colour}?", "Name the {colour} digit.", "Read the digit in {colour}."),
+        unseen_wording="What is the {colour} digit?",
         ask=_digit,
     ),
     "read": Kind(
         needs="fine",
-        share=0.14,
+        share=0.18,
         wordings=("Read the digits from left to right.", "List the digits.", "What are the digits?"),
+        unseen_wording="Name the digits from left to right.",
         ask=_read,
     ),
     "hop": Kind(
@@ -185,52 +195,60 @@ KINDS: dict[str, Kind] = {
             "Read the digit coloured as the {shape}.",
             "Name the digit as the {shape}.",
         ),
+        unseen_wording="What digit is coloured as the {shape}?",
         ask=_hop,
     ),
     "order": Kind(
         needs="depth",
-        share=0.06,
+        share=0.05,
         wordings=("List the points from low to high.", "Order the points.", "List points of shapes in order."),
+        unseen_wording="Order the points from low to high.",
         ask=_order,
     ),
     "worth": Kind(
         needs="depth",
-        share=0.12,
+        share=0.06,
         wordings=("What are the shapes worth?", "How many points in total?", "Add the points of all shapes."),
+        unseen_wording="What are all shapes worth in total?",
         ask=_all_worth,
     ),
     "part": Kind(
         needs="depth",
-        share=0.08,
+        share=0.05,
         wordings=(
             "What are the {size} shapes worth?",
             "How many points have the {size} shapes?",
             "Add the points of {size} shapes.",
         ),
+        unseen_wording="What are all {size} shapes worth?",
         ask=_part_worth,
     ),
     "compare": Kind(
         needs="depth",
         share=0.04,
         wordings=("Which are worth more, big or small?", "Are big or small worth more?", "What size has more points?"),
+        unseen_wording="Which size is worth more?",
         ask=_compare,
     ),
     "gap": Kind(
         needs="depth",
         share=0.08,
         wordings=("How far apart are big and small?", "Big less small is what?", "What is between big and small?"),
+        unseen_wording="How far is big from small?",
         ask=_gap,
     ),
     "sum": Kind(
         needs="both",
         share=0.05,
         wordings=("Add {one} and {other} digits.", "What is {one} and {other}?", "Digits {one} and {other} in total?"),
+        unseen_wording="What is the total of {one} and {other}?",
         ask=_sum,
     ),
     "total": Kind(
         needs="both",
         share=0.07,
         wordings=("Add all digits.", "What is the total of the digits?", "All digits in total?"),
+        unseen_wording="What are all digits in total?",
         ask=_total,
     ),
 }

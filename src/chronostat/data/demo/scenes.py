@@ -16,7 +16,7 @@ COLOUR_POINTS = {"red": 1, "yellow": 2, "green": 3, "cyan": 4, "blue": 5, "purpl
 COLOURS = tuple(COLOUR_POINTS)
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 BACKGROUNDS = ("white", "grey", "mint", "pink", "sand")
-DIGIT_SIZES_PX = (7.5, 11.0)
+DIGIT_SIZES_PX = (6.0, 7.0)
 SHAPE_RADII_PX = {"big": 12.0, "small": 7.0}
 
 

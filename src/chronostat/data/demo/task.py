@@ -15,11 +15,15 @@ from chronostat.data.samples import Sample, Split
 from chronostat.errors import DataError
 
 SAMPLES_PER_SPLIT = 6_000
+UNSEEN_WORDING_SAMPLES = 1_000  # the last ones of the test split
+UNSEEN_SUFFIX = ", unseen wording"
 _SPLIT_KEYS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 
 
 class DemoTask:
     """Questions about drawn scenes with real handwriting; each sample follows from the seed, the split and its index.
+
+    The last samples of the test split are asked in wordings that occur nowhere else; their kind says so.
 
     Attributes:
         seed: draws the scenes and the questions; the division of the handwriting does not depend on it.
@@ -65,8 +69,12 @@ class _DemoSplit(Sequence[Sample]):
             prompt=question.prompt,
             references=(question.answer,),
             load_images=partial(_load_images, self.seed, self.name, position),
-            kind=kind,
+            kind=kind + UNSEEN_SUFFIX if _is_unseen(self.name, position) else kind,
         )
+
+
+def _is_unseen(split: Split, position: int) -> bool:
+    return split == "test" and position >= SAMPLES_PER_SPLIT - UNSEEN_WORDING_SAMPLES
 
 
 def _draw(seed: int, split: Split, position: int) -> tuple[str, Scene, Question]:
@@ -75,7 +83,7 @@ def _draw(seed: int, split: Split, position: int) -> tuple[str, Scene, Question]
     shares = np.array([KINDS[name].share for name in names])
     kind = names[int(rng.choice(len(names), p=shares / shares.sum()))]
     scene = draw_scene(rng, split)
-    return kind, scene, KINDS[kind].draw(rng, scene)
+    return kind, scene, KINDS[kind].draw(rng, scene, unseen=_is_unseen(split, position))
 
 
 def _load_images(seed: int, split: Split, position: int) -> tuple[Image.Image, ...]:
