@@ -1,0 +1,83 @@
+"""Numbers as text, each with its unit; what is not there says so and is never a 0."""
+
+import math
+from collections.abc import Callable
+
+from chronostat.records import Estimate, LatencyMetric, Setting, Source
+
+ABSENT = "not recorded"
+
+METRIC_DEFINITIONS: dict[LatencyMetric, str] = {
+    "prefill_ms": "the image encoding and the prefill forward with its head, inside generate(); set-up and sampling "
+    "excluded",
+    "llm_prefill_ms": "from the entry of the first decoder block that runs to the exit of the last one, in the prefill",
+    "ttft_ms": "from the entry of generate() to its first token",
+    "total_ms": "from the entry of generate() to its return",
+    "request_ms": "preprocessing, controller and generate(): what a caller waits",
+}
+SOURCE_DEFINITIONS: dict[Source, str] = {
+    "measured": "every latency was measured inside the one real generate() call, stage by stage",
+    "total_only": "the stages of this model could not be seen: only the whole generate() call was measured, and every "
+    "latency on this page is that total",
+    "estimated": "latencies on this page are estimates learned from stored measurements, not measurements",
+}
+
+
+def milliseconds(value: float | None) -> str:
+    """``12.3 ms``."""
+    return _number(value, lambda number: f"{number:.1f} ms")
+
+
+def percent(value: float | None) -> str:
+    """A share as ``81.2 %``."""
+    return _number(value, lambda share: f"{100 * share:.1f} %")
+
+
+def seconds(value: float | None) -> str:
+    """``61.0 s``."""
+    return _number(value, lambda number: f"{number:.1f} s")
+
+
+def count(value: float | None) -> str:
+    """``1,234``."""
+    return _number(value, lambda number: f"{number:,.0f}")
+
+
+def percent_interval(estimate: Estimate) -> str:
+    """A share with its 95 % interval, ``81.2 % [77.1, 85.3]``."""
+    return _interval(estimate, lambda share: f"{100 * share:.1f}", " %")
+
+
+def ms_interval(estimate: Estimate) -> str:
+    """Milliseconds with their 95 % interval, ``12.3 ms [11.6, 13.0]``."""
+    return _interval(estimate, lambda number: f"{number:.1f}", " ms")
+
+
+def points_interval(estimate: Estimate | None) -> str:
+    """A difference of shares in points with its 95 % interval, ``+5.0 [1.6, 8.4]``."""
+    return "" if estimate is None else _interval(estimate, lambda share: f"{100 * share:+.1f}", "")
+
+
+def setting_lines(setting: str) -> str:
+    """A setting with one knob to a line, for narrow labels."""
+    return "<br>".join(setting.split())
+
+
+def is_full(setting: Setting, space: dict[str, list[int | list[int]]]) -> bool:
+    """Whether every knob that is named stands at its first level, the full one."""
+    return all(knob in space and value == _hashable(space[knob][0]) for knob, value in setting.items())
+
+
+def _hashable(level: int | list[int]) -> int | tuple[int, ...]:
+    return level if isinstance(level, int) else tuple(level)
+
+
+def _number(value: float | None, write: Callable[[float], str]) -> str:
+    if value is None:
+        return ABSENT
+    return write(value) if math.isfinite(value) else "invalid"
+
+
+def _interval(estimate: Estimate, write: Callable[[float], str], unit: str) -> str:
+    point, low, high = (_number(value, write) for value in (estimate.point, estimate.low, estimate.high))
+    return f"{point}{unit} [{low}, {high}]"

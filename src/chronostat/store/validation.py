@@ -1,0 +1,115 @@
+"""What ``validation.json`` holds: how the frozen controller did on samples that it had not seen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from chronostat.errors import StoreError
+from chronostat.records import Conditions, Estimate, LatencyMetric, PolicyScore, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindScore:
+    """One policy under one budget on the questions of one kind.
+
+    Attributes:
+        budget: ``str(Budget)``, for example ``"mean 0.40"``.
+        n: judged samples of this kind.
+        setting_shares: for each setting that was used the share of these samples.
+    """
+
+    kind: str
+    budget: str
+    policy: str
+    n: int
+    accuracy: float
+    setting_shares: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedScore:
+    """One setting used for every sample; latency is the run's metric, in milliseconds."""
+
+    setting: str
+    n: int
+    accuracy: Estimate
+    mean_ms: Estimate
+    p95_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """The fixed setting of highest validation accuracy that kept a budget on the validation split."""
+
+    setting: str
+    n: int
+    validation_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindsDiffer:
+    """Permutation test of whether the controller's choice depends on the kind of question."""
+
+    budget: str
+    p_value: float
+    most_chosen: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Executions that validation stored, and ``generate()`` calls that were counted meanwhile."""
+
+    executions: int
+    generate_calls: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The judgement of one run.
+
+    Attributes:
+        scores: one for each budget and policy.
+        fixed: every fixed setting that was measured on the judged samples.
+        samples: judged samples.
+        selection: by ``str(Budget)``, how the best fixed setting was found.
+        metric: the latency that was compared; absent: the run's.
+        source: where it came from; absent: the run's.
+        conditions: under which it was measured; absent: the run's.
+    """
+
+    scores: tuple[PolicyScore, ...]
+    samples: int
+    fixed: tuple[FixedScore, ...] = ()
+    by_kind: tuple[KindScore, ...] = ()
+    selection: Mapping[str, Selected] = field(default_factory=dict)
+    kinds_differ: KindsDiffer | None = None
+    counted: Counted | None = None
+    metric: LatencyMetric | None = None
+    source: Source | None = None
+    conditions: Conditions | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``RunStore.write_json("validation.json", ...)``."""
+        return _ADAPTER.dump_python(self, mode="json")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Validation":
+        """Read what ``to_json`` gave.
+
+        Raises:
+            StoreError: a key is missing or a value is of the wrong kind; names it.
+        """
+        try:
+            return _ADAPTER.validate_python(data)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(map(str, problem["loc"]))
+            raise StoreError(
+                f"validation.json: {key}: {problem['msg']}; it was written by another version of chronostat, validate "
+                "the run again"
+            ) from None
+
+
+_ADAPTER = TypeAdapter(Validation)
