@@ -7,7 +7,7 @@ its documentation (docs/config.md is made from this file).
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -73,7 +73,7 @@ class MeasureConfig(Frozen):
 
 
 class RewardConfig(Frozen):
-    """Which reward stands for which kind of budget (control/reward.py)."""
+    """Which reward stands for which kind of budget (control/reward.py), and how policies are held to budgets."""
 
     mean: Literal["lagrange", "overshoot", "mnasnet"] = "lagrange"
     """Reward under a budget that must hold on average."""
@@ -85,6 +85,8 @@ class RewardConfig(Frozen):
     """Exponent w of ``quality * (latency / budget) ** w``."""
     multiplier_rate: Annotated[float, Field(ge=0)] = 0.03
     """Step size of the Lagrange multipliers, per trial."""
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of each mean budget left free when the frozen policy is held to it."""
 
 
 class RlooConfig(Frozen):
@@ -92,14 +94,16 @@ class RlooConfig(Frozen):
 
     hidden: Annotated[int, Field(ge=1)] = 64
     """Width of the hidden layer."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Step size of Adam."""
-    entropy: Annotated[float, Field(ge=0)] = 0.02
+    entropy: Annotated[float, Field(ge=0)] = 0.04
     """Weight of the entropy bonus."""
-    advantage: Literal["rloo", "grpo", "grpo_std"] = "rloo"
-    """Baseline: leave-one-out mean, group mean, or group mean with division by the group's standard deviation."""
+    advantage: Literal["rloo", "grpo", "grpo_nostd"] = "rloo"
+    """Baseline: leave-one-out mean, group mean with division by the group's standard deviation, or without."""
     weight_clip: Annotated[float, Field(ge=1)] = 3.0
-    """Largest importance weight when a trial is scored under a budget that it was not drawn for."""
+    """Largest importance weight of a draw that is scored under another budget than its own."""
+    updates: Annotated[int, Field(ge=1)] = 2
+    """Updates per trial."""
 
 
 class DirectConfig(Frozen):
@@ -107,16 +111,20 @@ class DirectConfig(Frozen):
 
     members: Annotated[int, Field(ge=1)] = 4
     """Networks in the ensemble."""
-    hidden: Annotated[int, Field(ge=1)] = 64
+    hidden: Annotated[int, Field(ge=1)] = 32
     """Width of the hidden layer."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """Step size of Adam."""
-    batch: Annotated[int, Field(ge=1)] = 128
-    """Stored executions per update."""
-    updates: Annotated[int, Field(ge=1)] = 4
+    weight_decay: Annotated[float, Field(ge=0)] = 3.0
+    """Decoupled weight decay."""
+    batch: Annotated[int, Field(ge=1)] = 64
+    """Stored trials per update and network."""
+    updates: Annotated[int, Field(ge=1)] = 2
     """Updates per trial."""
-    exploration: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Share of the draws that are uniform over the settings instead of one member's choice."""
+    temperature: Annotated[float, Field(gt=0)] = 0.25
+    """How far the draws of training stray: the loss of quality that makes a setting e times rarer."""
+    capacity: Annotated[int, Field(ge=1)] = 20_000
+    """Trials kept to learn from."""
 
 
 class TrainConfig(Frozen):
@@ -163,10 +171,11 @@ class ValidationConfig(Frozen):
 class Config(Frozen):
     """One run."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything that is drawn."""
-    run_dir: str | None = None
-    """Directory of the run; ``runs/<verb>-<time>`` if absent."""
+    seconds: Seconds | None = None
+    """Time box of calibration, training and validation together. Validation gets its samples first: on a slow machine
+    training shrinks, and only then the number of judged samples."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     knobs: KnobsConfig = KnobsConfig()
@@ -188,6 +197,22 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), **top: object)
     for override in overrides:
         _apply_override(raw, override)
     raw.update({key: value for key, value in top.items() if value is not None})
+    return _validated(raw)
+
+
+def overridden(config: Config, overrides: Sequence[str]) -> Config:
+    """The same configuration with ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: a key is unknown or a value is not allowed.
+    """
+    raw = config.model_dump(mode="json")
+    for override in overrides:
+        _apply_override(raw, override)
+    return _validated(raw)
+
+
+def _validated(raw: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
@@ -209,9 +234,10 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: write section.key=value, for example --set train.seconds=60")
     *sections, last = key.strip().split(".")
     for section in sections:
-        raw = raw.setdefault(section, {})
-        if not isinstance(raw, dict):
+        inner = raw.setdefault(section, {})
+        if not isinstance(inner, dict):
             raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
+        raw = cast("dict[str, Any]", inner)
     raw[last] = _parse_value(text.strip())
 
 

@@ -1,7 +1,7 @@
 """Before training: can the stages be seen, what does each setting cost here, and which budgets can bind."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,13 @@ class Anchors:
 
     @property
     def full_ms(self) -> float:
-        """Median in milliseconds."""
+        """Median in milliseconds.
+
+        Raises:
+            MeasurementError: none was measured yet.
+        """
+        if not self.window_ms:
+            raise MeasurementError("full was not measured yet, so latencies have nothing to be a fraction of")
         return float(np.median(self.window_ms))
 
 
@@ -71,19 +77,33 @@ def check_source(probe: Execution, on_unmeasured: str) -> Source:
 
 
 def calibrate(
-    runner: TrialRunner, space: ActionSpace, subjects: Sequence[Subject], metric: LatencyMetric, seconds: float
+    runner: TrialRunner,
+    space: ActionSpace,
+    subjects: Sequence[Subject],
+    metric: LatencyMetric,
+    seconds: float,
+    advance: Callable[[float, str], None] = lambda fraction, note: None,
 ) -> Calibration:
-    """Warm up on one sample, then measure all settings on one sample after the other until the time is over.
+    """Measure all settings on one sample after the other until the time is over.
+
+    Args:
+        runner: executes them.
+        space: the settings.
+        subjects: samples or ready batches.
+        metric: the latency that counts.
+        seconds: no sample begins after this time.
+        advance: told the share that is done, and a note for people, after each sample.
 
     Raises:
         MeasurementError: some setting could not be measured on any sample; says which and why.
     """
-    runner.run("warmup", 1, runner.request(subjects[0]), space.settings)
-    end_s = runner.elapsed_s + seconds
+    start_s = runner.elapsed_s
     trials: list[Trial] = []
     for index, subject in enumerate(subjects):
         trials.append(runner.run("calibrate", index, runner.request(subject), space.settings))
-        if runner.elapsed_s >= end_s:
+        used = (runner.elapsed_s - start_s) / seconds
+        advance(used, f"{len(trials)} samples under {len(space)} settings")
+        if used >= 1:
             break
     anchors = Anchors()
     for trial in trials:

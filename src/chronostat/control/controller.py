@@ -1,29 +1,77 @@
 """The controller that comes out of training: a directory, and what answers requests with it."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from PIL.Image import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from chronostat.config import Config
-from chronostat.control.learners import LEARNERS
+from chronostat.control.learners import learner_by_name
 from chronostat.control.learners.base import Learner
+from chronostat.control.learners.limits import TooTightError
 from chronostat.control.observation import Observer
 from chronostat.data.samples import Sample
-from chronostat.errors import ModelError, StoreError
+from chronostat.errors import BudgetError, ChronostatError, ModelError, StoreError
 from chronostat.execution import Request, SampleRequest, execute
-from chronostat.files import read_tensors, write_tensors
+from chronostat.files import read_tensors, write_tensors, write_text
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import Clock, clock_for
-from chronostat.models.anatomy import anatomy_of
+from chronostat.measure.generate import device_of
 from chronostat.models.load import fingerprint
-from chronostat.records import Budget, BudgetKind, Execution, LatencyMetric, Setting
+from chronostat.records import Budget, BudgetKind, Conditions, Execution, KnobValue, LatencyMetric, Setting
 
-FILE = "controller.safetensors"
+FACTS = "controller.json"
+POLICY = "policy.safetensors"
+
+
+class ControllerFacts(BaseModel):
+    """What ``controller.json`` says: whom a controller is for, how it was trained, how its budgets are read.
+
+    Attributes:
+        levels: of each knob, the full one first.
+        metric: the latency that budgets limit.
+        full_ms: median of that latency at ``full``; budgets in ms are read against it.
+        learner: its name.
+        config: of the run that trained it.
+        latency_means: of the calibration, as fractions of ``full``, in the order of the settings.
+        budgets: those of the training.
+        model: where the model came from, for people.
+        model_fingerprint: of the only model it may be used with.
+        conditions: under which it was trained.
+        trials: measured trials that it learned from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    levels: Mapping[str, tuple[KnobValue, ...]]
+    metric: LatencyMetric
+    full_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    learner: str
+    config: Config
+    latency_means: tuple[float, ...]
+    budgets: tuple[Budget, ...]
+    model: str
+    model_fingerprint: str
+    conditions: Conditions
+    trials: int
+
+
+class _Saved(BaseModel):
+    """The content of ``controller.json``; the digest holds it together with the tensors beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    controller: ControllerFacts
+    observation_size: int
+    policy_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,29 +84,46 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Controller:
-    """A frozen policy for one model.
-
-    Attributes:
-        metric: the latency that its budgets limit.
-        full_ms: median of that latency at ``full`` when it was calibrated; budgets in ms are read against it.
-        facts: where it came from (model fingerprint, learner, conditions, number of trials).
-    """
+    """A frozen policy for one model."""
 
     learner: Learner
     observer: Observer
-    space: ActionSpace
-    metric: LatencyMetric
-    full_ms: float
-    facts: Mapping[str, Any]
+    facts: ControllerFacts
+
+    @cached_property
+    def space(self) -> ActionSpace:
+        """The settings that it chooses among."""
+        return ActionSpace(self.facts.levels)
+
+    @property
+    def metric(self) -> LatencyMetric:
+        """The latency that its budgets limit."""
+        return self.facts.metric
+
+    @property
+    def full_ms(self) -> float:
+        """Median of that latency at ``full`` when it was calibrated last."""
+        return self.facts.full_ms
+
+    def recalibrated(self, full_ms: float) -> "Controller":
+        """The same policy on another day or a slower machine: budgets in ms are read against ``full_ms``."""
+        return replace(self, facts=self.facts.model_copy(update={"full_ms": full_ms}))
 
     def choose(self, request: Request, budget: Budget, clock: Clock) -> Choice:
         """The setting for a request under a budget.
 
         Raises:
-            BudgetError: no setting can meet the budget.
+            BudgetError: no setting can meet the budget; names the cheapest in ms and as a fraction of ``full``.
         """
         start_ns = clock.host_ns()
-        setting = self.space.settings[self.learner.decide(self.observer(request), budget)]
+        try:
+            setting = self.space.settings[self.learner.decide(self.observer(request), budget)]
+        except TooTightError as error:
+            cheapest_ms = ceil(error.cheapest * self.full_ms * 10) / 10
+            raise BudgetError(
+                f"{error} ({cheapest_ms:.1f} ms where full takes {self.full_ms:.1f} ms; "
+                f"asked for were {budget.ms(self.full_ms):.1f} ms)"
+            ) from None
         return Choice(setting=setting, controller_ms=clock.host_ms_since(start_ns))
 
     def generate(
@@ -84,12 +149,12 @@ class Controller:
             max_new_tokens: longest answer in tokens.
 
         Raises:
-            BudgetError: no setting can meet the budget.
+            BudgetError: no setting can meet the budget; names the cheapest in ms.
         """
         images = [image] if isinstance(image, Image) else list(image)
         sample = Sample(id="request", split="test", prompt=prompt, references=(), load_images=lambda: tuple(images))
         request = SampleRequest(sample=sample, images=images, processor=processor, quality=None)
-        clock = clock_for(model.device)
+        clock = clock_for(device_of(model))
         choice = self.choose(request, Budget(kind=kind, fraction=budget_ms / self.full_ms), clock)
         return execute(
             model,
@@ -100,43 +165,77 @@ class Controller:
             clock=clock,
         )
 
-    def save(self, folder: Path) -> None:
-        """Write the directory that ``load_controller`` reads.
+    def save(self, folder: str | Path) -> None:
+        """Write the directory that ``load_controller`` reads: ``controller.json`` and the policy's tensors.
 
         Raises:
             StoreError: it cannot be written.
         """
-        data = {
-            "space": self.space.to_json(),
-            "metric": self.metric,
-            "full_ms": self.full_ms,
-            "observation_size": self.observer.size,
-            "facts": dict(self.facts),
-        }
-        write_tensors(folder / FILE, self.learner.policy_state(), data)
+        policy = Path(folder) / POLICY
+        write_tensors(policy, self.learner.policy_state(), {})
+        saved = _Saved(controller=self.facts, observation_size=self.observer.size, policy_sha256=_digest(policy))
+        write_text(Path(folder) / FACTS, saved.model_dump_json(indent=2) + "\n")
 
 
 def load_controller(folder: str | Path, model: PreTrainedModel, processor: ProcessorMixin | None) -> Controller:
     """Read a controller for the model it was trained for.
 
     Raises:
-        StoreError: the directory holds no controller.
-        ModelError: it belongs to another model.
+        StoreError: the directory holds no controller, or a damaged one.
+        ModelError: it belongs to another model, or sees requests through another processor.
     """
-    path = Path(folder) / FILE
-    if not path.is_file():
-        raise StoreError(f"{folder} holds no controller ({FILE} is missing); name the controller folder of a run")
-    tensors, data = read_tensors(path)
-    trained_for, given = data["facts"]["model_fingerprint"], fingerprint(model)
-    if trained_for != given:
-        raise ModelError(f"the controller in {folder} was trained for model {trained_for}, not {given}; train one for it")
-    space = ActionSpace.from_json(data["space"])
+    saved, tensors = _read(Path(folder))
+    facts, given = saved.controller, fingerprint(model)
+    if facts.model_fingerprint != given:
+        raise ModelError(
+            f"the controller in {folder} was trained for model {facts.model} ({facts.model_fingerprint}), "
+            f"not for {given}; train one for this model"
+        )
     observer = Observer(model, processor)
-    return Controller(
-        learner=_restore(data, tensors, space),
-        observer=observer,
-        space=space,
-        metric=data["metric"],
-        full_ms=data["full_ms"],
-        facts=data["facts"],
+    if observer.size != saved.observation_size:
+        raise ModelError(
+            f"the controller in {folder} observes {saved.observation_size} values of a request, this version of "
+            f"chronostat {observer.size}; train it anew"
+        )
+    try:
+        learner = _restore(facts, observer.size, tensors)
+    except (ChronostatError, RuntimeError, KeyError) as error:  # unknown learner, or tensors of other names or shapes
+        raise StoreError(f"cannot read the controller in {folder}: {error}; train it anew") from error
+    return Controller(learner=learner, observer=observer, facts=facts)
+
+
+def _read(folder: Path) -> tuple[_Saved, dict[str, Tensor]]:
+    path = folder / FACTS
+    if not path.is_file():
+        raise StoreError(f"{folder} holds no controller ({FACTS} is missing); name the controller folder of a run")
+    try:
+        saved = _Saved.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError, ChronostatError) as error:
+        raise StoreError(f"cannot read {path}: {error}; it was not written by this version of chronostat") from error
+    tensors, _ = read_tensors(folder / POLICY)
+    if _digest(folder / POLICY) != saved.policy_sha256:
+        raise StoreError(f"{folder / POLICY} does not belong to {FACTS} beside it; put back the whole folder")
+    return saved, tensors
+
+
+def _restore(facts: ControllerFacts, observation_size: int, tensors: Mapping[str, Tensor]) -> Learner:
+    """The learner, deciding as it did when it was saved.
+
+    Raises:
+        ConfigError: there is no such learner.
+        RuntimeError: the tensors are not those of this learner; so does KeyError.
+    """
+    learner = learner_by_name(facts.learner)(
+        space=ActionSpace(facts.levels),
+        observation_size=observation_size,
+        config=facts.config,
+        seed=facts.config.seed,
+        latency_means=facts.latency_means,
+        budgets=facts.budgets,
     )
+    learner.load_policy_state(tensors)
+    return learner
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -4,9 +4,15 @@ Cheap on purpose: its cost is part of every request. The prompt goes through the
 vision tower does not run.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import log1p
+from typing import Any
+
 import numpy as np
 import torch
-from PIL.Image import Resampling
+from numpy.typing import NDArray
+from PIL.Image import Image, Resampling
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -14,11 +20,14 @@ from chronostat.execution import BatchRequest, Request
 from chronostat.models.prepare import image_token_id
 
 THUMBNAIL_PX = 8
-_SIZES = 4  # images, log width, log height, log prompt tokens
+_PIXELS = 3 * THUMBNAIL_PX**2
+_SIZES = 4  # prompt tokens and images, width and height of the first; the logarithm of 1 + each
 
 
 class Observer:
-    """Turns a request into one vector.
+    """Turns a request into one vector: mean token embedding, thumbnail in [-0.5, 0.5], sizes.
+
+    A ready batch has no picture to look at: its thumbnail is grey, its images and their sizes count as 0.
 
     Attributes:
         size: D = width of the token embeddings + 3 * 8 * 8 thumbnail values + 4 sizes.
@@ -27,33 +36,45 @@ class Observer:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None) -> None:
         embedding = model.get_input_embeddings()
         assert isinstance(embedding, nn.Embedding)
-        self._embedding = embedding
-        self._tokenizer = getattr(processor, "tokenizer", None)
+        self._weight = embedding.weight
+        self._token_ids = None if processor is None else _encoder(processor)
         self._image_token = image_token_id(model)
-        self.size = embedding.embedding_dim + 3 * THUMBNAIL_PX**2 + _SIZES
+        self.size = embedding.embedding_dim + _PIXELS + _SIZES
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, request: Request) -> Tensor:
         """Float32 vector of shape [D] on the host."""
+        ids = self._prompt_ids(request)
+        pixels, sizes = _NO_PICTURE if isinstance(request, BatchRequest) else _picture(request.images)
+        beside = torch.from_numpy(np.concatenate([pixels, [log1p(len(ids)), *sizes]], dtype=np.float32))
+        prompt = self._weight[ids].sum(dim=0) / max(len(ids), 1)
+        return torch.cat([prompt.float().cpu(), beside])
+
+    def _prompt_ids(self, request: Request) -> Tensor:
+        """Token ids of the prompt on the device of the embeddings, image placeholders left out."""
         if isinstance(request, BatchRequest):
             ids = request.batch["input_ids"][0]
-            ids = ids[ids != self._image_token] if self._image_token is not None else ids
-            picture = torch.zeros(3 * THUMBNAIL_PX**2 + _SIZES - 1)
-        else:
-            assert self._tokenizer is not None, "samples need a processor with a tokenizer"
-            ids = torch.tensor(self._tokenizer.encode(request.sample.prompt, add_special_tokens=False))
-            picture = _picture(request)
-        weight = self._embedding.weight
-        prompt = nn.functional.embedding(ids.to(weight.device), weight).mean(dim=0)
-        length = torch.tensor([float(np.log1p(len(ids)))])
-        return torch.cat([prompt.float().cpu(), picture, length])
+            return ids if self._image_token is None else ids[ids != self._image_token]
+        assert self._token_ids is not None, "samples need a processor"
+        return torch.tensor(self._token_ids(request.sample.prompt), dtype=torch.int64, device=self._weight.device)
 
 
-def _picture(request: Request) -> Tensor:
-    """Thumbnail of the first image in [-0.5, 0.5], the number of images and the log of the first one's sides."""
-    assert not isinstance(request, BatchRequest)
-    first = request.images[0]
-    thumbnail = first.resize((THUMBNAIL_PX, THUMBNAIL_PX), resample=Resampling.BOX)
-    pixels = np.asarray(thumbnail, dtype=np.float32).reshape(-1) / 255 - 0.5
-    sizes = np.log1p(np.asarray([len(request.images), *first.size], dtype=np.float32))
-    return torch.from_numpy(np.concatenate([pixels, sizes]))
+def _encoder(processor: ProcessorMixin) -> Callable[[str], list[int]]:
+    """From text to token ids without special tokens; past the wrapper, which costs as much again."""
+    tokenizer: Any = getattr(processor, "tokenizer", processor)
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        return partial(tokenizer.encode, add_special_tokens=False)
+    return lambda text: fast.encode(text, add_special_tokens=False).ids
+
+
+_NO_PICTURE = (np.zeros(_PIXELS, dtype=np.float32), (0.0, 0.0, 0.0))
+
+
+def _picture(images: Sequence[Image]) -> tuple[NDArray[np.floating], tuple[float, ...]]:
+    """Thumbnail of the first image, shape [3 * 8 * 8], and the logarithms of the number of images and its sides."""
+    first = images[0]
+    side = (THUMBNAIL_PX, THUMBNAIL_PX)
+    thumbnail = first.resize(side, resample=Resampling.BOX, reducing_gap=1.0).convert("RGB")
+    pixels = np.frombuffer(thumbnail.tobytes(), dtype=np.uint8).astype(np.float32) / 255 - 0.5
+    return pixels, (log1p(len(images)), log1p(first.width), log1p(first.height))

@@ -1,6 +1,6 @@
 """The training loop: propose, execute and measure, reward, learn, keep."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,8 +11,9 @@ from chronostat.control.calibration import Anchors
 from chronostat.control.learners.base import Learner, Outcome
 from chronostat.control.observation import Observer
 from chronostat.errors import StoreError
+from chronostat.execution import Request, identity
 from chronostat.knobs.space import ActionSpace
-from chronostat.records import Budget, LatencyMetric, Step, Trial
+from chronostat.records import Budget, LatencyMetric, Setting, Step, Trial
 from chronostat.trials import Subject, TrialRunner
 
 
@@ -62,7 +63,7 @@ class Trainer:
         trial = self._stored.pop(index, None)
         if trial is None:
             trial = self.runner.run("train", index, request, settings, budget=budget, controller_ms=controller_ms)
-        elif [trial.executions[i].setting for i in trial.draws] != settings:
+        elif not _repeats(trial, request, settings, budget):
             raise StoreError(f"stored trial {index} does not continue the checkpoint; resume with the same config")
         return self._learn(trial, budget, draws, observation)
 
@@ -105,6 +106,12 @@ class Trainer:
     def replay(self, trials: list[Trial]) -> None:
         """Stored trials that the coming steps learn from instead of executing them again."""
         self._stored = {trial.index: trial for trial in trials if trial.index >= self.next_step}
+
+
+def _repeats(trial: Trial, request: Request, settings: Sequence[Setting], budget: Budget) -> bool:
+    """Whether a stored trial is the one that this step would execute."""
+    drawn = [trial.executions[i].setting for i in trial.draws]
+    return drawn == settings and trial.budget == budget and trial.sample_id == identity(request)["sample_id"]
 
 
 def outcome_of(
