@@ -5,6 +5,7 @@ This is the heart of the product. Nothing else in Chronostat calls ``generate()`
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from PIL.Image import Image
@@ -16,7 +17,7 @@ from chronostat.data.samples import Sample
 from chronostat.errors import DataError, KnobError
 from chronostat.knobs import applied, find_knob, image_arguments
 from chronostat.measure.clock import Clock, clock_for
-from chronostat.measure.generate import Batch, Measured, check_batch, measure_generate
+from chronostat.measure.generate import Batch, Measured, check_batch, device_of, measure_alone, sole_measurement
 from chronostat.models.prepare import image_token_id, prepare
 from chronostat.records import Execution, Setting
 
@@ -91,18 +92,22 @@ def execute(
 
     Raises:
         KnobError: an unknown knob, an illegal value, or ``vision_tokens`` below full for a ready batch.
-        DataError: a batch that is not one request.
+        DataError: a batch that is not one request, or on another device.
+        ModelError: the model lies on several devices or cannot generate.
+        MeasurementError: another measurement is running on this device; the model was not touched.
         Exception: whatever the model raises: a failed execution is never a number.
     """
-    clock = clock or clock_for(model.device)
+    device = device_of(model)
+    clock = clock or clock_for(device)
     if isinstance(request, BatchRequest):
-        check_batch(request.batch)
+        check_batch(request.batch, device)
         _check_vision_is_full(setting, model, request.processor)
-    batch, preprocess_ms = _batch(model, request, setting, clock)
-    with applied(setting, model, request.processor):
-        measured = measure_generate(
-            model, batch, max_new_tokens=max_new_tokens, generation_config=generation_config, clock=clock
-        )
+    with sole_measurement(device):
+        batch, preprocess_ms = _batch(model, request, setting, clock)
+        with applied(setting, model, request.processor):
+            measured = measure_alone(
+                model, batch, max_new_tokens=max_new_tokens, generation_config=generation_config, clock=clock
+            )
     answer = _answer(request.processor, measured)
     placeholder = image_token_id(model)
     return Execution(
@@ -119,10 +124,18 @@ def execute(
     )
 
 
-def identity(request: Request) -> dict[str, str | None]:
-    """What a record says about who was executed: sample id, split and kind."""
+class Identity(TypedDict):
+    """What a record says about who was executed."""
+
+    sample_id: str
+    split: str
+    kind: str | None
+
+
+def identity(request: Request) -> Identity:
+    """Sample id, split and kind of a request."""
     source = request.sample if isinstance(request, SampleRequest) else request
-    return {"sample_id": source.id, "split": source.split, "kind": source.kind}
+    return Identity(sample_id=source.id, split=source.split, kind=source.kind)
 
 
 def _check_vision_is_full(setting: Setting, model: PreTrainedModel, processor: ProcessorMixin | None) -> None:

@@ -1,7 +1,7 @@
 """A trial: several settings executed on one sample, in random order, with ``full`` as an anchor now and then."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from transformers import PreTrainedModel, ProcessorMixin
@@ -10,7 +10,8 @@ from chronostat.data.quality import Quality
 from chronostat.data.samples import Sample
 from chronostat.execution import BatchRequest, Request, execute, identity, request_for
 from chronostat.measure.clock import Clock
-from chronostat.records import Budget, Execution, Phase, Setting, Source, Trial
+from chronostat.measure.generate import require_one_path
+from chronostat.records import Budget, Execution, Phase, Setting, Source, StageTiming, Trial
 
 Subject = Sample | BatchRequest
 
@@ -21,9 +22,13 @@ class TrialRunner:
 
     Attributes:
         full: the setting of the anchors.
-        source: what this run's latencies are; an execution with another source is recorded as invalid.
+        source: what this run's latencies are. In a measured run an execution whose stages were not seen is recorded as
+            invalid; in a ``total_only`` run the stages of those that were seen are left out.
         keep: called with every finished trial (the store).
-        anchor_every_s: an anchor is added to a trial when the last one is older than this.
+        anchor_every_s: an anchor is added to a trial when the last one that was measured is older than this.
+
+    Raises:
+        MeasurementError: the model is set to beams or assisted decoding.
     """
 
     model: PreTrainedModel
@@ -40,6 +45,7 @@ class TrialRunner:
     _start_ns: int = field(init=False)
 
     def __post_init__(self) -> None:
+        require_one_path(self.model)
         self._start_ns = self.clock.host_ns()
 
     @property
@@ -85,7 +91,7 @@ class TrialRunner:
         settings = [distinct[i] for i in order]
         executions = tuple(self._attempt(request, setting, controller_ms) for setting in settings)
         anchor = settings.index(self.full) if self.full in settings else None
-        if anchor is not None:
+        if anchor is not None and executions[anchor].invalid is None:
             self._last_anchor_ns = self.clock.host_ns()
         trial = Trial(
             phase=phase,
@@ -117,10 +123,24 @@ class TrialRunner:
             )
         except RuntimeError as error:  # what torch raises, out of memory included
             return _failed(request, setting, f"{type(error).__name__}: {error}")
-        assert execution.timing is not None
-        if execution.timing.source != self.source and self.source == "measured":
-            return _failed(request, setting, execution.timing.unseen or "the stages were not seen")
-        return execution
+        return self._in_source(request, execution)
+
+    def _in_source(self, request: Request, execution: Execution) -> Execution:
+        """The execution as this run counts it: one run has one source."""
+        timing = execution.timing
+        assert timing is not None
+        if timing.source == self.source:
+            return execution
+        if self.source == "measured":
+            return _failed(request, execution.setting, timing.unseen or "the stages were not seen")
+        total = StageTiming(
+            source=self.source,
+            total_ms=timing.total_ms,
+            new_tokens=timing.new_tokens,
+            decode_steps=timing.decode_steps,
+            unseen="the stages of other executions of this run cannot be seen",
+        )
+        return replace(execution, timing=total)
 
 
 _PHASE_NUMBER: dict[Phase, int] = {"warmup": 0, "calibrate": 1, "train": 2, "select": 3, "test": 4}

@@ -13,11 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chronostat.data.samples import Sample, Split
 from chronostat.errors import DataError
+
+# What Pillow's formats raise for damaged files.
+_UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, Image.DecompressionBombError)
 
 
 class _Line(BaseModel):
@@ -66,7 +69,7 @@ class JsonLines:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines also splits inside JSON strings
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the data file {path}: {error}") from None
 
@@ -74,7 +77,7 @@ def _lines(path: Path) -> list[str]:
 def _sample(path: Path, number: int, text: str) -> Sample:
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}:{number}: not valid JSON: {error}") from None
     if isinstance(data, dict) and "video" in data:
         raise DataError(f"{path}:{number}: video is not supported; give one or more images as 'image'")
@@ -85,7 +88,7 @@ def _sample(path: Path, number: int, text: str) -> Sample:
         raise DataError(f"{path}:{number}: {problems}") from None
     images = [path.parent / name for name in ([line.image] if isinstance(line.image, str) else line.image)]
     for image in images:
-        if not image.is_file():
+        if not _is_file(image):
             raise DataError(f"{path}:{number}: image {image} does not exist")
     return Sample(
         id=line.id,
@@ -95,6 +98,13 @@ def _sample(path: Path, number: int, text: str) -> Sample:
         load_images=partial(load_images, images),
         kind=line.kind,
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def load_images(paths: Sequence[Path]) -> tuple[Image.Image, ...]:
@@ -110,5 +120,5 @@ def _load(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"cannot read the image {path}: {error}; it must be a picture that Pillow can open") from None

@@ -50,5 +50,5 @@ def _folded(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    without = _ARTICLES.sub(" ", _PUNCTUATION.sub(" ", text.casefold()))
-    return _SPACES.sub(" ", without).strip()
+    words = _SPACES.sub(" ", _PUNCTUATION.sub(" ", text.casefold())).strip()
+    return _SPACES.sub(" ", _ARTICLES.sub(" ", words)).strip() or words  # "a" may be the answer to "which letter?"

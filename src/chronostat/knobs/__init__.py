@@ -3,7 +3,7 @@
 A new knob is one file with a subclass of ``Knob`` and one line in ``KNOBS``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -76,7 +76,7 @@ def image_arguments(setting: Setting, model: PreTrainedModel, processor: Process
 
 
 @contextmanager
-def applied(setting: Setting, model: PreTrainedModel, processor: ProcessorMixin | None) -> Iterator[None]:
+def applied(setting: Setting, model: PreTrainedModel, processor: ProcessorMixin | None) -> Generator[None]:
     """The model under a setting for the length of the ``with``; bit-equal afterwards, also when it raises.
 
     Raises:

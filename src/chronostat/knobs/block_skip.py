@@ -1,16 +1,20 @@
 """``block_skip``: which decoder blocks do not run."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, cast
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import Cache, PreTrainedModel, ProcessorMixin
 
 from chronostat.errors import KnobError
 from chronostat.knobs.base import Knob
-from chronostat.models.anatomy import SkippedBlock, anatomy_of
+from chronostat.models.anatomy import SkippedBlock, anatomy_of, running_blocks
 from chronostat.records import KnobValue
+
+_KEY_VALUE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class CacheKeepingBlock(SkippedBlock):
@@ -18,19 +22,27 @@ class CacheKeepingBlock(SkippedBlock):
 
     Length and masks are read from the first layer of a cache, so a layer that is left empty would shift the positions
     of all later tokens. Nothing ever attends to the appended zeros: the attention of this layer does not run.
+
+    Args:
+        block: the block whose place this takes; its plain attributes (``attention_type``) can be read here too.
+        position: its index in the list of blocks.
+        rest: what the block returns after the hidden states; None if it returns them bare.
     """
 
-    def __init__(self, layer_index: int) -> None:
+    def __init__(self, block: nn.Module, position: int, rest: tuple[None, ...] | None) -> None:
         super().__init__()
-        self._layer_index = layer_index
+        plain = {name: value for name, value in vars(block).items() if not name.startswith("_") and name != "forward"}
+        vars(self).update(plain)
+        self._layer_index = _layer_index(block, position)
+        self._rest = rest
 
-    def forward(self, hidden_states: Tensor, *_: object, **arguments: Any) -> Tensor:  # noqa: ANN401 - as the block
-        """Shape [1, q, d] in and out."""
-        cache = arguments.get("past_key_values")
+    def forward(self, hidden_states: Tensor, *others: object, **named: object) -> Tensor | tuple[Tensor | None, ...]:
+        """Hidden states of shape [1, q, d] in and out."""
+        cache = next((value for value in (*others, *named.values()) if isinstance(value, Cache)), None)
         if cache is not None:
             zeros = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
             cache.update(zeros, zeros, self._layer_index)
-        return hidden_states
+        return hidden_states if self._rest is None else (hidden_states, *self._rest)
 
 
 class BlockSkip(Knob):
@@ -47,30 +59,31 @@ class BlockSkip(Knob):
 
     @classmethod
     def find(cls, model: PreTrainedModel, processor: ProcessorMixin | None) -> Self:
-        """Count the decoder blocks."""
-        if getattr(model.config, "is_encoder_decoder", False):
-            raise KnobError(f"block_skip: {type(model).__name__} is an encoder-decoder, whose blocks cannot be skipped")
+        """Count the decoder blocks, and see from one short forward what they return."""
+        _require_plain_cache(model)
+        _output_rest(model)
         return cls(len(anatomy_of(model).blocks))
 
     def check(self, value: KnobValue) -> None:
         """Any ascending tuple of block indices that leaves at least one block."""
-        ascending = isinstance(value, tuple) and list(value) == sorted(set(value))
-        if not ascending or len(value) >= self._block_count or not set(value) <= set(range(self._block_count)):
+        legal = range(self._block_count)
+        if not _is_ascending(value) or not set(cast("tuple[int, ...]", value)) < set(legal):
             raise self.refuse(
                 value,
-                f"ascending distinct block indices from 0 to {self._block_count - 1}, at most {self._block_count - 1}",
+                f"a tuple of ascending distinct block indices from 0 to {legal[-1]}, at most {legal[-1]} of them",
             )
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, value: KnobValue) -> Iterator[None]:
+    def applied(self, model: PreTrainedModel, value: KnobValue) -> Generator[None]:
         """Put a block that only keeps the cache right in the place of each skipped one."""
         assert isinstance(value, tuple)
         blocks = model.get_submodule(anatomy_of(model).block_list)
         assert isinstance(blocks, nn.ModuleList)
+        rest = _output_rest(model)
         taken_out = {index: blocks[index] for index in value}
         try:
             for index, block in taken_out.items():
-                blocks[index] = CacheKeepingBlock(_layer_index(block, index))
+                blocks[index] = CacheKeepingBlock(block, index, rest)
             yield
         finally:
             for index, block in taken_out.items():
@@ -82,7 +95,75 @@ def _central(count: int, width: int) -> tuple[int, ...]:
     return tuple(range(start, start + width))
 
 
+def _is_ascending(value: KnobValue) -> bool:
+    return isinstance(value, tuple) and all(type(index) is int for index in value) and list(value) == sorted(set(value))
+
+
 def _layer_index(block: nn.Module, position: int) -> int:
     """The block's own index into the cache, where its attention names one."""
     named = (getattr(module, "layer_idx", None) for module in block.modules())
     return next((index for index in named if isinstance(index, int)), position)
+
+
+def _require_plain_cache(model: PreTrainedModel) -> None:
+    """Refuse models where a layer's cache is more than keys and values of its own.
+
+    Raises:
+        KnobError: says which and why.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise KnobError(f"block_skip: {name} is an encoder-decoder, whose blocks cannot be skipped")
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise KnobError(f"block_skip: blocks of {name} read the keys and values of others, so none can be skipped")
+    others = set(getattr(config, "layer_types", None) or ()) - _KEY_VALUE_LAYERS
+    if others:
+        raise KnobError(f"block_skip: {name} has layers of type {', '.join(sorted(others))}, which keep another state")
+
+
+_known: WeakKeyDictionary[nn.Module, tuple[None, ...] | None] = WeakKeyDictionary()
+
+
+def _output_rest(model: PreTrainedModel) -> tuple[None, ...] | None:
+    """What the model's blocks return after the hidden states; None if they return them bare.
+
+    Seen once for each model, in a forward of two text tokens.
+
+    Raises:
+        KnobError: the forward fails, or the blocks return something that a skipped block could not.
+    """
+    if model not in _known:
+        output = _output_of_first_block(model)
+        rest = list(output)[1:] if isinstance(output, tuple | list) else []
+        if any(part is not None for part in rest):
+            raise KnobError(
+                f"block_skip: the blocks of {type(model).__name__} return more than the hidden states "
+                f"({', '.join(type(part).__name__ for part in rest)}), so none can be skipped"
+            )
+        _known[model] = None if isinstance(output, Tensor) else (None,) * len(rest)
+    return _known[model]
+
+
+@torch.no_grad()
+def _output_of_first_block(model: PreTrainedModel) -> object:
+    outputs: list[object] = []
+
+    def keep(_: nn.Module, __: object, output: object) -> None:
+        outputs.append(output)
+
+    handle = running_blocks(model, anatomy_of(model))[0].register_forward_hook(keep)
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    arguments: Mapping[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": True}
+    try:
+        model(**arguments)
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise KnobError(
+            f"block_skip: cannot see what the blocks of {type(model).__name__} return, its forward of two text tokens "
+            f"fails ({type(error).__name__}: {error})"
+        ) from error
+    finally:
+        handle.remove()
+    if not outputs:
+        raise KnobError(f"block_skip: the blocks of {type(model).__name__} are not called as modules")
+    return outputs[0]

@@ -1,15 +1,22 @@
 """``moe_topk``: how many experts each token is routed to."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Self
+from typing import Protocol, Self, cast
 
+from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from chronostat.errors import KnobError
 from chronostat.knobs.base import Knob
 from chronostat.models.anatomy import anatomy_of
 from chronostat.records import KnobValue
+
+
+class Router(Protocol):
+    """Chooses the experts of each token."""
+
+    top_k: int
 
 
 class MoeTopk(Knob):
@@ -29,7 +36,7 @@ class MoeTopk(Knob):
     @classmethod
     def find(cls, model: PreTrainedModel, processor: ProcessorMixin | None) -> Self:
         """Read the trained number of experts from the routers."""
-        trained = {model.get_submodule(path).top_k for path in anatomy_of(model).routers}
+        trained = {router.top_k for router in _routers(model)}
         if not trained:
             raise KnobError(
                 f"moe_topk: {type(model).__name__} has no router with an integer top_k, it is a dense model"
@@ -42,13 +49,14 @@ class MoeTopk(Knob):
         """Any number from 1 to the trained one."""
         most = self.levels[0]
         assert isinstance(most, int)
-        if not isinstance(value, int) or not 1 <= value <= most:
+        if type(value) is not int or not 1 <= value <= most:
             raise self.refuse(value, f"1 to {most} experts per token")
 
     @contextmanager
-    def applied(self, model: PreTrainedModel, value: KnobValue) -> Iterator[None]:
+    def applied(self, model: PreTrainedModel, value: KnobValue) -> Generator[None]:
         """Set ``top_k`` of every router in the decoder blocks."""
-        routers = [model.get_submodule(path) for path in anatomy_of(model).routers]
+        assert isinstance(value, int)
+        routers = _routers(model)
         trained = [router.top_k for router in routers]
         try:
             for router in routers:
@@ -57,3 +65,9 @@ class MoeTopk(Knob):
         finally:
             for router, topk in zip(routers, trained, strict=True):
                 router.top_k = topk
+
+
+def _routers(model: nn.Module) -> list[Router]:
+    """Those of the blocks that run: a block that ``block_skip`` has taken out routes nothing."""
+    running = dict(model.named_modules())
+    return [cast("Router", running[path]) for path in anatomy_of(model).routers if path in running]

@@ -8,7 +8,7 @@ from chronostat.errors import KnobError
 from chronostat.knobs.base import Knob
 from chronostat.records import KnobValue
 
-_SHARES = (1, 9 / 16, 1 / 4, 0)  # of the most tiles; the last one is always a single tile
+_SHARES = (1, 9 / 16, 1 / 4, 0)  # of the most tiles; the last one is always the fewest, usually a single tile
 
 
 class VisionTokens(Knob):
@@ -20,11 +20,11 @@ class VisionTokens(Knob):
 
     name = "vision_tokens"
 
-    def __init__(self, most_tiles: int, tokens_per_tile: int) -> None:
-        self._most_tiles = most_tiles
+    def __init__(self, least_tiles: int, most_tiles: int, tokens_per_tile: int) -> None:
+        self._tiles = range(least_tiles, most_tiles + 1)
         self._tokens_per_tile = tokens_per_tile
-        tiles = dict.fromkeys(max(1, round(share * most_tiles)) for share in _SHARES)
-        self.levels = tuple(self._tokens(count) for count in tiles)
+        offered = dict.fromkeys(max(least_tiles, round(share * most_tiles)) for share in _SHARES)
+        self.levels = tuple(self._tokens(count) for count in offered)
 
     @classmethod
     def find(cls, model: PreTrainedModel, processor: ProcessorMixin | None) -> Self:
@@ -35,13 +35,13 @@ class VisionTokens(Knob):
         if not isinstance(most_tiles, int) or not isinstance(tokens_per_tile, int):
             named = type(image_processor).__name__ if processor else "a ready batch, which has no processor"
             raise KnobError(f"vision_tokens needs an image processor with max_patches (InternVL, GOT-OCR); got {named}")
-        return cls(most_tiles, tokens_per_tile)
+        return cls(max(1, getattr(image_processor, "min_patches", 1)), most_tiles, tokens_per_tile)
 
     def check(self, value: KnobValue) -> None:
         """Any number of tokens that a number of tiles gives."""
-        if value not in [self._tokens(tiles) for tiles in range(1, self._most_tiles + 1)]:
-            step, most = self._tokens_per_tile, self._tokens(self._most_tiles)
-            raise self.refuse(value, f"{step}, or a multiple of {step} from {3 * step} to {most}")
+        legal = [self._tokens(tiles) for tiles in self._tiles]
+        if type(value) is not int or value not in legal:
+            raise self.refuse(value, ", ".join(map(str, legal)))
 
     def image_arguments(self, value: KnobValue) -> dict[str, Any]:
         """``max_patches`` for the processor."""

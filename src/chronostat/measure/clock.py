@@ -9,6 +9,8 @@ from time import perf_counter_ns
 
 import torch
 
+from chronostat.errors import ModelError
+
 Mark = int | torch.cuda.Event
 _NS_PER_MS = 1_000_000
 
@@ -120,7 +122,13 @@ _cuda_clocks: dict[torch.device, CudaClock] = {}  # one pool of events per devic
 
 
 def clock_for(device: torch.device) -> Clock:
-    """The clock of a device."""
+    """The clock of a device.
+
+    Raises:
+        ModelError: a device whose work ends after the call returns and that no clock here can follow.
+    """
     if device.type == "cuda":
         return _cuda_clocks.setdefault(device, CudaClock(device))
-    return CpuClock()
+    if device.type == "cpu":
+        return CpuClock()
+    raise ModelError(f"the model is on device {device}; latencies can be measured on cpu and cuda, move it there")

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ def read_conditions(model: PreTrainedModel) -> Conditions:
         torch=torch.__version__,
         transformers=transformers.__version__,
         dtype=str(model.dtype).removeprefix("torch."),
-        attention=str(model.config._attn_implementation),
+        attention=str(getattr(model.config, "_attn_implementation", None)),  # the library has no public name for it
     )
 
 
@@ -37,5 +38,7 @@ def _cpu_name() -> str:
 
 
 def _cuda_driver() -> str:
-    version = Path("/proc/driver/nvidia/version")
-    return version.read_text(encoding="utf-8").splitlines()[0].split("  ")[1] if version.is_file() else "unknown"
+    """The version in the first line of the kernel module's description, for example ``580.95.05``."""
+    file = Path("/proc/driver/nvidia/version")
+    version = re.search(r"\b\d+\.\d+(\.\d+)?\b", file.read_text(encoding="utf-8")) if file.is_file() else None
+    return version.group() if version else "unknown"

@@ -1,20 +1,36 @@
 """``measure_generate``: one real ``generate()`` call, measured."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.configuration_utils import GenerationMode
 
-from chronostat.errors import DataError
+from chronostat.errors import DataError, MeasurementError, ModelError
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.stages import StageRecorder
 from chronostat.models.anatomy import anatomy_of
 from chronostat.records import StageTiming
 
 Batch = Mapping[str, Tensor]
-IMAGE_KEYS = ("pixel_values", "images", "pixel_values_images", "image_patches")
+IMAGE_KEYS = ("pixel_values", "images", "pixel_values_images", "image_patches", "flattened_patches")
 VIDEO_KEYS = ("pixel_values_videos", "videos", "video_grid_thw")
+
+
+class Generative(Protocol):
+    """What is used of a model that generates."""
+
+    generation_config: GenerationConfig | None
+
+    def generate(self, **arguments: Any) -> Any:  # noqa: ANN401 - ids, or an output object that holds them
+        """New tokens after the prompt."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,46 +60,109 @@ def measure_generate(
     The output is that of an uninstrumented call. Hooks are gone when this returns or raises.
 
     Args:
-        model: any model that generates with transformers.
+        model: any model that generates with transformers, on one device.
         batch: one request as ``generate()`` takes it, tensors on the model's device; ``input_ids`` has shape [1, T].
         max_new_tokens: longest answer in tokens.
         generation_config: passed on to ``generate()``.
         clock: the device's own clock if absent.
 
     Raises:
-        DataError: the batch has no ``input_ids``, holds more than one request or a video.
-        ModelError: the decoder blocks were not found; name them with ``anatomy_of(model, layout)``.
+        DataError: the batch has no ``input_ids``, holds more than one request, a video, or tensors of another device.
+        ModelError: the model cannot generate or lies on several devices, or its decoder blocks were not found; name
+            them with ``anatomy_of(model, layout)``.
+        MeasurementError: another measurement is running on this device.
         Exception: whatever the model raises; nothing stays installed.
     """
-    check_batch(batch)
-    clock = clock or clock_for(batch["input_ids"].device)
-    arguments = {**batch, "max_new_tokens": max_new_tokens}
-    if generation_config is not None:
-        arguments["generation_config"] = generation_config
+    with sole_measurement(device_of(model)):
+        return measure_alone(
+            model, batch, max_new_tokens=max_new_tokens, generation_config=generation_config, clock=clock
+        )
+
+
+def measure_alone(
+    model: PreTrainedModel,
+    batch: Batch,
+    *,
+    max_new_tokens: int,
+    generation_config: GenerationConfig | None,
+    clock: Clock | None,
+) -> Measured:
+    """``measure_generate`` for a caller that holds ``sole_measurement`` itself."""
+    if not hasattr(model, "generate"):
+        raise ModelError(f"{type(model).__name__} has no generate(); Chronostat needs a model that generates text")
+    generative = cast("Generative", model)
+    device = device_of(model)
+    check_batch(batch, device)
+    config = effective_config(generative, generation_config)
+    if (config.num_return_sequences or 1) != 1:
+        raise DataError(f"num_return_sequences = {config.num_return_sequences}: a request has one answer, use 1")
+    clock = clock or clock_for(device)
     with StageRecorder(model, anatomy_of(model), clock) as recorder:
+        arguments: dict[str, Any] = {**batch, **_length(max_new_tokens, generation_config)}
+        arguments["stopping_criteria"] = StoppingCriteriaList([recorder.tokens])
         clock.restart()
         clock.synchronize()
         start_ns, entry = clock.host_ns(), clock.mark()
-        output = model.generate(**arguments, stopping_criteria=StoppingCriteriaList([recorder.tokens]))
+        output = generative.generate(**arguments)
         clock.synchronize()
         total_ms = clock.host_ms_since(start_ns)
-    sequences = output if isinstance(output, Tensor) else output.sequences
+    sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
     output_ids = _new_tokens(model, batch, sequences)
     timing = recorder.timing(
         entry=entry,
         total_ms=total_ms,
         new_tokens=len(output_ids),
         sees_image=any(batch.get(key) is not None for key in IMAGE_KEYS),
-        one_path=_one_path(generation_config or model.generation_config),
+        one_path=takes_one_path(config),
     )
     return Measured(output_ids=output_ids, sequences=sequences, timing=timing)
 
 
-def check_batch(batch: Batch) -> None:
+_busy: set[torch.device] = set()
+_busy_lock = Lock()
+
+
+@contextmanager
+def sole_measurement(device: torch.device) -> Generator[None]:
+    """Hold a device for one measurement.
+
+    Raises:
+        MeasurementError: it is held already, by another thread or by the call that this one is nested in.
+    """
+    with _busy_lock:
+        if device in _busy:
+            raise MeasurementError(
+                f"another measurement is running on {device}: requests run one at a time, or each would count the "
+                "other's work; wait for it, or use another process"
+            )
+        _busy.add(device)
+    try:
+        yield
+    finally:
+        with _busy_lock:
+            _busy.discard(device)
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """The device of all weights.
+
+    Raises:
+        ModelError: there is more than one.
+    """
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
+        raise ModelError(
+            f"{type(model).__name__} is spread over {', '.join(sorted(map(str, devices)))}; one clock can only follow "
+            "one device, load the model on a single one"
+        )
+    return devices.pop() if devices else model.device
+
+
+def check_batch(batch: Batch, device: torch.device) -> None:
     """Refuse what cannot be measured as one request.
 
     Raises:
-        DataError: no ``input_ids``, more than one request, or a video.
+        DataError: no ``input_ids``, more than one request, a video, or a tensor that is not on ``device``.
     """
     video = next((key for key in VIDEO_KEYS if batch.get(key) is not None), None)
     if video:
@@ -95,13 +174,50 @@ def check_batch(batch: Batch) -> None:
         raise DataError(
             f"batch size {ids.shape[0]} is not supported: requests run one at a time, pass input_ids [1, T]"
         )
+    elsewhere = [key for key, value in batch.items() if getattr(value, "device", device) != device]
+    if elsewhere:
+        raise DataError(
+            f"{', '.join(elsewhere)} on {batch[elsewhere[0]].device}, the model on {device}; move the batch there "
+            "first, so that the copy is not part of the measurement"
+        )
+
+
+def effective_config(model: Generative, generation_config: GenerationConfig | None) -> GenerationConfig:
+    """The given configuration, with the model's own values where it leaves them open, as ``generate()`` reads it."""
+    config = copy.deepcopy(generation_config) if generation_config is not None else GenerationConfig()
+    if model.generation_config is not None:
+        config.update(**model.generation_config.to_dict(), defaults_only=True)
+    return config
+
+
+def require_one_path(model: PreTrainedModel) -> None:
+    """Accept a model that is set to greedy decoding or sampling.
+
+    Raises:
+        MeasurementError: it is set to beams or assisted decoding, which cannot be learned from.
+    """
+    config = effective_config(cast("Generative", model), None)
+    if not takes_one_path(config):
+        raise MeasurementError(
+            f"the model's generation_config asks for {config.get_generation_mode().value}, where decode per token has "
+            "no meaning; settings are compared with greedy decoding or sampling, set num_beams = 1 and no assistant"
+        )
+
+
+def takes_one_path(config: GenerationConfig) -> bool:
+    """Whether one token follows the other, so that decode per token has a meaning: no beams, nothing assisted."""
+    return config.get_generation_mode() in {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE}
+
+
+def _length(max_new_tokens: int, generation_config: GenerationConfig | None) -> dict[str, Any]:
+    """The arguments of ``generate()`` that say how long; it takes either a configuration or single values."""
+    if generation_config is None:
+        return {"max_new_tokens": max_new_tokens}
+    config = copy.deepcopy(generation_config)
+    config.max_new_tokens = max_new_tokens
+    return {"generation_config": config}
 
 
 def _new_tokens(model: PreTrainedModel, batch: Batch, sequences: Tensor) -> tuple[int, ...]:
     prompt = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
     return tuple(sequences[0, prompt:].tolist())
-
-
-def _one_path(config: GenerationConfig) -> bool:
-    """Whether one token follows the other, so that decode per token has a meaning: no beams, nothing assisted."""
-    return (config.num_beams or 1) == 1 and not config.prompt_lookup_num_tokens

@@ -46,11 +46,16 @@ class TokenMarks(StoppingCriteria):
 
 @dataclass
 class _Span:
-    """The calls of one stage before the first token: finished ones, and the depth of the one that is open."""
+    """The calls of one stage before the first token: finished ones, and the depth of the one that is open.
+
+    Attributes:
+        missed: some of the stage's work ran while no call of it was open.
+    """
 
     finished: list[tuple[Mark, Mark]]
     depth: int = 0
     start: Mark | None = None
+    missed: bool = False
 
 
 class StageRecorder:
@@ -89,17 +94,18 @@ class StageRecorder:
     def _install(self, model: nn.Module) -> None:
         anatomy = self._anatomy
         self._hook(model, model, FORWARD)
-        for stage, paths in ((VISION, anatomy.vision), (PROJECTOR, anatomy.projector), (ENCODE, anatomy.encoders)):
-            for path in paths:
+        for stage in (VISION, PROJECTOR, ENCODE):
+            for path in self._paths(stage):
                 module = model.get_submodule(path)
                 self._hook(module, module, stage)
+                if stage != ENCODE:  # a text encoder may share its embedding with the decoder
+                    self._watch(module, stage)
         blocks = running_blocks(model, anatomy)
         self._hook(blocks[0], blocks[-1], BLOCKS)
-        # generate() may encode images before the first forward, through these methods of the base model
+        # generate() may encode images before the first forward, through this method of the base model
         base = getattr(model, "base_model", model)
-        for method in ("get_image_features", "get_video_features"):
-            if hasattr(base, method):
-                self._wrap(base, method)
+        if hasattr(base, "get_image_features"):
+            self._wrap(base, "get_image_features")
 
     def _hook(self, first: nn.Module, last: nn.Module, stage: str) -> None:
         """Record from the entry of ``first`` to the exit of ``last``, also when the model raises."""
@@ -111,9 +117,24 @@ class StageRecorder:
             self._close(stage)
 
         before = first.register_forward_pre_hook(enter, prepend=True)
-        after = last.register_forward_hook(leave, always_call=True)
         self._installed.callback(before.remove)
+        after = last.register_forward_hook(leave, always_call=True)
         self._installed.callback(after.remove)
+
+    def _watch(self, module: nn.Module, stage: str) -> None:
+        """Notice when the inside of ``module`` runs although no call of its stage is open.
+
+        Hooks do not fire where a model calls ``module.forward()`` or a method of its own; what is inside still does.
+        """
+        inside = next((part for part in module.modules() if part is not module and _is_leaf_with_weights(part)), None)
+        if inside is None:
+            return
+
+        def notice(*_: object) -> None:
+            span = self._spans[stage]
+            span.missed |= span.depth == 0 and not self.tokens.marks
+
+        self._installed.callback(inside.register_forward_pre_hook(notice).remove)
 
     def _wrap(self, owner: nn.Module, name: str) -> None:
         original: Callable[..., Any] = getattr(owner, name)
@@ -157,10 +178,10 @@ class StageRecorder:
             total_ms: host time of the whole call.
             new_tokens: length of the answer in tokens.
             sees_image: whether the batch holds an image that has to be encoded.
-            one_path: False for beams, where decode per token has no meaning.
+            one_path: False for beams and assisted decoding, where decode per token has no meaning.
 
         Returns:
-            Source ``measured``, or ``total_only`` where a stage that must have run was not seen.
+            Source ``measured``, or ``total_only`` where a stage that must have run was not seen as often as it ran.
         """
         unseen = self._unseen(new_tokens=new_tokens, sees_image=sees_image, one_path=one_path)
         steps = len(self.tokens.marks) - 1 if not one_path and self.tokens.marks else max(new_tokens - 1, 0)
@@ -171,35 +192,48 @@ class StageRecorder:
         marks = [self._clock.between_ms(entry, mark) for mark in self.tokens.marks]
         vision, projector, blocks = (self._intervals(stage, entry) for stage in (VISION, PROJECTOR, BLOCKS))
         prefill = [*self._intervals(ENCODE, entry), *self._intervals(FORWARD, entry), *vision, *projector]
-        decode_ms = marks[-1] - marks[0]
+        prefill_ms, decode_ms = length(prefill), marks[-1] - marks[0]
         return StageTiming(
             source="measured",
             total_ms=total_ms,
             new_tokens=new_tokens,
             decode_steps=steps,
             ttft_ms=marks[0],
-            prefill_ms=length(prefill),
+            prefill_ms=prefill_ms,
             vision_ms=length_outside(vision, projector) if vision else None,
             projector_ms=length(projector) if projector else None,
             llm_prefill_ms=length(blocks),
             prefill_rest_ms=length_outside(prefill, [*vision, *projector, *blocks]),
-            decode_ms=decode_ms,
+            decode_ms=decode_ms if steps else None,
             decode_ms_per_token=decode_ms / steps if steps and one_path else None,
-            other_ms=total_ms - length(prefill) - decode_ms,
+            other_ms=total_ms - prefill_ms - decode_ms,
         )
 
     def _unseen(self, *, new_tokens: int, sees_image: bool, one_path: bool) -> str | None:
-        """Names what must have happened and was not seen; None if everything was."""
-        expected = [FORWARD, BLOCKS]
-        if sees_image:
-            expected += [VISION] * bool(self._anatomy.vision) + [PROJECTOR] * bool(self._anatomy.projector)
-        silent = [stage for stage in expected if not self._spans[stage].finished]
-        if len(self.tokens.marks) != new_tokens and one_path:
-            silent.append(f"{len(self.tokens.marks)} token marks for {new_tokens} tokens")
-        return f"not seen: {', '.join(silent)}" if silent else None
+        """Names what must have happened and was not seen as often as it did; None if everything was."""
+        with_parts = [stage for stage in (ENCODE, VISION, PROJECTOR) if self._paths(stage)]
+        must_run = [FORWARD, BLOCKS, *(stage for stage in with_parts if sees_image or stage == ENCODE)]
+        reasons = [stage for stage, span in self._spans.items() if span.missed or span.depth > 0]
+        reasons += [stage for stage in must_run if not self._spans[stage].finished and stage not in reasons]
+        passes, forwards = len(self._spans[BLOCKS].finished), len(self._spans[FORWARD].finished)
+        if 0 < passes < forwards:
+            reasons.append(f"{BLOCKS} in {forwards - passes} of {forwards} forwards")
+        marks = len(self.tokens.marks)
+        if not marks or (one_path and marks != new_tokens):
+            reasons.append(f"{marks} token marks for {new_tokens} tokens")
+        return f"not seen: {', '.join(reasons)}" if reasons else None
+
+    def _paths(self, stage: str) -> tuple[str, ...]:
+        """Where the modules of a stage are that may run anywhere before the first token."""
+        anatomy = self._anatomy
+        return {VISION: anatomy.vision, PROJECTOR: anatomy.projector, ENCODE: anatomy.encoders}[stage]
 
     def _intervals(self, stage: str, entry: Mark) -> list[Interval]:
         return [
             (self._clock.between_ms(entry, start), self._clock.between_ms(entry, end))
             for start, end in self._spans[stage].finished
         ]
+
+
+def _is_leaf_with_weights(module: nn.Module) -> bool:
+    return not any(True for _ in module.children()) and any(True for _ in module.parameters(recurse=False))

@@ -35,7 +35,8 @@ class Anatomy:
 
     Attributes:
         blocks: the decoder blocks in the order they run; the list's path is ``block_list``.
-        routers: modules inside the blocks whose integer ``top_k`` says how many experts a token gets.
+        routers: modules inside the blocks whose integer ``top_k`` says how many experts a token gets; those of blocks
+            that a knob has taken out do not exist for as long.
         encoders: text encoder of an encoder-decoder model.
     """
 
@@ -57,7 +58,7 @@ def find_anatomy(model: nn.Module, layout: Mapping[str, str | Sequence[str]] | N
     given = _check_layout(model, layout or {})
     vision = given.get("vision") or _find_vision(model)
     block_list = (given.get("blocks") or (_find_block_list(model, vision),))[0]
-    blocks = tuple(f"{block_list}.{name}" for name, _ in model.get_submodule(block_list).named_children())
+    blocks = _block_paths(model, block_list)
     return Anatomy(
         vision=vision,
         projector=given.get("projector") or _find_projector(model, vision),
@@ -100,11 +101,21 @@ def _check_layout(model: nn.Module, layout: Mapping[str, str | Sequence[str]]) -
             try:
                 model.get_submodule(path)
             except AttributeError:
-                children = ", ".join(name for name, _ in model.named_modules() if 0 < len(name.split(".")) <= 2)
+                children = ", ".join(name for name, _ in model.named_modules() if name and name.count(".") < 2)
                 raise ModelError(
                     f"layout: {part} = {path!r} is no module of {type(model).__name__}; there are: {children}"
                 ) from None
     return given
+
+
+def _block_paths(model: nn.Module, block_list: str) -> tuple[str, ...]:
+    blocks = model.get_submodule(block_list)
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+        raise ModelError(
+            f"layout: blocks = {block_list!r} is a {type(blocks).__name__}; name the list (nn.ModuleList) that holds "
+            "the decoder blocks"
+        )
+    return tuple(f"{block_list}.{name}" for name, _ in blocks.named_children())
 
 
 def _path_of(model: nn.Module, part: object) -> str | None:
@@ -135,15 +146,23 @@ def _find_projector(model: nn.Module, vision: tuple[str, ...]) -> tuple[str, ...
     parent = vision[0].rpartition(".")[0]
     for root in (parent, vision[0]):
         found = tuple(
-            f"{root}.{name}".lstrip(".")
+            path
             for name, child in model.get_submodule(root).named_children()
             if PROJECTOR_NAME.search(name)
             and f"{root}.{name}".lstrip(".") not in vision
             and any(True for _ in child.parameters())
+            for path in _callable_paths(f"{root}.{name}".lstrip("."), child)
         )
         if found:
             return found
     return ()
+
+
+def _callable_paths(path: str, module: nn.Module) -> list[str]:
+    """The module's path, or those of its members where it is a list, which is never called itself."""
+    if isinstance(module, nn.ModuleList):
+        return [f"{path}.{name}" for name, _ in module.named_children()]
+    return [path]
 
 
 def _find_encoders(model: nn.Module) -> tuple[str, ...]:

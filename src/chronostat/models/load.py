@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -16,7 +17,7 @@ from chronostat.errors import ModelError
 from chronostat.models.anatomy import anatomy_of
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "demo_vlm"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 _SAMPLED = 64  # values of each weight that enter the fingerprint
 
@@ -47,23 +48,26 @@ def load_vlm(
     """Load a directory in the ``save_pretrained`` format, or a hub name; the bundled model if ``path`` is None.
 
     Raises:
-        ModelError: not a model directory, only pickled weights, no processor, not an image-text-to-text model, own code
-            without ``trust_remote_code``, no such device, or a wrong ``layout``.
+        ModelError: not a model directory, only pickled weights, missing weights, no processor, not an
+            image-text-to-text model, own code without ``trust_remote_code``, no such device, or a wrong ``layout``.
     """
     source = str(path or BUNDLED)
     place = _device(device)
     kind = _dtype(dtype, place)
-    if Path(source).exists():
+    if Path(source).exists() or _looks_like_path(source):
         _check_directory(Path(source))
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         _check_architecture(source, config, trusted=trust_remote_code)
         processor = _load_processor(source, trust_remote_code=trust_remote_code)
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=kind, use_safetensors=True, trust_remote_code=trust_remote_code
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=kind, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:  # what transformers raises for unusable directories
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        # what transformers and safetensors raise for unusable directories
         raise ModelError(f"cannot load {source} as an image-text-to-text model: {error}") from error
+    model, facts = loaded
+    _check_complete(source, facts["missing_keys"])
     model = model.to(place).eval()  # pyright: ignore[reportArgumentType] - a decorated method of the library
     anatomy_of(model, layout)
     return Vlm(model=model, processor=processor, name=_name(source), fingerprint=fingerprint(model))
@@ -105,13 +109,26 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
+def _looks_like_path(source: str) -> bool:
+    """Whether this can be no hub name, which is ``name`` or ``owner/name``."""
+    return source.startswith((".", "~", "/")) or source.count("/") > 1
+
+
 def _check_directory(path: Path) -> None:
+    if not path.is_dir():
+        raise ModelError(f"{path} is no directory; name a save_pretrained folder or a hub model")
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is no model directory: it holds no config.json; name a save_pretrained folder")
     if not any(path.glob("*.safetensors")):
         pickled = [file.name for pattern in _PICKLES for file in path.glob(pattern)]
         found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
         raise ModelError(f"{path} holds {found}; Chronostat loads safetensors only, save it with safe serialization")
+
+
+def _check_complete(source: str, missing: Collection[str]) -> None:
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise ModelError(f"{source} lacks {len(missing)} weights of the model ({some}); they would be random numbers")
 
 
 def _check_architecture(source: str, config: Any, *, trusted: bool) -> None:  # noqa: ANN401 - any config class
@@ -126,7 +143,7 @@ def _check_architecture(source: str, config: Any, *, trusted: bool) -> None:  # 
 def _load_processor(source: str, *, trust_remote_code: bool) -> ProcessorMixin:
     try:
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ModelError(f"{source} has no usable processor ({error}); save one into the folder") from error
     if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
         raise ModelError(

@@ -29,6 +29,9 @@ def prepare(
         device: where the tensors go.
         dtype: type of the pixel values.
         image_arguments: passed to the image processor, for example ``{"max_patches": 4}``.
+
+    Raises:
+        DataError: the processor has no chat template.
     """
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]
     conversation = [{"role": "user", "content": content}]

@@ -1,0 +1,72 @@
+"""Chronostat measures the latency of a vision-language model inside ``generate()`` and learns which knobs to turn.
+
+Importing it does not import torch: each name is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from chronostat import version
+
+if TYPE_CHECKING:
+    from chronostat.control.controller import Controller, load_controller
+    from chronostat.control.trainer import Trainer
+    from chronostat.data.samples import Sample
+    from chronostat.errors import ChronostatError
+    from chronostat.execution import BatchRequest, SampleRequest, execute
+    from chronostat.measure.generate import Measured, measure_generate
+    from chronostat.models.load import load_vlm
+    from chronostat.records import Budget, Execution, Setting, StageTiming, Trial
+    from chronostat.report import write_report
+    from chronostat.store import RunStore
+
+__version__ = version.VERSION
+
+_HOMES = {
+    "BatchRequest": "execution",
+    "Budget": "records",
+    "ChronostatError": "errors",
+    "Controller": "control.controller",
+    "Execution": "records",
+    "Measured": "measure.generate",
+    "RunStore": "store",
+    "Sample": "data.samples",
+    "SampleRequest": "execution",
+    "Setting": "records",
+    "StageTiming": "records",
+    "Trainer": "control.trainer",
+    "Trial": "records",
+    "execute": "execution",
+    "load_controller": "control.controller",
+    "load_vlm": "models.load",
+    "measure_generate": "measure.generate",
+    "write_report": "report",
+}
+
+__all__ = [
+    "BatchRequest",
+    "Budget",
+    "ChronostatError",
+    "Controller",
+    "Execution",
+    "Measured",
+    "RunStore",
+    "Sample",
+    "SampleRequest",
+    "Setting",
+    "StageTiming",
+    "Trainer",
+    "Trial",
+    "__version__",
+    "execute",
+    "load_controller",
+    "load_vlm",
+    "measure_generate",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'chronostat' has no attribute {name!r}")
+    return getattr(import_module(f"chronostat.{_HOMES[name]}"), name)

@@ -1,0 +1,5 @@
+"""``python -m chronostat``."""
+
+from chronostat.cli import main
+
+main()

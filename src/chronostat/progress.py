@@ -1,0 +1,34 @@
+"""What a long run says while it runs: phases with the share that is done. The library itself is silent."""
+
+from typing import Protocol
+
+from chronostat.records import Phase
+
+
+class Progress(Protocol):
+    """Shows how far a run is. Called between trials, never inside a measured span."""
+
+    def begin(self, phase: Phase, seconds: float) -> None:
+        """A phase starts that may take up to ``seconds``."""
+        ...
+
+    def advance(self, fraction: float, note: str) -> None:
+        """The phase that runs is ``fraction`` in [0, 1] done; ``note`` is for people."""
+        ...
+
+    def end(self, note: str) -> None:
+        """The phase that runs has ended."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, phase: Phase, seconds: float) -> None:
+        """Nothing."""
+
+    def advance(self, fraction: float, note: str) -> None:
+        """Nothing."""
+
+    def end(self, note: str) -> None:
+        """Nothing."""

@@ -1,0 +1,150 @@
+"""From a configuration to a controller: calibrate, then propose, execute, reward and learn until the time box ends."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from chronostat.control.calibration import ANCHOR_WINDOW, Anchors, Calibration, calibrate
+from chronostat.control.controller import Controller, ControllerFacts
+from chronostat.control.learners import learner_by_name
+from chronostat.control.trainer import Trainer
+from chronostat.files import read_tensors, write_tensors
+from chronostat.session import Session
+
+CONTROLLER = "controller"
+CHECKPOINT = "checkpoint.safetensors"
+SETTLE_SAMPLES = 256  # unseen requests that the price of latency is fitted on; nothing is executed
+JUDGED_SETTINGS = 11  # about how many distinct settings a judged sample runs under
+_LEAST_TRAINING_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Where training begins: after the calibration, or at a checkpoint."""
+
+    trainer: Trainer
+    calibration: Calibration
+    trained_s: float
+
+
+def train(session: Session) -> Controller:
+    """Calibrate, train until the time box ends, and save the controller in the run; continues a killed run.
+
+    Raises:
+        MeasurementError: a setting could not be measured at all.
+        StoreError: the run cannot be written, or its checkpoint cannot be read.
+    """
+    start = _continue(session) if (session.store.folder / CHECKPOINT).is_file() else _begin(session)
+    _loop(session, start)
+    controller = _frozen(session, start)
+    controller.save(session.store.folder / CONTROLLER)
+    return controller
+
+
+def _begin(session: Session) -> _Start:
+    seconds = session.config.train.calibration_seconds
+    with session.phase("calibrate", seconds):
+        calibration = calibrate(
+            session.runner, session.space, session.samples("train"), session.metric, seconds, session.progress.advance
+        )
+    trainer = _trainer(session, calibration)
+    low, high = trainer.budgets[0].fraction, max(budget.fraction for budget in trainer.budgets)
+    session.store.update_facts(
+        full_ms={"calibrate": calibration.full_ms}, budget_range=[low, high], calibration=asdict(calibration)
+    )
+    trainer.replay(session.store.trials("train"))
+    return _Start(trainer=trainer, calibration=calibration, trained_s=0.0)
+
+
+def _continue(session: Session) -> _Start:
+    tensors, numbers = read_tensors(session.store.folder / CHECKPOINT)
+    calibration = TypeAdapter(Calibration).validate_python(numbers["calibration"])
+    trainer = _trainer(session, calibration)
+    trainer.resume(tensors, numbers["trainer"])
+    trainer.replay(session.store.trials("train"))
+    return _Start(trainer=trainer, calibration=calibration, trained_s=numbers["trained_s"])
+
+
+def _trainer(session: Session, calibration: Calibration) -> Trainer:
+    config = session.config
+    budgets = calibration.budgets()
+    learner = learner_by_name(config.train.learner)(
+        session.space, session.observer.size, config, config.seed, calibration.fractions, budgets
+    )
+    return Trainer(
+        runner=session.runner,
+        space=session.space,
+        observer=session.observer,
+        learner=learner,
+        budgets=budgets,
+        metric=session.metric,
+        anchors=Anchors([calibration.full_ms] * ANCHOR_WINDOW),  # until as many have been measured
+        group_size=config.train.group_size,
+        seed=config.seed,
+        keep=session.store.append,
+    )
+
+
+def _loop(session: Session, start: _Start) -> None:
+    config, runner, trainer = session.config.train, session.runner, start.trainer
+    samples = session.samples("train")
+    order = np.random.default_rng(session.config.seed).permutation(len(samples))
+    box_s = training_seconds(session)
+    with session.phase("train", box_s):
+        begin_s = runner.elapsed_s - start.trained_s
+        saved_s = start.trained_s
+        while not _is_over(trainer, config.trials, spent_s := runner.elapsed_s - begin_s, box_s):
+            step = trainer.step(samples[int(order[trainer.next_step % len(samples)])])
+            if spent_s - saved_s >= config.checkpoint_every_s:
+                _save_checkpoint(session, start, spent_s)
+                saved_s = spent_s
+            done = trainer.next_step / config.trials if config.trials else 0.0
+            session.progress.advance(max(done, spent_s / box_s), f"{step.index + 1} trials, quality {step.quality:.2f}")
+        _save_checkpoint(session, start, runner.elapsed_s - begin_s)
+
+
+def _is_over(trainer: Trainer, trials: int | None, spent_s: float, box_s: float) -> bool:
+    return spent_s >= box_s or (trials is not None and trainer.next_step >= trials)
+
+
+def training_seconds(session: Session) -> float:
+    """Time box of training: what the whole run's box leaves after validation has got its samples.
+
+    The time of an execution is taken from what this process has executed so far.
+    """
+    config, whole_s = session.config, session.config.seconds
+    if whole_s is None:
+        return config.train.seconds
+    execution_s = session.runner.elapsed_s / max(session.counter.calls, 1)
+    validation_s = config.validation.select_seconds + config.validation.samples * JUDGED_SETTINGS * execution_s
+    left_s = whole_s - session.runner.elapsed_s - validation_s
+    return min(config.train.seconds, max(left_s, _LEAST_TRAINING_S))
+
+
+def _save_checkpoint(session: Session, start: _Start, trained_s: float) -> None:
+    tensors, numbers = start.trainer.state()
+    data = {"trainer": numbers, "trained_s": trained_s, "calibration": asdict(start.calibration)}
+    write_tensors(session.store.folder / CHECKPOINT, tensors, data)
+
+
+def _frozen(session: Session, start: _Start) -> Controller:
+    """The controller that comes out, held to its mean budgets on requests that were not trained on."""
+    trainer = start.trainer
+    unseen = session.samples("validation")[:SETTLE_SAMPLES]
+    trainer.learner.settle(torch.stack([session.observer(session.runner.request(sample)) for sample in unseen]))
+    facts = ControllerFacts(
+        levels=session.space.levels,
+        metric=session.metric,
+        full_ms=trainer.anchors.full_ms,
+        learner=session.config.train.learner,
+        config=session.config,
+        latency_means=start.calibration.fractions,
+        budgets=trainer.budgets,
+        model=session.material.vlm.name,
+        model_fingerprint=session.material.vlm.fingerprint,
+        conditions=session.conditions,
+        trials=trainer.next_step,
+    )
+    return Controller(learner=trainer.learner, observer=session.observer, facts=facts)

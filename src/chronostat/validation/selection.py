@@ -1,0 +1,132 @@
+"""What the controller has to beat: the best fixed settings and mixes, chosen on the validation split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from chronostat.errors import MeasurementError
+from chronostat.records import Budget
+from chronostat.session import Session
+from chronostat.validation.policies import Measurements, Mix, Pool, best_fixed, best_mix
+
+FINALISTS = 3  # settings per budget that stay in the race
+_OPEN_SHARE = 0.4  # of the time box, in which every setting runs
+_LEAST_SAMPLES = 8
+_SLACK = 1.05  # a budget that is missed by less on the first samples may still be kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rivals:
+    """The fixed policies for one budget, found on the validation split.
+
+    Attributes:
+        fixed: position of the best fixed setting; the fastest one where none keeps the budget.
+        accuracy: its accuracy on the validation samples.
+        mix: the best mix of two settings; for ``mean`` budgets only.
+    """
+
+    fixed: int
+    accuracy: float
+    mix: Mix | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The rivals for every budget.
+
+    Attributes:
+        samples: validation samples on which the finalists were compared.
+    """
+
+    samples: int
+    rivals: dict[Budget, Rivals]
+
+    @property
+    def settings(self) -> list[int]:
+        """Every setting that a rival uses."""
+        used = [i for r in self.rivals.values() for i in (r.fixed, *((r.mix.low, r.mix.high) if r.mix else ()))]
+        return sorted(set(used))
+
+
+def select_rivals(session: Session, budgets: Sequence[Budget]) -> Selection:
+    """Measure fixed settings on validation samples until the time box ends.
+
+    At first every setting runs on every sample. Then only those stay that can still be the best for some budget
+    (``finalists``), so that these are compared on many more samples.
+
+    Raises:
+        MeasurementError: no sample could be measured under all finalists.
+    """
+    config = session.config.validation
+    table = Measurements(space=session.space, metric=session.metric)
+    running = list(range(len(session.space)))
+    runner, seconds = session.runner, config.select_seconds
+    samples = session.samples("validation")[: config.select_samples]
+    with session.phase("select", seconds):
+        start_s = runner.elapsed_s
+        for index, sample in enumerate(samples):
+            used = (runner.elapsed_s - start_s) / seconds
+            if used >= 1 and index >= _LEAST_SAMPLES:
+                break
+            if used >= _OPEN_SHARE and index >= _LEAST_SAMPLES and len(running) == len(session.space):
+                running = finalists(table.complete(running), budgets)
+            settings = [session.space.settings[i] for i in running]
+            table.add(runner.run("select", index, runner.request(sample), settings))
+            session.progress.advance(max(used, index / len(samples)), f"{len(running)} settings")
+    pool = table.complete(running)
+    if not len(pool):
+        raise MeasurementError("no validation sample could be measured under all finalists; see the run's failures")
+    return Selection(samples=len(pool), rivals={budget: _rivals(pool, running, budget) for budget in budgets})
+
+
+def full_ms(pool: Pool) -> float:
+    """Median latency of ``full``, the denominator of budgets."""
+    return float(np.median(pool.latency_ms[:, 0]))
+
+
+def finalists(pool: Pool, budgets: Sequence[Budget]) -> list[int]:
+    """``full``, the fastest, and for each budget the settings of highest accuracy that keep it with some slack.
+
+    The vertices of the upper hull of accuracy over latency stay as well: every best mix of two consists of them.
+    """
+    everything = range(pool.quality.shape[1])
+    mean_ms = pool.latency_ms.mean(axis=0)
+    kept = {0, int(mean_ms.argmin()), *_upper_hull(mean_ms, pool.quality.mean(axis=0))}
+    for budget in budgets:
+        limit_ms = _SLACK * budget.ms(full_ms(pool))
+        left = list(everything)
+        for _ in range(FINALISTS):
+            best = best_fixed(pool, left, budget, limit_ms)
+            if best is None:
+                break
+            kept.add(best)
+            left.remove(best)
+    return sorted(kept)
+
+
+def _upper_hull(mean_ms: np.ndarray, accuracy: np.ndarray) -> list[int]:
+    """Vertices of the upper convex hull from the fastest to the most accurate setting (Andrew's monotone chain)."""
+    hull: list[int] = []
+    for i in np.lexsort((-accuracy, mean_ms)).tolist():
+        while len(hull) > 1 and _turns_left(hull[-2], hull[-1], i, mean_ms, accuracy):
+            hull.pop()
+        if not hull or accuracy[i] > accuracy[hull[-1]]:
+            hull.append(i)
+    return hull
+
+
+def _turns_left(a: int, b: int, c: int, x: np.ndarray, y: np.ndarray) -> bool:
+    return (x[b] - x[a]) * (y[c] - y[a]) - (y[b] - y[a]) * (x[c] - x[a]) >= 0
+
+
+def _rivals(pool: Pool, candidates: Sequence[int], budget: Budget) -> Rivals:
+    limit_ms = budget.ms(full_ms(pool))
+    fixed = best_fixed(pool, candidates, budget, limit_ms)
+    if fixed is None:
+        fixed = min(candidates, key=lambda i: float(pool.latency_ms[:, i].mean()))
+    return Rivals(
+        fixed=fixed,
+        accuracy=float(pool.quality[:, fixed].mean()),
+        mix=best_mix(pool, candidates, limit_ms) if budget.kind == "mean" else None,
+    )

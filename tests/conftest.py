@@ -1,0 +1,42 @@
+"""What all tests share: one torch thread, the bundled model loaded once, and requests for it."""
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def bundled():
+    """The bundled model on the CPU, shared by all tests: whoever changes it must undo that."""
+    from chronostat.models.load import load_vlm
+
+    return load_vlm(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def demo_sample():
+    from chronostat.data.demo.task import DemoTask
+
+    return DemoTask(seed=0).split("train")[0]
+
+
+@pytest.fixture(scope="session")
+def demo_batch(bundled, demo_sample):
+    """The first training sample under ``full``, as ``generate()`` takes it; not to be changed."""
+    import torch
+
+    from chronostat.models.prepare import prepare
+
+    return prepare(
+        bundled.processor,
+        demo_sample.load_images(),
+        demo_sample.prompt,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        image_arguments={},
+    )

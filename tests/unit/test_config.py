@@ -1,0 +1,121 @@
+"""The configuration: parsed once, frozen, unknown keys refused."""
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from chronostat.config import Config, load_config
+from chronostat.errors import ConfigError
+from chronostat.records import Budget
+
+
+def sections():
+    return [(name, f.annotation) for name, f in Config.model_fields.items() if is_section(f.annotation)]
+
+
+def is_section(annotation):
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def test_every_default_is_valid_and_survives_json():
+    config = load_config(None)
+    assert config == Config()
+    assert Config.model_validate(config.model_dump()) == config
+    assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+def test_every_field_is_documented():
+    for name, section in [("config", Config), *sections()]:
+        assert section.__doc__, name
+        for key, field in section.model_fields.items():
+            assert field.description or is_section(field.annotation), f"{name}.{key}"
+
+
+def test_it_is_frozen():
+    config = Config()
+    with pytest.raises(ValidationError):
+        config.seed = 1
+    with pytest.raises(ValidationError):
+        config.train.group_size = 2
+
+
+def test_a_file_and_overrides_of_it(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('seed = 3\n[train]\nlearner = "rloo"\ngroup_size = 6\n')
+    config = load_config(path, ["train.group_size=8", "knobs.block_skip=[[2,3],[]]", "reward.mean=mnasnet"], seed=5)
+    assert (config.seed, config.train.learner, config.train.group_size) == (5, "rloo", 8)
+    assert config.knobs.block_skip == ((2, 3), ())
+    assert config.reward.mean == "mnasnet"
+    assert load_config(path, seed=None).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "known"),
+    [
+        ("trian.seconds=3", "trian", "train"),
+        ("train.secs=3", "train.secs", "seconds"),
+        ("rloo.std=true", "rloo.std", "advantage"),
+    ],
+)
+def test_an_unknown_key_names_the_known_ones(override, key, known):
+    with pytest.raises(ConfigError, match=rf"unknown key '{key}'; known keys: .*{known}"):
+        load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.group_size=1",
+        "train.learner=ppo",
+        "train.seconds=0",
+        "train.seconds=nan",
+        "measure.latency_metric=speed",
+        "measure.on_unmeasured=ignore",
+        "reward.mean=none",
+        "reward.margin=1",
+        "reward.overshoot_penalty=-1",
+        "reward.mnasnet_exponent=0.1",
+        "rloo.advantage=ppo",
+        "rloo.weight_clip=0.5",
+        "rloo.learning_rate=0",
+        "direct.temperature=0",
+        "direct.members=0",
+        "validation.mean_budgets=[0.0]",
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named(override):
+    key, _, value = override.partition("=")
+    with pytest.raises(ConfigError, match=key) as caught:
+        load_config(None, [override])
+    assert value.strip("[]") in str(caught.value)
+
+
+def test_all_problems_are_named_at_once():
+    with pytest.raises(ConfigError, match=r"train.group_size.*unknown key 'speed'"):
+        load_config(None, ["train.group_size=0", "speed=1"])
+
+
+@pytest.mark.parametrize("override", ["train.seconds", "=3", "seed.x=1"])
+def test_overrides_that_are_none(override):
+    raw = ["seed=1", override] if override == "seed.x=1" else [override]
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(None, raw)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*none.toml: No such file"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("seed = = 1")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load_config(tmp_path / "bad.toml")
+    (tmp_path / "bad.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load_config(tmp_path / "bad.toml")
+
+
+def test_budgets_to_judge():
+    config = load_config(None, ["validation.mean_budgets=[0.3]", "validation.deadlines=[0.5, 0.6]"])
+    assert config.validation.budgets() == (
+        Budget(kind="mean", fraction=0.3),
+        Budget(kind="deadline", fraction=0.5),
+        Budget(kind="deadline", fraction=0.6),
+    )
