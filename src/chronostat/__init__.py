@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from chronostat.control.trainer import Trainer
     from chronostat.data.samples import Sample
     from chronostat.errors import ChronostatError
-    from chronostat.execution import BatchRequest, SampleRequest, execute
+    from chronostat.execution import BatchRequest, SampleRequest, execute, request_for
     from chronostat.measure.generate import Measured, measure_generate
     from chronostat.models.load import load_vlm
     from chronostat.records import Budget, Execution, Setting, StageTiming, Trial
@@ -40,6 +40,7 @@ _HOMES = {
     "load_controller": "control.controller",
     "load_vlm": "models.load",
     "measure_generate": "measure.generate",
+    "request_for": "execution",
     "write_report": "report",
 }
 
@@ -62,6 +63,7 @@ __all__ = [
     "load_controller",
     "load_vlm",
     "measure_generate",
+    "request_for",
     "write_report",
 ]
 

@@ -43,7 +43,7 @@ def main() -> None:
 
 
 @contextmanager
-def _for_people(run_dir: Path | None = None) -> Generator[None]:
+def _for_people(run_dir: Path | None = None, *, resumable: bool = False) -> Generator[None]:
     """Turn errors into one message and an exit status; what was stored before stays readable."""
     try:
         yield
@@ -52,6 +52,7 @@ def _for_people(run_dir: Path | None = None) -> Generator[None]:
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         kept = f"; what was measured is in {run_dir}" if run_dir and run_dir.is_dir() else ""
+        kept += f", continue with: chronostat train --resume {run_dir}" if kept and resumable else ""
         problems.print(f"chronostat: interrupted{kept}", markup=False)
         raise typer.Exit(INTERRUPTED) from None
 
@@ -68,12 +69,13 @@ def demo(run_dir: RunDir = None, seed: Seed = None, overrides: Sets = None) -> N
     """The main job on the bundled model: calibrate, train, validate, write the report. Takes at most 8 minutes."""
     folder = run_dir or _new_folder("demo")
     with _for_people(folder):
-        from chronostat import verbs
         from chronostat.config import load_config
 
         config = load_config(None, [f"seconds={DEMO_SECONDS}", *(overrides or ())], seed=seed)
         if config.model.path or config.data.path:
             raise ConfigError("demo runs the bundled model on its own task; for yours: chronostat train CONFIG.toml")
+        from chronostat import verbs
+
         verbs.demo(config, folder, _command(), out)
 
 
@@ -88,17 +90,17 @@ def train(
 ) -> None:
     """Train a controller on measured latency; afterwards: chronostat validate RUN."""
     folder = resume or run_dir or _new_folder("train")
-    with _for_people(folder):
+    with _for_people(folder, resumable=True):
         if resume and (config_file or run_dir or seed is not None or overrides or dry_run):
             raise ConfigError("--resume continues a run with its own configuration; give no other option with it")
-        from chronostat import verbs
         from chronostat.config import load_config
 
-        if resume:
-            verbs.resume(resume, out)
-            return
-        config = load_config(config_file, overrides or (), seed=seed)
-        if dry_run:
+        config = None if resume else load_config(config_file, overrides or (), seed=seed)
+        from chronostat import verbs
+
+        if config is None:
+            verbs.resume(folder, out)
+        elif dry_run:
             verbs.forecast(config, out)
         else:
             verbs.train(config, folder, _command(), out)

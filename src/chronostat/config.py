@@ -7,9 +7,9 @@ its documentation (docs/config.md is made from this file).
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from chronostat.errors import ConfigError
 from chronostat.records import Budget, LatencyMetric
@@ -85,7 +85,7 @@ class RewardConfig(Frozen):
     """Exponent w of ``quality * (latency / budget) ** w``."""
     multiplier_rate: Annotated[float, Field(ge=0)] = 0.03
     """Step size of the Lagrange multipliers, per trial."""
-    margin: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.03
     """Share of each mean budget left free when the frozen policy is held to it."""
 
 
@@ -186,6 +186,15 @@ class Config(Frozen):
     direct: DirectConfig = DirectConfig()
     validation: ValidationConfig = ValidationConfig()
 
+    @model_validator(mode="after")
+    def _refuse_deaf_rewards(self) -> Self:
+        """The direct learner has no reward: it holds a budget by a price, a deadline by leaving settings out."""
+        default = RewardConfig()
+        named = (self.reward.mean, self.reward.deadline) != (default.mean, default.deadline)
+        if named and self.train.learner == "direct":
+            raise ValueError("reward.mean and reward.deadline are read by train.learner = 'rloo' only, not by 'direct'")
+        return self
+
 
 def load_config(path: Path | None, overrides: Sequence[str] = (), **top: object) -> Config:
     """Read a TOML file, apply ``section.key=value`` overrides, then the ``top`` keys that are not None.
@@ -255,7 +264,9 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key {key!r}; known keys: {', '.join(_known_keys(problem['loc']))}")
         else:
-            lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
+            lines.append(
+                (f"{key} = {problem['input']!r}: " if key else "") + problem["msg"].removeprefix("Value error, ")
+            )
     return "the configuration is not allowed: " + "; ".join(lines)
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from chronostat.records import Phase, PolicyScore
-from chronostat.report.text import milliseconds, ms_interval, percent, percent_interval, points_interval
+from chronostat.report.text import milliseconds, ms_interval, percent_interval, points_interval
 from chronostat.store import Validation
 from chronostat.survey import STAGES, Survey
 
@@ -28,10 +29,11 @@ class Bars:
         self._bars: Progress | None = None
         self._task = TaskID(0)
         self._name = ""
+        self._note = ""
 
     def begin(self, phase: Phase, seconds: float) -> None:
         """Start a bar."""
-        self._name = PHASE_NAMES[phase]
+        self._name, self._note = PHASE_NAMES[phase], ""
         if not self._console.is_terminal:
             self._console.print(f"{self._name}: at most {seconds:.0f} s")
             return
@@ -49,6 +51,7 @@ class Bars:
 
     def advance(self, fraction: float, note: str) -> None:
         """Move the bar."""
+        self._note = note
         if self._bars is not None:
             self._bars.update(self._task, completed=min(fraction, 1.0), note=note)
 
@@ -57,7 +60,7 @@ class Bars:
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
-        self._console.print(f"{self._name}: {note}")
+        self._console.print(f"{self._name}: {', '.join(filter(None, (self._note, note)))}")
 
 
 def verdict_table(validation: Validation) -> Table:
@@ -65,30 +68,34 @@ def verdict_table(validation: Validation) -> Table:
     metric = validation.metric or "latency"
     table = Table(
         title=f"{validation.samples} paired test samples; latency is {validation.source or 'measured'} {metric} + "
-        "controller_ms; brackets are 95 % intervals",
+        "controller_ms,\nits mean under a mean budget, its 95th percentile under a deadline; [95 % intervals]",
         title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+        collapse_padding=True,
     )
-    for head in ("budget", "policy", "accuracy", "controller's gain (points)", "mean latency", "of budget", "kept"):
-        table.add_column(head, justify="left" if head in {"budget", "policy"} else "right", no_wrap=True)
-    budgets = list(dict.fromkeys(score.budget for score in validation.scores))
-    for budget in budgets:
-        for score in (each for each in validation.scores if each.budget == budget and each.policy != "full"):
-            table.add_row(*_cells(score), style="bold" if score.policy == "controller" else None)
+    table.add_column("", no_wrap=True)
+    for head in ("accuracy (%)", "gain (points)", "latency", "share", "kept"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for budget in dict.fromkeys(score.budget for score in validation.scores):
+        scores = [score for score in validation.scores if score.budget == budget]
         table.add_section()
+        table.add_row(str(budget), "", "", milliseconds(scores[0].budget_ms), "100 %", style="bold")
+        for score in scores:
+            table.add_row(*_cells(score))
     return table
 
 
 def _cells(score: PolicyScore) -> Sequence[str]:
-    ours = score.policy == "controller"
-    used = score.mean_ms.point if score.budget.kind == "mean" else score.p95_ms
+    latency_ms = score.mean_ms.point if score.budget.kind == "mean" else score.p95_ms
     return (
-        f"{score.budget} = {milliseconds(score.budget_ms)}" if ours else "",
-        score.policy,
-        percent_interval(score.accuracy),
+        f" {score.policy}",
+        percent_interval(score.accuracy).replace(" %", ""),
         points_interval(score.gain),
-        milliseconds(score.mean_ms.point),
-        percent(used / score.budget_ms) + (" (p95)" if score.budget.kind == "deadline" else ""),
-        "yes" if score.kept else "NO",
+        milliseconds(latency_ms),
+        f"{100 * latency_ms / score.budget_ms:.0f} %",
+        "yes" if score.kept else "no",
     )
 
 

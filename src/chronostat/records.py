@@ -139,7 +139,7 @@ class Conditions:
         mine, theirs = asdict(self), asdict(other)
         differing = [f"{name}: {mine[name]} != {theirs[name]}" for name in mine if mine[name] != theirs[name]]
         if differing:
-            raise UnlikeConditions(f"measured under unlike conditions ({'; '.join(differing)}); run anew")
+            raise UnlikeConditions(f"measured under unlike conditions: {'; '.join(differing)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 from chronostat.errors import MeasurementError
 from chronostat.execution import SampleRequest, execute
+from chronostat.knobs import applied
 from chronostat.measure.conditions import read_conditions
 from chronostat.measure.statistics import median_interval
 from chronostat.models.load import Vlm
@@ -101,6 +102,9 @@ def survey(
         KnobError: an unknown knob or an illegal value; nothing has been measured then.
         Exception: whatever the model raises.
     """
+    for setting in settings:
+        with applied(setting, vlm.model, vlm.processor):
+            pass
     rng = np.random.default_rng(seed)
     executions: dict[Setting, list[Execution]] = {setting: [] for setting in settings}
     for block in range(repeats + 1):

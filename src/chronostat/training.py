@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
+from chronostat.config import Config
 from chronostat.control.calibration import ANCHOR_WINDOW, Anchors, Calibration, calibrate
 from chronostat.control.controller import Controller, ControllerFacts
 from chronostat.control.learners import learner_by_name
@@ -54,8 +55,9 @@ def _begin(session: Session) -> _Start:
     session.store.update_facts(
         full_ms={"calibrate": calibration.full_ms}, budget_range=[low, high], calibration=asdict(calibration)
     )
-    trainer.replay(session.store.trials("train"))
-    return _Start(trainer=trainer, calibration=calibration, trained_s=0.0)
+    start = _Start(trainer=trainer, calibration=calibration, trained_s=0.0)
+    _save_checkpoint(session, start, 0.0)  # before the first trial: stored trials belong to this calibration's budgets
+    return start
 
 
 def _continue(session: Session) -> _Start:
@@ -114,13 +116,16 @@ def training_seconds(session: Session) -> float:
 
     The time of an execution is taken from what this process has executed so far.
     """
-    config, whole_s = session.config, session.config.seconds
-    if whole_s is None:
+    elapsed_s = session.runner.elapsed_s
+    return training_box_s(session.config, elapsed_s, elapsed_s / max(session.counter.calls, 1))
+
+
+def training_box_s(config: Config, elapsed_s: float, execution_s: float) -> float:
+    """The same from the seconds that have gone by, and those that one execution takes."""
+    if config.seconds is None:
         return config.train.seconds
-    execution_s = session.runner.elapsed_s / max(session.counter.calls, 1)
     validation_s = config.validation.select_seconds + config.validation.samples * JUDGED_SETTINGS * execution_s
-    left_s = whole_s - session.runner.elapsed_s - validation_s
-    return min(config.train.seconds, max(left_s, _LEAST_TRAINING_S))
+    return min(config.train.seconds, max(config.seconds - elapsed_s - validation_s, _LEAST_TRAINING_S))
 
 
 def _save_checkpoint(session: Session, start: _Start, trained_s: float) -> None:

@@ -23,7 +23,7 @@ class TrialRunner:
     Attributes:
         full: the setting of the anchors.
         source: what this run's latencies are. In a measured run an execution whose stages were not seen is recorded as
-            invalid; in a ``total_only`` run the stages of those that were seen are left out.
+            invalid; in a ``total_only`` run the stages of those that were seen are left out. None: not decided yet.
         keep: called with every finished trial (the store).
         anchor_every_s: an anchor is added to a trial when the last one that was measured is older than this.
 
@@ -40,7 +40,7 @@ class TrialRunner:
     seed: int
     keep: Callable[[Trial], None]
     anchor_every_s: float
-    source: Source = "measured"
+    source: Source | None = "measured"
     _last_anchor_ns: int | None = field(default=None, init=False)
     _start_ns: int = field(init=False)
 
@@ -129,12 +129,12 @@ class TrialRunner:
         """The execution as this run counts it: one run has one source."""
         timing = execution.timing
         assert timing is not None
-        if timing.source == self.source:
+        if self.source in {None, timing.source}:
             return execution
         if self.source == "measured":
             return _failed(request, execution.setting, timing.unseen or "the stages were not seen")
         total = StageTiming(
-            source=self.source,
+            source="total_only",
             total_ms=timing.total_ms,
             new_tokens=timing.new_tokens,
             decode_steps=timing.decode_steps,

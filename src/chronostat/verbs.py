@@ -1,32 +1,49 @@
 """What the verbs of the command line do, once their arguments are parsed."""
 
 import json
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 from chronostat.config import Config, overridden
 from chronostat.console import Bars, survey_table, verdict_table
-from chronostat.control.controller import load_controller
+from chronostat.control.controller import FACTS as CONTROLLER_FACTS
+from chronostat.control.controller import Controller, load_controller
 from chronostat.data.demo import DemoTask
 from chronostat.data.jsonl import load_images
 from chronostat.data.samples import Sample
 from chronostat.errors import ConfigError, StoreError
 from chronostat.execution import SampleRequest, request_for
 from chronostat.models.load import Vlm
-from chronostat.records import Setting
+from chronostat.records import Phase, Setting
 from chronostat.report import write_picture, write_report
-from chronostat.session import Material, begin, load_model, reopen
+from chronostat.session import (
+    Material,
+    Session,
+    begin,
+    begin_with,
+    load_data,
+    load_model,
+    reopen,
+    reopen_with,
+    require_like,
+)
 from chronostat.store import RunStore, Validation
-from chronostat.store.atomic import write_whole
+from chronostat.store.atomic import disk_errors
+from chronostat.store.run import FACTS, VALIDATION
 from chronostat.survey import survey
-from chronostat.training import CONTROLLER, JUDGED_SETTINGS
+from chronostat.training import CONTROLLER, JUDGED_SETTINGS, training_box_s
 from chronostat.training import train as run_training
 from chronostat.validation import validate as run_validation
+
+SIGNIFICANT = 0.01  # of the test whether choices depend on the kind of question
 
 disable_progress_bar()  # a bar for a load that takes a second; only the command line decides what is shown
 
@@ -35,10 +52,7 @@ def demo(config: Config, folder: Path, command: str, out: Console) -> None:
     """Train, validate and report in one process."""
     out.print(f"Chronostat runs its main job in {folder}: at most 8 minutes. It reads no earlier run.")
     with begin(config, run_dir=folder, command=command, progress=Bars(out)) as session:
-        controller = run_training(session)
-        verdict = run_validation(session, controller)
-        session.store.compact()
-    _say_verdict(verdict, out)
+        _judge(session, run_training(session), out)
     report(folder, out)
 
 
@@ -53,7 +67,7 @@ def train(config: Config, folder: Path, command: str, out: Console) -> None:
 def resume(folder: Path, out: Console) -> None:
     """The rest of a training run that ended early."""
     store = RunStore.open(folder)
-    if store.holds(f"{CONTROLLER}/controller.json"):
+    if _is_trained(store):
         raise StoreError(f"{folder} has finished training; next: chronostat validate {folder}")
     with reopen(store, config=_stored_config(store), progress=Bars(out)) as session:
         run_training(session)
@@ -63,56 +77,117 @@ def resume(folder: Path, out: Console) -> None:
 
 def validate(run: Path, to: Path | None, overrides: Sequence[str], command: str, out: Console) -> None:
     """The verdict on a trained controller."""
-    store = RunStore.open(run)
-    config = _with_overrides(_stored_config(store), overrides)
-    if not (run / CONTROLLER).is_dir():
+    trained = RunStore.open(run)
+    config = _with_overrides(_stored_config(trained), overrides)
+    if not _is_trained(trained):
         raise StoreError(f"{run} holds no controller yet; continue it with: chronostat train --resume {run}")
-    if to is not None:
-        store = RunStore.create(to, {**store.facts, "command": command, "trained_in": str(run), "phases": {}})
-        shutil.copytree(run / CONTROLLER, to / CONTROLLER)
-    elif store.trials("select") or store.trials("test"):
+    if to is None:
+        _require_unjudged(trained)
+    material = Material.load(config)
+    require_like(material, trained)
+    progress = Bars(out)
+    if to is None:
+        opened = reopen_with(material, trained, progress=progress)
+    else:
+        known = {key: trained.facts[key] for key in ("full_ms", "budget_range") if key in trained.facts}
+        opened = begin_with(material, run_dir=to, command=command, progress=progress, trained_in=str(run), **known)
+    with opened as session:
+        if to is not None:
+            _copy_controller(run, to)
+        session.store.update_facts(config=config.model_dump(mode="json"))
+        _judge(session, load_controller(run / CONTROLLER, material.vlm.model, material.vlm.processor), out)
+    report(to or run, out)
+
+
+def _require_unjudged(store: RunStore) -> None:
+    """Accept a run whose validation has not begun."""
+    if store.holds(VALIDATION):
         raise StoreError(
-            f"{run} has been validated: its test split is judged once; for another verdict name a new run with --to DIR"
+            f"{store.folder} has been validated: its test split is judged once; for another verdict name a new run "
+            "with --to DIR"
         )
-    with reopen(store, config=config, progress=Bars(out)) as session:
-        vlm = session.material.vlm
-        controller = load_controller(store.folder / CONTROLLER, vlm.model, vlm.processor)
-        verdict = run_validation(session, controller)
-        session.store.compact()
+    if store.trials("select") or store.trials("test"):
+        raise StoreError(
+            f"the validation of {store.folder} was interrupted, and its samples are judged once; for a verdict name a "
+            "new run with --to DIR"
+        )
+
+
+def _copy_controller(run: Path, to: Path) -> None:
+    with disk_errors(to / CONTROLLER):
+        try:
+            shutil.copytree(run / CONTROLLER, to / CONTROLLER, dirs_exist_ok=True)
+        except shutil.Error as error:  # all that could not be copied
+            raise OSError(str(error)) from error
+
+
+def _judge(session: Session, controller: Controller, out: Console) -> None:
+    verdict = run_validation(session, controller)
+    session.store.compact()
     _say_verdict(verdict, out)
-    report(store.folder, out)
+    for line in _shortcomings(session, verdict):
+        out.print(line)
+
+
+def _shortcomings(session: Session, verdict: Validation) -> Generator[str]:
+    """What a reader of the verdict should know that the table does not say."""
+    validation = session.config.validation
+    judged = len(session.store.trials("test"))
+    asked = min(validation.samples, len(session.samples("test")))
+    if judged < asked:
+        yield f"judged on {judged} of {asked} test samples: the time box of {validation.seconds:.0f} s ended before"
+    if judged > verdict.samples:
+        yield f"{judged - verdict.samples} of {judged} judged samples are left out: not every policy could be measured"
+    trials = [*session.store.trials("select"), *session.store.trials("test")]
+    failed = sum(execution.invalid is not None for trial in trials for execution in trial.executions)
+    if failed:
+        yield f"{failed} executions of the validation failed; the report says why"
 
 
 def report(folder: Path, out: Console) -> None:
     """The page of a run, and its picture once there is a verdict."""
     store = RunStore.open(folder)
     out.print(f"report: {write_report(store)}")
-    if store.holds("validation.json"):
+    if store.holds(VALIDATION):
         out.print(f"picture: {write_picture(store, folder / 'report.svg')}")
 
 
 def forecast(config: Config, out: Console) -> None:
     """How many executions a run takes and how long, from one sample executed under every setting."""
-    material = Material.load(config)
-    vlm, space, samples = material.vlm, material.space, material.dataset.split("train")
-    request = request_for(samples[0], vlm.processor, None)
-    probed = survey(vlm, request, space.settings, repeats=1, max_new_tokens=config.measure.max_new_tokens)
-    execution_s = sum(e.request_ms or 0.0 for runs in probed.executions.values() for e in runs) / len(space) / 1e3
-    validation = config.validation
-    table = Table("phase", "time box (s)", "about how many executions")
-    boxes = {
-        "calibrate": config.train.calibration_seconds,
-        "train": config.train.seconds,
-        "select": validation.select_seconds,
-    }
-    for phase, seconds in boxes.items():
-        table.add_row(phase, f"{seconds:.0f}", f"{seconds / execution_s:,.0f}")
-    judged = validation.samples * JUDGED_SETTINGS
-    table.add_row("test", f"{min(validation.seconds, judged * execution_s):.0f}", f"{judged:,}")
-    out.print(f"{len(space)} settings; one execution takes about {1e3 * execution_s:.0f} ms (measured, one sample).")
+    dataset = load_data(config)
+    vlm = load_model(config)
+    material = Material.of(config, vlm, dataset)
+    request = request_for(dataset.split("train")[0], vlm.processor, None)
+    probed = survey(vlm, request, material.space.settings, repeats=1, max_new_tokens=config.measure.max_new_tokens)
+    requests_ms = [e.request_ms or 0.0 for runs in probed.executions.values() for e in runs]
+    execution_s = sum(requests_ms) / len(requests_ms) / 1e3
+    table = Table("phase", "about how many executions", "seconds")
+    whole_s = 0.0
+    for phase, (box_s, most) in _limits(config, len(material.space), execution_s).items():
+        executions = min(box_s / execution_s, most)
+        whole_s += executions * execution_s
+        table.add_row(phase, f"{executions:,.0f}", f"{executions * execution_s:.0f}")
+    table.add_row("together", f"{whole_s / execution_s:,.0f}", f"{whole_s:.0f}")
+    out.print(
+        f"{len(material.space)} settings; one execution takes about {1e3 * execution_s:.0f} ms (measured, one sample)."
+    )
     for reason in material.absent.values():
         out.print(f"absent: {reason}", markup=False)
     out.print(table)
+
+
+def _limits(config: Config, settings: int, execution_s: float) -> dict[Phase, tuple[float, float]]:
+    """Of each phase the most seconds and the most executions."""
+    train, validation = config.train, config.validation
+    return {
+        "calibrate": (train.calibration_seconds, math.inf),
+        "train": (
+            training_box_s(config, train.calibration_seconds, execution_s),
+            math.inf if train.trials is None else train.trials * train.group_size,
+        ),
+        "select": (validation.select_seconds, validation.select_samples * settings),
+        "test": (validation.seconds, validation.samples * JUDGED_SETTINGS),
+    }
 
 
 def measure(
@@ -131,8 +206,16 @@ def measure(
     measured = survey(vlm, request, wanted, repeats=repeats, max_new_tokens=config.measure.max_new_tokens)
     out.print(survey_table(measured))
     if json_file is not None:
-        write_whole(json_file, (json.dumps(measured.to_json(), indent=2) + "\n").encode())
+        _write_json(json_file, measured.to_json())
         out.print(f"every repeat: {json_file}")
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write where the user said, in place: it may be a pipe or a device."""
+    try:
+        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; name another file with --json") from None
 
 
 def _request(vlm: Vlm, images: Sequence[Path], prompt: str | None, *, own_model: bool) -> SampleRequest:
@@ -146,8 +229,18 @@ def _request(vlm: Vlm, images: Sequence[Path], prompt: str | None, *, own_model:
     return request_for(DemoTask().split("validation")[0], vlm.processor, None)
 
 
+def _is_trained(store: RunStore) -> bool:
+    return store.holds(f"{CONTROLLER}/{CONTROLLER_FACTS}")
+
+
 def _stored_config(store: RunStore) -> Config:
-    return Config.model_validate(store.facts["config"])
+    try:
+        return Config.model_validate(store.facts["config"])
+    except (KeyError, ValidationError) as error:
+        raise StoreError(
+            f"the configuration in {store.folder / FACTS} cannot be used: {error}; it was not written by this version "
+            "of chronostat"
+        ) from None
 
 
 def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:
@@ -172,7 +265,8 @@ def _say_verdict(verdict: Validation, out: Console) -> None:
         out.print(f"validation: {counted.executions:,} stored executions, {counted.generate_calls:,} generate() calls")
     if differ is not None:
         settings = len(set(differ.most_chosen.values()))
+        seen = "depend" if differ.p_value < SIGNIFICANT and settings > 1 else "were not seen to depend"
         out.print(
-            f"{differ.budget}: the most chosen setting differs between kinds of question ({settings} different ones; "
-            f"permutation test of independence p = {differ.p_value:.4f}); the controller never sees the kind"
+            f"{differ.budget}: the chosen settings {seen} on the kind of question, which the controller never sees "
+            f"(permutation test p = {differ.p_value:.4f}; {settings} different settings are the most chosen of a kind)"
         )

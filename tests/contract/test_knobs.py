@@ -295,9 +295,12 @@ def test_an_unknown_knob_lists_the_known_ones(bundled):
         find_knob("depth", bundled.model, bundled.processor)
 
 
-def test_vision_tokens_needs_a_processor_that_cuts_tiles(bundled):
-    with pytest.raises(KnobError, match="vision_tokens needs an image processor with max_patches"):
+def test_vision_tokens_needs_a_processor_that_cuts_tiles(bundled, monkeypatch):
+    with pytest.raises(KnobError, match="a ready batch has its image tokens already"):
         find_knob("vision_tokens", bundled.model, None)
+    monkeypatch.setattr(bundled.processor.image_processor, "crop_to_patches", False)
+    with pytest.raises(KnobError, match="InternVLProcessor does not say that it cuts images into tiles"):
+        find_knob("vision_tokens", bundled.model, bundled.processor)
 
 
 def test_the_space_is_the_product_of_what_the_model_offers(bundled):
@@ -314,5 +317,5 @@ def test_asked_values_join_full_and_absent_knobs_give_their_reason():
     assert absent.keys() == {"vision_tokens"}
     with pytest.raises(KnobError, match="moe_topk = 9 is not legal"):
         find_space(molmo_like(), None, {"moe_topk": (9,)})
-    with pytest.raises(KnobError, match="vision_tokens needs an image processor"):
+    with pytest.raises(KnobError, match="a ready batch has its image tokens already"):
         find_space(molmo_like(), None, {"vision_tokens": (16,)})

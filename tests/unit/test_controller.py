@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from chronostat.control.controller import FACTS, POLICY, Controller, ControllerF
 from chronostat.control.learners import LEARNERS, learner_by_name
 from chronostat.control.observation import Observer
 from chronostat.data.demo import DemoTask
-from chronostat.errors import BudgetError, ModelError, StoreError
+from chronostat.errors import BudgetError, ModelError, StoreError, UnlikeConditions
 from chronostat.execution import request_for
 from chronostat.knobs import find_space
 from chronostat.measure.clock import CpuClock
@@ -90,10 +91,19 @@ def test_the_directory_is_readable_json_and_tensors(controller, folder, bundled)
 
 
 def test_it_can_be_saved_again_and_recalibrated(controller, folder, bundled):
-    controller.recalibrated(160.0).save(folder)
+    controller.recalibrated(160.0, bundled.model).save(folder)
     loaded = load_controller(folder, bundled.model, bundled.processor)
     assert loaded.full_ms == 160.0
     assert controller.full_ms == FULL_MS
+
+
+def test_milliseconds_of_other_conditions_are_refused_unless_full_is_given(folder, bundled):
+    edit(folder, conditions=asdict(replace(read_conditions(bundled.model), threads=7)))
+    with pytest.raises(UnlikeConditions, match=r"other conditions \(.*threads: 7 != 1\); .* pass it as full_ms"):
+        load_controller(folder, bundled.model, bundled.processor)
+    loaded = load_controller(folder, bundled.model, bundled.processor, full_ms=99.0)
+    assert loaded.full_ms == 99.0
+    assert loaded.facts.conditions == read_conditions(bundled.model)
 
 
 def test_another_model_is_refused(folder, bundled):

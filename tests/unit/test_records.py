@@ -106,5 +106,5 @@ def test_unlike_conditions_are_refused_by_name():
         attention="sdpa",
     )
     mine.require_like(replace(mine))
-    with pytest.raises(UnlikeConditions, match=r"\(threads: 1 != 2; torch: 2 != 3\); run anew"):
+    with pytest.raises(UnlikeConditions, match=r"conditions: threads: 1 != 2; torch: 2 != 3$"):
         mine.require_like(replace(mine, threads=2, torch="3"))

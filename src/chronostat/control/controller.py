@@ -19,11 +19,12 @@ from chronostat.control.learners.base import Learner
 from chronostat.control.learners.limits import TooTightError
 from chronostat.control.observation import Observer
 from chronostat.data.samples import Sample
-from chronostat.errors import BudgetError, ChronostatError, ModelError, StoreError
+from chronostat.errors import BudgetError, ChronostatError, ModelError, StoreError, UnlikeConditions
 from chronostat.execution import Request, SampleRequest, execute
 from chronostat.files import read_tensors, write_tensors, write_text
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import Clock, clock_for
+from chronostat.measure.conditions import read_conditions
 from chronostat.measure.generate import device_of
 from chronostat.models.load import fingerprint
 from chronostat.records import Budget, BudgetKind, Conditions, Execution, KnobValue, LatencyMetric, Setting
@@ -105,9 +106,10 @@ class Controller:
         """Median of that latency at ``full`` when it was calibrated last."""
         return self.facts.full_ms
 
-    def recalibrated(self, full_ms: float) -> "Controller":
-        """The same policy on another day or a slower machine: budgets in ms are read against ``full_ms``."""
-        return replace(self, facts=self.facts.model_copy(update={"full_ms": full_ms}))
+    def recalibrated(self, full_ms: float, model: PreTrainedModel) -> "Controller":
+        """The same policy on another day or machine: budgets in ms are read against ``full_ms``, measured there."""
+        now = {"full_ms": full_ms, "conditions": read_conditions(model)}
+        return replace(self, facts=self.facts.model_copy(update=now))
 
     def choose(self, request: Request, budget: Budget, clock: Clock) -> Choice:
         """The setting for a request under a budget.
@@ -177,10 +179,20 @@ class Controller:
         write_text(Path(folder) / FACTS, saved.model_dump_json(indent=2) + "\n")
 
 
-def load_controller(folder: str | Path, model: PreTrainedModel, processor: ProcessorMixin | None) -> Controller:
+def load_controller(
+    folder: str | Path, model: PreTrainedModel, processor: ProcessorMixin | None, *, full_ms: float | None = None
+) -> Controller:
     """Read a controller for the model it was trained for.
 
+    Args:
+        folder: its directory.
+        model: the model.
+        processor: the model's processor; None for ready batches.
+        full_ms: the metric's median at ``full``, measured here and now. Without it, budgets in ms are read against the
+            one of the training, so that the conditions have to be those of the training.
+
     Raises:
+        UnlikeConditions: without ``full_ms``, on another machine, thread count, library version ...; names them.
         StoreError: the directory holds no controller, or a damaged one.
         ModelError: it belongs to another model, or sees requests through another processor.
     """
@@ -201,7 +213,17 @@ def load_controller(folder: str | Path, model: PreTrainedModel, processor: Proce
         learner = _restore(facts, observer.size, tensors)
     except (ChronostatError, RuntimeError, KeyError) as error:  # unknown learner, or tensors of other names or shapes
         raise StoreError(f"cannot read the controller in {folder}: {error}; train it anew") from error
-    return Controller(learner=learner, observer=observer, facts=facts)
+    controller = Controller(learner=learner, observer=observer, facts=facts)
+    if full_ms is not None:
+        return controller.recalibrated(full_ms, model)
+    try:
+        facts.conditions.require_like(read_conditions(model))
+    except UnlikeConditions as error:
+        raise UnlikeConditions(
+            f"the controller in {folder} counts in milliseconds of other conditions ({error}); set the same ones, or "
+            "measure full here and pass it as full_ms"
+        ) from None
+    return controller
 
 
 def _read(folder: Path) -> tuple[_Saved, dict[str, Tensor]]:

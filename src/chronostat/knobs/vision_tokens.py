@@ -12,7 +12,7 @@ _SHARES = (1, 9 / 16, 1 / 4, 0)  # of the most tiles; the last one is always the
 
 
 class VisionTokens(Knob):
-    """Most image tokens per image, for processors that cut tiles (``max_patches`` of InternVL and GOT-OCR).
+    """Most image tokens per image, for processors that cut tiles (``max_patches`` of InternVL).
 
     With more than one tile the processor adds a thumbnail, so n tiles give ``(n + 1) * tokens_per_tile`` tokens and one
     tile gives ``tokens_per_tile``. Images whose shape fits fewer tiles get fewer tokens: the value is an upper bound.
@@ -29,12 +29,19 @@ class VisionTokens(Knob):
     @classmethod
     def find(cls, model: PreTrainedModel, processor: ProcessorMixin | None) -> Self:
         """Read the most tiles and the tokens of one tile from the processor."""
+        if processor is None:
+            raise KnobError(
+                "vision_tokens: a ready batch has its image tokens already; it takes the processor to change"
+            )
         image_processor = getattr(processor, "image_processor", None)
         most_tiles = getattr(image_processor, "max_patches", None)
         tokens_per_tile = getattr(processor, "image_seq_length", None)
-        if not isinstance(most_tiles, int) or not isinstance(tokens_per_tile, int):
-            named = type(image_processor).__name__ if processor else "a ready batch, which has no processor"
-            raise KnobError(f"vision_tokens needs an image processor with max_patches (InternVL, GOT-OCR); got {named}")
+        cuts_tiles = getattr(image_processor, "crop_to_patches", False)
+        if not (isinstance(most_tiles, int) and isinstance(tokens_per_tile, int) and cuts_tiles):
+            raise KnobError(
+                f"vision_tokens: {type(processor).__name__} does not say that it cuts images into tiles, with "
+                "image_seq_length tokens each and at most max_patches of them, as InternVL's processor does"
+            )
         return cls(max(1, getattr(image_processor, "min_patches", 1)), most_tiles, tokens_per_tile)
 
     def check(self, value: KnobValue) -> None:

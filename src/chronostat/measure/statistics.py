@@ -29,7 +29,7 @@ class PairedBootstrap:
     def __init__(self, samples: int, seed: int) -> None:
         self._n = samples
         counts = np.random.default_rng(seed).multinomial(samples, np.full(samples, 1 / samples), size=RESAMPLES)
-        self._shares = counts / samples  # [R, n]: how often each sample was drawn, summing to 1
+        self._counts = counts.astype(np.float64)  # [R, n]: how often each sample was drawn
 
     def mean(self, values: Floats) -> Estimate:
         """Mean of one value per sample, shape [n], with its 95 % interval; NaN bounds for fewer than 2 samples."""
@@ -37,7 +37,7 @@ class PairedBootstrap:
         if self._n < 2:
             return Estimate(point=point, low=float("nan"), high=float("nan"))
         tail = (1 - _CONFIDENCE) / 2
-        low, high = np.quantile(self._shares @ values, [tail, 1 - tail])
+        low, high = np.quantile(self._counts @ values / self._n, [tail, 1 - tail])  # whole counts: a gain of 0 is 0
         return Estimate(point=point, low=float(low), high=float(high))
 
 

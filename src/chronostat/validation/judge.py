@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from chronostat.control.controller import Controller
-from chronostat.data.samples import Sample
-from chronostat.errors import MeasurementError
-from chronostat.execution import Request
+from chronostat.errors import ConfigError, MeasurementError, UnlikeConditions
+from chronostat.execution import Request, identity
 from chronostat.measure.statistics import PairedBootstrap, dependence_p_value
 from chronostat.records import Budget, Decision, PolicyScore
 from chronostat.session import Session
@@ -46,11 +45,13 @@ def validate(session: Session, controller: Controller) -> Validation:
 
     Raises:
         BudgetError: no setting can meet one of the budgets; nothing is executed then.
+        ConfigError: no budgets, or too few samples to judge on; nothing is executed then.
+        DataError: there are no test samples; nothing is executed then.
+        UnlikeConditions: the controller's budgets limit another latency; nothing is executed then.
         MeasurementError: too few samples could be measured.
     """
-    config = session.config.validation
-    budgets = config.budgets()
-    _check_budgets(session, controller, budgets)
+    budgets = _budgets(session)
+    _check(session, controller, budgets)
     selection = select_rivals(session, budgets)
     judged = _measure(session, controller, budgets, selection)
     validation = _summary(session, selection, judged)
@@ -58,7 +59,27 @@ def validate(session: Session, controller: Controller) -> Validation:
     return validation
 
 
-def _check_budgets(session: Session, controller: Controller, budgets: Sequence[Budget]) -> None:
+def _budgets(session: Session) -> tuple[Budget, ...]:
+    """Each budget once; what is stored tells them apart by their names."""
+    budgets = tuple(dict.fromkeys(session.config.validation.budgets()))
+    if not budgets:
+        raise ConfigError("validation.mean_budgets and validation.deadlines are both empty; name a budget to judge")
+    name, n = Counter(map(str, budgets)).most_common(1)[0]
+    if n > 1:
+        raise ConfigError(f"validation: {n} budgets are called {name!r}; let them differ by at least 0.01")
+    return budgets
+
+
+def _check(session: Session, controller: Controller, budgets: Sequence[Budget]) -> None:
+    if controller.metric != session.metric:
+        raise UnlikeConditions(
+            f"the controller was trained on {controller.metric}, this run measures {session.metric}; train one for it"
+        )
+    asked, there = session.config.validation.samples, len(session.samples("test"))
+    if min(asked, there) < _LEAST_SAMPLES:
+        raise ConfigError(
+            f"validation.samples = {asked} of {there} test samples; intervals need at least {_LEAST_SAMPLES}"
+        )
     request = session.runner.request(session.samples("validation")[0])
     for budget in budgets:
         controller.choose(request, budget, session.clock)
@@ -78,7 +99,7 @@ def _measure(session: Session, controller: Controller, budgets: Sequence[Budget]
             if used >= 1 and index >= _LEAST_SAMPLES:
                 break
             request = runner.request(sample)
-            chosen = [_decide(session, controller, request, sample, budget) for budget in budgets]
+            chosen = [_decide(session, controller, request, budget) for budget in budgets]
             table.add(runner.run("test", index, request, [*fixed, *(decision.setting for decision in chosen)]))
             session.store.append(chosen)
             for decision in chosen:
@@ -87,12 +108,10 @@ def _measure(session: Session, controller: Controller, budgets: Sequence[Budget]
     return _judged(session, table, decisions, fixed=[session.space.index(setting) for setting in fixed])
 
 
-def _decide(session: Session, controller: Controller, request: Request, sample: Sample, budget: Budget) -> Decision:
+def _decide(session: Session, controller: Controller, request: Request, budget: Budget) -> Decision:
     choice = controller.choose(request, budget, session.clock)
     return Decision(
-        sample_id=sample.id,
-        split=sample.split,
-        kind=sample.kind,
+        **identity(request),
         budget=budget,
         setting=choice.setting,
         controller_ms=choice.controller_ms,
@@ -108,8 +127,8 @@ def _judged(session: Session, table: Measurements, decisions: dict[Budget, list[
     rows = pool.rows[np.all([finite[pool.rows] for finite in everywhere], axis=0)]
     if len(rows) < _LEAST_SAMPLES:
         raise MeasurementError(
-            f"only {len(rows)} of {len(table.quality)} test samples could be measured under every policy; see the "
-            "failures in the run"
+            f"only {len(rows)} of {len(table.quality)} test samples could be measured under every policy: executions "
+            "failed, or answers could not be scored; see the failures in the run"
         )
     return Judged(
         pool=Pool(quality=np.array(table.quality)[rows], latency_ms=np.array(table.latency_ms)[rows], rows=rows),

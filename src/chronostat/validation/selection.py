@@ -56,7 +56,7 @@ def select_rivals(session: Session, budgets: Sequence[Budget]) -> Selection:
     (``finalists``), so that these are compared on many more samples.
 
     Raises:
-        MeasurementError: no sample could be measured under all finalists.
+        MeasurementError: no sample could be measured under all settings that are compared.
     """
     config = session.config.validation
     table = Measurements(space=session.space, metric=session.metric)
@@ -70,14 +70,22 @@ def select_rivals(session: Session, budgets: Sequence[Budget]) -> Selection:
             if used >= 1 and index >= _LEAST_SAMPLES:
                 break
             if used >= _OPEN_SHARE and index >= _LEAST_SAMPLES and len(running) == len(session.space):
-                running = finalists(table.complete(running), budgets)
+                running = finalists(_complete(table, running), budgets)
             settings = [session.space.settings[i] for i in running]
             table.add(runner.run("select", index, runner.request(sample), settings))
             session.progress.advance(max(used, index / len(samples)), f"{len(running)} settings")
-    pool = table.complete(running)
-    if not len(pool):
-        raise MeasurementError("no validation sample could be measured under all finalists; see the run's failures")
+    pool = _complete(table, running)
     return Selection(samples=len(pool), rivals={budget: _rivals(pool, running, budget) for budget in budgets})
+
+
+def _complete(table: Measurements, settings: Sequence[int]) -> Pool:
+    pool = table.complete(settings)
+    if not len(pool):
+        raise MeasurementError(
+            f"none of {len(table.quality)} validation samples could be measured under all {len(settings)} settings: "
+            "executions failed, or answers could not be scored; see the failures in the run"
+        )
+    return pool
 
 
 def full_ms(pool: Pool) -> float:

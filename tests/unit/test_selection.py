@@ -1,0 +1,97 @@
+"""What stays in the race on the validation split, and what the controller has to beat."""
+
+import numpy as np
+import pytest
+
+from chronostat.errors import MeasurementError
+from chronostat.records import Budget, Setting
+from chronostat.validation.policies import Mix, Pool
+from chronostat.validation.selection import Rivals, Selection, finalists, full_ms, select_rivals
+from stand_ins.runs import fail_under
+
+MEANS = [Budget(kind="mean", fraction=fraction) for fraction in (0.3, 0.5)]
+
+
+def make_pool(accuracies, latencies_ms, n=20):
+    """Each setting is right on its share of n samples, and takes the same on all."""
+    quality = np.array([[row < round(accuracy * n) for accuracy in accuracies] for row in range(n)], dtype=float)
+    return Pool(quality=quality, latency_ms=np.tile(np.array(latencies_ms, dtype=float), (n, 1)), rows=np.arange(n))
+
+
+def test_the_denominator_is_the_median_of_full():
+    pool = Pool(
+        quality=np.ones((3, 2)),
+        latency_ms=np.array([[10.0, 1.0], [400.0, 1.0], [20.0, 1.0]]),
+        rows=np.arange(3),
+    )
+    assert full_ms(pool) == 20
+
+
+def test_finalists_are_full_the_fastest_the_hull_and_the_best_of_each_budget():
+    # of full:         1    .29   .28   .26   .25   .45    .2    .9
+    latencies_ms = [100.0, 29.0, 28.0, 26.0, 25.0, 45.0, 20.0, 90.0]
+    accuracies = [0.9, 0.6, 0.55, 0.5, 0.45, 0.4, 0.1, 0.2]
+    # budget .3: 1, 2 and 3 are the three best; .5: the same three beat 5; hull: 6, 4?, 1, 0
+    # 4 at (25, .45) lies above the line from 6 (20, .1) to 1 (29, .6): .1 + 5 / 9 * .5 = .378; so it stays as well
+    assert finalists(make_pool(accuracies, latencies_ms), MEANS) == [0, 1, 2, 3, 4, 6]
+
+
+def test_a_setting_just_above_a_budget_stays_in_the_race():
+    # the limit of .3 is 30 ms; 31 ms are within its slack of 5 %, 32 are not; both are on no hull
+    pool = make_pool([1.0, 1.0, 0.3, 0.3], [100.0, 20.0, 31.0, 32.0])
+    assert finalists(pool, MEANS[:1]) == [0, 1, 2]
+
+
+def test_where_nobody_keeps_a_budget_full_and_the_fastest_stay():
+    pool = make_pool([0.9, 0.5, 0.4], [100.0, 80.0, 90.0])
+    assert finalists(pool, [Budget(kind="mean", fraction=0.1)]) == [0, 1]
+    assert finalists(pool, [Budget(kind="deadline", fraction=0.1)]) == [0, 1]
+
+
+def test_the_hull_has_no_vertex_below_a_mix_of_two_others():
+    # (20, .2), (60, .5), (100, .9): the middle one lies below the line, .2 + .7 / 2 = .55
+    assert finalists(make_pool([0.9, 0.5, 0.2], [100.0, 60.0, 20.0]), [Budget(kind="mean", fraction=0.1)]) == [0, 2]
+    # (20, .2), (60, .6), (100, .9): above it
+    assert finalists(make_pool([0.9, 0.6, 0.2], [100.0, 60.0, 20.0]), [Budget(kind="mean", fraction=0.1)]) == [0, 1, 2]
+
+
+def test_settings_that_rivals_use():
+    rivals = {
+        MEANS[0]: Rivals(fixed=4, accuracy=0.5, mix=Mix(low=2, high=7, share=0.5)),
+        MEANS[1]: Rivals(fixed=2, accuracy=0.6, mix=None),
+    }
+    assert Selection(samples=8, rivals=rivals).settings == [2, 4, 7]
+
+
+@pytest.mark.parametrize("budget", [Budget(kind="mean", fraction=0.1), Budget(kind="deadline", fraction=0.1)])
+def test_the_rival_of_a_budget_that_nobody_keeps_is_the_fastest(stand_in, budget):
+    with stand_in.session() as session:
+        rivals = select_rivals(session, [budget]).rivals[budget]
+        cheapest = session.space.settings[rivals.fixed]
+    assert cheapest == Setting(moe_topk=1, block_skip=(1, 2))
+    assert rivals.mix is None
+
+
+def test_after_a_while_only_finalists_run(stand_in):
+    # under all settings a sample takes 6 * 6 + 2 * (16 + 14 + 12 + 10.5 + 8 + 7) = 171 ms, 8 of them over .4 of 2 s
+    with stand_in.session("validation.select_seconds=2", "validation.select_samples=10") as session:
+        selection = select_rivals(session, MEANS)
+        executed = [len(trial.executions) for trial in session.store.trials("select")]
+    assert executed[:8] == [6] * 8
+    assert 2 <= executed[8] < 6
+    assert selection.samples == 10
+
+
+def test_a_setting_that_always_fails_cannot_be_compared(stand_in, monkeypatch):
+    with stand_in.session() as session:
+        fail_under(monkeypatch, session, Setting(moe_topk=1, block_skip=()))
+        with pytest.raises(
+            MeasurementError, match="none of 8 validation samples could be measured under all 6 settings"
+        ):
+            select_rivals(session, MEANS)
+
+
+def test_failures_leave_out_their_samples_only(stand_in, monkeypatch):
+    with stand_in.session() as session:
+        fail_under(monkeypatch, session, Setting(moe_topk=1, block_skip=()), samples={"validation-3"})
+        assert select_rivals(session, MEANS).samples == 7

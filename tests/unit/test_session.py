@@ -1,0 +1,242 @@
+"""A session: what it records of its phases, also when it is interrupted, and what it goes on with."""
+
+import dataclasses
+
+import pytest
+
+from chronostat.config import load_config
+from chronostat.errors import ConfigError, DataError, KnobError, MeasurementError, UnlikeConditions
+from chronostat.records import Setting
+from chronostat.session import CallCounter, Material, load_data
+from chronostat.store import RunStore
+from stand_ins.molmo_like import molmo_like
+from stand_ins.runs import StandIn, fail_under, interrupt_after
+
+
+def executions(store: RunStore, phase: str) -> int:
+    return sum(len(trial.executions) for trial in store.trials(phase))
+
+
+class Spy:
+    """Notes what a session says of its progress."""
+
+    def __init__(self):
+        self.said = []
+
+    def begin(self, phase, seconds):
+        self.said.append(("begin", phase))
+
+    def advance(self, fraction, note):
+        self.said.append(("advance", fraction))
+
+    def end(self, note):
+        self.said.append(("end", note))
+
+
+def run_train(session, trials, start=0):
+    """Some trials of the training phase, without any learning."""
+    samples = session.samples("train")
+    with session.phase("train", 60):
+        for index in range(start, start + trials):
+            session.runner.run("train", index, session.runner.request(samples[index]), session.space.settings[:2])
+
+
+def test_the_check_and_the_warm_up_are_counted_and_stored(stand_in):
+    with stand_in.session() as session:
+        # full twice, then each of the 6 settings
+        assert session.counter.calls == executions(session.store, "warmup") == 2 + 6
+        assert (session.source, session.metric) == ("measured", "prefill_ms")
+    facts = stand_in.store().facts
+    # 38 ms twice; 171 ms for all settings: .2 s
+    assert facts["phases"] == {"warmup": {"seconds": 0.2, "generate_calls": 8}}
+    assert (facts["source"], facts["metric"], facts["command"]) == ("measured", "prefill_ms", "chronostat train")
+    assert facts["model"]["name"] == "molmo-like"
+    assert facts["space"] == {"moe_topk": [2, 1], "block_skip": [[], [1], [1, 2]]}
+    assert set(facts["absent"]) == {"vision_tokens"}
+
+
+def test_a_phase_counts_its_calls_and_its_time(stand_in):
+    with stand_in.session() as session:
+        run_train(session, 3)
+        assert executions(session.store, "train") == 6
+    # (38 + 34) ms in each trial: full and one expert
+    assert stand_in.store().facts["phases"]["train"] == {"seconds": 0.2, "generate_calls": 6}
+
+
+def test_what_processes_one_after_the_other_called_is_added_up(stand_in):
+    with stand_in.session() as session:
+        run_train(session, 2)
+    with stand_in.reopened() as session:
+        run_train(session, 3, start=2)
+    store = stand_in.store()
+    phases = store.facts["phases"]
+    assert phases["train"]["generate_calls"] == executions(store, "train") == 10
+    assert phases["warmup"]["generate_calls"] == executions(store, "warmup") == 16
+    assert [trial.index for trial in store.trials("train")] == [0, 1, 2, 3, 4]
+
+
+def test_an_interrupted_phase_says_what_it_did(stand_in, monkeypatch):
+    with stand_in.session() as session, monkeypatch.context() as pressed:
+        interrupt_after(pressed, stand_in.model, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run_train(session, 6)
+    store = stand_in.store()
+    # two trials of two; in the third one call ended and one did not: that trial is not stored
+    assert executions(store, "train") == 4
+    assert store.facts["phases"]["train"] == {"seconds": 0.2, "generate_calls": 4, "unfinished_calls": 2}
+    with stand_in.reopened() as session:
+        run_train(session, 1, start=2)
+    assert store.facts["phases"]["train"] == {"seconds": 0.3, "generate_calls": 6, "unfinished_calls": 2}
+    assert executions(store, "train") == 6
+
+
+def test_a_phase_in_which_a_process_was_killed_claims_no_count(stand_in):
+    with stand_in.session() as session:
+        run_train(session, 2)
+    store = stand_in.store()
+    with store:  # as kill -9 leaves it: trials, and not a word about them
+        store.update_facts(phases={"warmup": store.facts["phases"]["warmup"]})
+    with stand_in.reopened() as session:
+        run_train(session, 1, start=2)
+    assert set(stand_in.store().facts["phases"]["train"]) == {"seconds"}
+    with stand_in.reopened() as session:
+        run_train(session, 1, start=3)
+    assert set(stand_in.store().facts["phases"]["train"]) == {"seconds"}
+
+
+def test_while_a_phase_goes_on_nothing_is_claimed(stand_in):
+    with stand_in.session() as session:
+        run_train(session, 2)
+    with stand_in.reopened() as session, session.phase("train", 60):
+        assert "generate_calls" not in stand_in.store().facts["phases"]["train"]
+
+
+def test_progress_ends_whatever_happens(stand_in, monkeypatch):
+    spy = Spy()
+    with stand_in.session(progress=spy) as session, monkeypatch.context() as pressed:
+        interrupt_after(pressed, stand_in.model, 1)
+        with pytest.raises(KeyboardInterrupt):
+            run_train(session, 2)
+    assert spy.said[0] == ("begin", "warmup")
+    assert spy.said[-2:] == [("begin", "train"), ("end", "2 executions in 0 s")]
+
+
+def test_failed_executions_are_stored_with_their_reason_and_counted(stand_in, monkeypatch):
+    with stand_in.session() as session:
+        fail_under(monkeypatch, session, session.space.settings[1])
+        run_train(session, 2)
+    store = stand_in.store()
+    invalid = [e for trial in store.trials("train") for e in trial.executions if e.invalid]
+    assert [e.invalid for e in invalid] == ["RuntimeError: out of memory"] * 2
+    assert store.facts["phases"]["train"]["generate_calls"] == 4
+
+
+def test_the_counter_leaves_the_model_as_it_was():
+    model = molmo_like()
+    with CallCounter().watching(model):
+        assert "generate" in vars(model)
+    assert "generate" not in vars(model)
+
+    def compiled(**batch):
+        return type(model).generate(model, **batch)
+
+    model.generate = compiled
+    with CallCounter().watching(model):
+        assert model.generate is not compiled
+    assert model.generate is compiled
+
+
+def break_hooks(monkeypatch, model):
+    vision = model.model.vision_backbone
+    monkeypatch.setattr(vision, "_call_impl", lambda *args: vision.forward(*args))
+
+
+def test_stages_that_cannot_be_seen_switch_the_whole_run_to_totals(stand_in, monkeypatch):
+    break_hooks(monkeypatch, stand_in.model)
+    with stand_in.session("measure.latency_metric=llm_prefill_ms") as session:
+        assert (session.source, session.metric) == ("total_only", "total_ms")
+        run_train(session, 2)
+    store = stand_in.store()
+    assert (store.facts["source"], store.facts["metric"]) == ("total_only", "total_ms")
+    timings = [e.timing for trial in store.trials() for e in trial.executions]
+    assert {timing.source for timing in timings} == {"total_only"}
+    assert {timing.prefill_ms for timing in timings} == {None}
+
+
+def test_or_they_end_the_run_before_anything_is_learned(stand_in, monkeypatch):
+    break_hooks(monkeypatch, stand_in.model)
+    with (
+        pytest.raises(MeasurementError, match=r"cannot be seen \(not seen: vision\) and"),
+        stand_in.session("measure.on_unmeasured=stop"),
+    ):
+        pytest.fail("the session began")
+
+
+def test_a_run_keeps_its_source(stand_in, monkeypatch):
+    with stand_in.session():
+        pass
+    break_hooks(monkeypatch, stand_in.model)
+    with (
+        pytest.raises(UnlikeConditions, match="the run's latencies are measured, now total_only; begin a new run"),
+        stand_in.reopened(),
+    ):
+        pytest.fail("the session began")
+
+
+def test_a_run_that_was_killed_before_its_source_was_known_can_go_on(stand_in, monkeypatch):
+    with monkeypatch.context() as pressed:
+        interrupt_after(pressed, stand_in.model, 1)
+        with pytest.raises(KeyboardInterrupt), stand_in.session():
+            pytest.fail("the session began")
+    assert "source" not in stand_in.store().facts
+    with stand_in.reopened():
+        pass
+    assert stand_in.store().facts["source"] == "measured"
+
+
+def test_another_model_does_not_go_on_with_a_run(stand_in):
+    with stand_in.session():
+        pass
+    stand_in.model.lm_head.weight.data += 1
+    with (
+        pytest.raises(UnlikeConditions, match=r"belongs to model [0-9a-f]{12}, but molmo-like is"),
+        stand_in.reopened(),
+    ):
+        pytest.fail("the session began")
+
+
+def test_other_conditions_do_not_go_on_with_a_run(stand_in):
+    with stand_in.session() as session:
+        conditions = dataclasses.asdict(session.conditions)
+    with stand_in.store() as store:
+        store.update_facts(conditions=conditions | {"threads": 7, "cpu": "another"})
+    with pytest.raises(UnlikeConditions, match=r"cpu: another != .*; threads: 7 != 1$"), stand_in.reopened():
+        pytest.fail("the session began")
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_data_without_what_training_needs_is_refused_at_once(tmp_path, monkeypatch, split):
+    stand_in = StandIn(tmp_path, monkeypatch, {split: 0})
+    with pytest.raises(DataError, match=f"no batches of split {split}"):
+        stand_in.session()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_that_a_knob_does_not_have_is_refused_at_once(stand_in):
+    with pytest.raises(KnobError, match="moe_topk = 3"):
+        stand_in.session("knobs.moe_topk=[3]")
+
+
+def test_an_own_model_needs_own_data():
+    with pytest.raises(ConfigError, match=r"model.path = 'there' without data.path: the bundled task is made for"):
+        load_data(load_config(None, ["model.path=there"]))
+
+
+def test_ready_batches_need_no_processor(stand_in):
+    with stand_in.session() as session:
+        subject = session.samples("test")[0]
+        assert session.runner.request(subject) is subject
+        assert session.observer(subject).shape == (session.observer.size,)
+        assert session.clock is stand_in.clock
+        assert session.space.full == Setting(moe_topk=2, block_skip=())
+    assert isinstance(session.material, Material)

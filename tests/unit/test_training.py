@@ -1,0 +1,202 @@
+"""A whole training on the stand-in: what is executed, what is saved, and how a run that ended early goes on."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+import chronostat.training
+from chronostat.config import load_config
+from chronostat.control.controller import load_controller
+from chronostat.errors import StoreError
+from chronostat.files import read_tensors
+from chronostat.records import Budget
+from chronostat.training import CHECKPOINT, CONTROLLER, train, training_box_s
+from stand_ins.runs import fail_under, interrupt_after, prefill_ms
+
+
+def policy(store):
+    return read_tensors(store.folder / CONTROLLER / "policy.safetensors")[0]
+
+
+def trained(stand_in, *overrides, name="run"):
+    with stand_in.session(*overrides, name=name) as session:
+        train(session)
+    return stand_in.store(name)
+
+
+def executions(store, phase):
+    return sum(len(trial.executions) for trial in store.trials(phase))
+
+
+@pytest.mark.parametrize("learner", ["direct", "rloo"])
+def test_what_was_executed_is_what_was_counted_and_stored(stand_in, learner):
+    store = trained(stand_in, f"train.learner={learner}")
+    phases = store.facts["phases"]
+    assert list(phases) == ["warmup", "calibrate", "train"]
+    for phase in phases:
+        assert phases[phase]["generate_calls"] == executions(store, phase) > 0
+    assert [trial.index for trial in store.trials("train")] == list(range(6))
+    assert [step.index for step in store.steps()] == list(range(6))
+
+
+def test_calibration_knows_what_each_setting_costs(stand_in):
+    facts = trained(stand_in).facts
+    settings = stand_in.material().space.settings
+    # every setting takes the same time on every sample, so means and medians are those times
+    assert facts["calibration"]["full_ms"] == facts["full_ms"]["calibrate"] == 22
+    assert facts["calibration"]["fractions"] == pytest.approx([prefill_ms(setting) / 22 for setting in settings])
+    # 171 ms for all settings of a sample: the third one ends the half second
+    assert facts["calibration"]["samples"] == 3
+    # between the quantiles .05 and .95 of 13, 14, 16.5, 18, 20 and 22 ms, at positions .25 and 4.75 of 5
+    assert facts["budget_range"] == pytest.approx([13.25 / 22, 21.5 / 22])
+
+
+def test_budgets_are_drawn_from_the_range_of_this_machine(stand_in):
+    store = trained(stand_in)
+    drawn = {trial.budget for trial in store.trials("train")}
+    low, high = store.facts["budget_range"]
+    assert all(low - 1e-9 <= budget.fraction <= high + 1e-9 for budget in drawn)
+    assert len(drawn) > 3
+
+
+def test_the_controller_is_in_the_run_and_decides_as_the_one_that_was_returned(stand_in):
+    with stand_in.session() as session:
+        controller = train(session)
+        subjects = [session.runner.request(subject) for subject in session.samples("test")]
+        budgets = [Budget(kind=kind, fraction=fraction) for kind in ("mean", "deadline") for fraction in (0.7, 0.9)]
+        chosen = [controller.choose(s, b, stand_in.clock).setting for s in subjects for b in budgets]
+    loaded = load_controller(stand_in.store().folder / CONTROLLER, stand_in.model, None)
+    assert [loaded.choose(s, b, stand_in.clock).setting for s in subjects for b in budgets] == chosen
+    assert loaded.facts.trials == 6
+    assert (loaded.facts.metric, loaded.facts.full_ms, loaded.facts.model) == ("prefill_ms", 22, "molmo-like")
+
+
+def test_the_time_box_ends_training(stand_in):
+    with stand_in.session("train.seconds=0.3", "train.trials=1000") as session:
+        train(session)
+        last = session.store.trials("train")[-1]
+    took_s = stand_in.store().facts["phases"]["train"]["seconds"]
+    # the trial that is running when the box ends is still finished: at most 171 ms more
+    assert 0.3 <= took_s <= 0.5
+    assert last.index < 30
+
+
+@pytest.mark.parametrize("learner", ["direct", "rloo"])
+@pytest.mark.parametrize("calls", [1, 9])
+def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(stand_in, monkeypatch, learner, calls):
+    whole = trained(stand_in, f"train.learner={learner}", name="whole")
+    with stand_in.session(f"train.learner={learner}") as session, monkeypatch.context() as pressed:
+        monkeypatch.setattr(session.runner, "run", press_after(pressed, stand_in, session, calls))
+        with pytest.raises(KeyboardInterrupt):
+            train(session)
+    store = stand_in.store()
+    stored = store.trials("train")
+    assert len(stored) < 6
+    assert not store.holds(f"{CONTROLLER}/controller.json")
+
+    with stand_in.reopened(f"train.learner={learner}") as session:
+        train(session)
+        executed_again = session.counter.calls
+    assert store.trials("train")[: len(stored)] == stored
+    assert [trial.index for trial in store.trials("train")] == list(range(6))
+    new = store.trials("train")[len(stored) :]
+    # a warm-up of 8, and only the trials that were not stored
+    assert executed_again == 8 + sum(len(trial.executions) for trial in new)
+    assert [draws(trial) for trial in store.trials("train")] == [draws(trial) for trial in whole.trials("train")]
+    assert policy(store).keys() == policy(whole).keys()
+    assert all(torch.equal(policy(store)[name], value) for name, value in policy(whole).items())
+    assert store.facts["phases"]["train"]["generate_calls"] == executions(store, "train")
+
+
+def press_after(pressed, stand_in, session, calls):
+    """The runner's ``run``; ctrl-C in the middle of training."""
+    run = session.runner.run
+
+    def watched(phase, index, request, chosen, **options):
+        if phase == "train" and index == 0:
+            interrupt_after(pressed, stand_in.model, calls)
+        return run(phase, index, request, chosen, **options)
+
+    return watched
+
+
+def draws(trial):
+    return [trial.executions[i].setting for i in trial.draws]
+
+
+def test_every_stored_trial_belongs_to_the_budgets_of_a_checkpoint(stand_in, monkeypatch):
+    seen = []
+    with stand_in.session("train.checkpoint_every_s=1000") as session:
+        run = session.runner.run
+
+        def watched(phase, *given, **options):
+            if phase == "train":
+                seen.append((session.store.folder / CHECKPOINT).is_file())
+            return run(phase, *given, **options)
+
+        monkeypatch.setattr(session.runner, "run", watched)
+        train(session)
+    assert seen == [True] * 6
+
+
+def test_checkpoints_are_taken_by_time(stand_in, monkeypatch):
+    saved = []
+
+    def watched(path, tensors, data):
+        if path.name == CHECKPOINT:
+            saved.append((data["trained_s"], data["trainer"]["next_step"]))
+
+    monkeypatch.setattr(chronostat.training, "write_tensors", watched)
+    trained(stand_in, "train.checkpoint_every_s=0.15", "train.trials=8")
+    times = [trained_s for trained_s, _ in saved]
+    steps = [next_step for _, next_step in saved]
+    assert saved[0] == (0, 0)
+    assert steps[-1] == 8
+    assert 3 < len(saved) < 9  # not after every step
+    assert all(later - earlier >= 0.15 for earlier, later in pairwise(times[:-1]))
+
+
+def test_a_run_that_was_killed_while_it_calibrated_calibrates_anew(stand_in, monkeypatch):
+    with stand_in.session() as session, monkeypatch.context() as pressed:
+        interrupt_after(pressed, stand_in.model, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(session)
+    assert not (stand_in.store().folder / CHECKPOINT).exists()
+    with stand_in.reopened() as session:
+        train(session)
+    assert stand_in.store().facts["calibration"]["samples"] == 3
+    assert len(stand_in.store().trials("train")) == 6
+
+
+def test_a_checkpoint_of_another_run_is_refused(stand_in):
+    trained(stand_in)
+    other = stand_in.store()
+    (other.folder / CONTROLLER / "controller.json").unlink()
+    (other.folder / CHECKPOINT).write_bytes(b"damaged")
+    with stand_in.reopened() as session, pytest.raises(StoreError, match=r"cannot read .*checkpoint.safetensors"):
+        train(session)
+
+
+def test_trials_that_fail_altogether_do_not_end_training(stand_in, monkeypatch):
+    with stand_in.session() as session:
+        fail_under(monkeypatch, session, session.space.settings[-1], samples={"train-3", "train-5", "train-7"})
+        controller = train(session)
+    assert controller.facts.trials == 6
+
+
+def config(**values):
+    return load_config(None, [f"{key.replace('__', '.')}={value}" for key, value in values.items()])
+
+
+def test_training_gets_what_validation_leaves():
+    # 430 s in all, 40 have gone, validation takes 90 s + 300 samples * 11 settings * .05 s = 255 s: 135 s are left
+    whole = {"seconds": 430, "train__seconds": 150, "validation__select_seconds": 90, "validation__samples": 300}
+    assert training_box_s(config(**whole), elapsed_s=40, execution_s=0.05) == pytest.approx(135)
+    # a fast machine has time to spare, but training has its own box
+    assert training_box_s(config(**whole), elapsed_s=40, execution_s=0.01) == 150
+    # on a slow one nothing is left: training gets its 10 s all the same
+    assert training_box_s(config(**whole), elapsed_s=40, execution_s=0.1) == 10
+    # a box below that is kept
+    assert training_box_s(config(**(whole | {"train__seconds": 4})), elapsed_s=40, execution_s=0.1) == 4
+    assert training_box_s(config(train__seconds=150), elapsed_s=1e6, execution_s=9) == 150
