@@ -30,6 +30,8 @@ from chronostat.store import RunStore
 from chronostat.trials import Subject, TrialRunner
 from chronostat.version import VERSION
 
+_LEAST_PHASE_S = 10.0  # even where the box of the whole run has ended
+
 
 class Subjects(Protocol):
     """What is executed, in three disjoint splits: a ``Dataset``, or ready batches."""
@@ -187,6 +189,11 @@ class Session:
             DataError: there are none.
         """
         return self.material.dataset.split(split)
+
+    def box_s(self, seconds: float) -> float:
+        """Time box of a phase that may take ``seconds``, if the box of the whole run leaves them."""
+        whole_s = self.config.seconds
+        return seconds if whole_s is None else min(seconds, max(whole_s - self.runner.elapsed_s, _LEAST_PHASE_S))
 
     def phase(self, phase: Phase, seconds: float) -> AbstractContextManager[None]:
         """Everything executed inside belongs to ``phase``; its time and its ``generate()`` calls are recorded."""

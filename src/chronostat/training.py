@@ -19,6 +19,7 @@ CHECKPOINT = "checkpoint.safetensors"
 SETTLE_SAMPLES = 256  # unseen requests that the price of latency is fitted on; nothing is executed
 JUDGED_SETTINGS = 11  # about how many distinct settings a judged sample runs under
 _LEAST_TRAINING_S = 10.0
+_SPARE = 1.15  # a machine that slows down later shall still judge all its samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,8 @@ def training_box_s(config: Config, elapsed_s: float, execution_s: float) -> floa
     """The same from the seconds that have gone by, and those that one execution takes."""
     if config.seconds is None:
         return config.train.seconds
-    validation_s = config.validation.select_seconds + config.validation.samples * JUDGED_SETTINGS * execution_s
+    judging_s = _SPARE * config.validation.samples * JUDGED_SETTINGS * execution_s
+    validation_s = config.validation.select_seconds + judging_s
     return min(config.train.seconds, max(config.seconds - elapsed_s - validation_s, _LEAST_TRAINING_S))
 
 

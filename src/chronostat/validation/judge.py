@@ -92,10 +92,11 @@ def _measure(session: Session, controller: Controller, budgets: Sequence[Budget]
     fixed = [session.space.settings[i] for i in dict.fromkeys([0, *selection.settings])]
     runner, config = session.runner, session.config.validation
     samples = session.samples("test")[: config.samples]
-    with session.phase("test", config.seconds):
+    box_s = session.box_s(config.seconds)
+    with session.phase("test", box_s):
         start_s = runner.elapsed_s
         for index, sample in enumerate(samples):
-            used = (runner.elapsed_s - start_s) / config.seconds
+            used = (runner.elapsed_s - start_s) / box_s
             if used >= 1 and index >= _LEAST_SAMPLES:
                 break
             request = runner.request(sample)

@@ -73,7 +73,8 @@ def select_rivals(session: Session, budgets: Sequence[Budget]) -> Selection:
                 running = finalists(_complete(table, running), budgets)
             settings = [session.space.settings[i] for i in running]
             table.add(runner.run("select", index, runner.request(sample), settings))
-            session.progress.advance(max(used, index / len(samples)), f"{len(running)} settings")
+            note = f"{index + 1} samples, {len(running)} settings"
+            session.progress.advance(max(used, (index + 1) / len(samples)), note)
     pool = _complete(table, running)
     return Selection(samples=len(pool), rivals={budget: _rivals(pool, running, budget) for budget in budgets})
 
