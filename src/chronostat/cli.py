@@ -26,8 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False, soft_wrap=True)
-problems = Console(stderr=True, highlight=False, soft_wrap=True)
+# no markup: paths and answers may hold square brackets
+out = Console(highlight=False, soft_wrap=True, markup=False)
+problems = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 RunDir = Annotated[Path | None, typer.Option(help="Where the run is stored; runs/<verb>-<time> if absent.")]
 Sets = Annotated[
@@ -48,12 +49,12 @@ def _for_people(run_dir: Path | None = None, *, resumable: bool = False) -> Gene
     try:
         yield
     except ChronostatError as error:
-        problems.print(f"chronostat: {error}", markup=False)
+        problems.print(f"chronostat: {error}")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         kept = f"; what was measured is in {run_dir}" if run_dir and run_dir.is_dir() else ""
         kept += f", continue with: chronostat train --resume {run_dir}" if kept and resumable else ""
-        problems.print(f"chronostat: interrupted{kept}", markup=False)
+        problems.print(f"chronostat: interrupted{kept}")
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -1,5 +1,6 @@
 """What a person sees in the terminal: bars while a run goes on, tables at its end."""
 
+import math
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -7,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from chronostat.records import Phase, PolicyScore
+from chronostat.records import Estimate, Phase, PolicyScore
 from chronostat.report.text import milliseconds, ms_interval, percent_interval, points_interval
 from chronostat.store import Validation
 from chronostat.survey import STAGES, Survey
@@ -104,7 +105,7 @@ def survey_table(survey: Survey) -> Table:
     conditions = survey.conditions
     repeats = len(next(iter(survey.executions.values())))
     table = Table(
-        title=f"{survey.model}, {survey.source}: median of {repeats} repeats in ms [95 % interval]; "
+        title=f"{survey.model}, {survey.source}: median of {repeats} repeats [95 % interval, from 6 repeats on]; "
         f"{conditions.cpu if conditions.device == 'cpu' else conditions.device}, {conditions.threads} thread(s), "
         f"{conditions.dtype}, torch {conditions.torch}, transformers {conditions.transformers}",
         title_justify="left",
@@ -114,7 +115,7 @@ def survey_table(survey: Survey) -> Table:
         table.add_column(str(setting), justify="right")
     for stage in STAGES:
         medians = [survey.stage(setting, stage) for setting in survey.executions]
-        table.add_row(stage, *("-" if median is None else ms_interval(median) for median in medians))
+        table.add_row(stage, *map(_median, medians))
     first = [repeats[0] for repeats in survey.executions.values()]
     table.add_section()
     table.add_row("tokens in", *(str(execution.prompt_tokens) for execution in first))
@@ -122,3 +123,9 @@ def survey_table(survey: Survey) -> Table:
     table.add_row("tokens out", *(str(execution.timing.new_tokens) for execution in first if execution.timing))
     table.add_row("answer", *(execution.answer or "-" for execution in first))
     return table
+
+
+def _median(median: Estimate | None) -> str:
+    if median is None:
+        return "-"
+    return ms_interval(median) if math.isfinite(median.low) else milliseconds(median.point)

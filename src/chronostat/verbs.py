@@ -94,8 +94,8 @@ def validate(run: Path, to: Path | None, overrides: Sequence[str], command: str,
     with opened as session:
         if to is not None:
             _copy_controller(run, to)
-        session.store.update_facts(config=config.model_dump(mode="json"))
         _judge(session, load_controller(run / CONTROLLER, material.vlm.model, material.vlm.processor), out)
+        session.store.update_facts(config=config.model_dump(mode="json"))  # how it was judged
     report(to or run, out)
 
 
@@ -172,7 +172,7 @@ def forecast(config: Config, out: Console) -> None:
         f"{len(material.space)} settings; one execution takes about {1e3 * execution_s:.0f} ms (measured, one sample)."
     )
     for reason in material.absent.values():
-        out.print(f"absent: {reason}", markup=False)
+        out.print(f"absent: {reason}")
     out.print(table)
 
 
@@ -236,11 +236,14 @@ def _is_trained(store: RunStore) -> bool:
 def _stored_config(store: RunStore) -> Config:
     try:
         return Config.model_validate(store.facts["config"])
-    except (KeyError, ValidationError) as error:
-        raise StoreError(
-            f"the configuration in {store.folder / FACTS} cannot be used: {error}; it was not written by this version "
-            "of chronostat"
-        ) from None
+    except KeyError:
+        problem = "there is none"
+    except ValidationError as error:
+        problem = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    raise StoreError(
+        f"the configuration in {store.folder / FACTS} cannot be used: {problem}; it was not written by this version of "
+        "chronostat"
+    )
 
 
 def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:

@@ -1,0 +1,226 @@
+"""What the verbs say and leave, without a training that is worth the name."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from chronostat import __version__
+from chronostat.records import StageTiming
+from chronostat.store import RunStore
+from e2e.commands import FEW_SETTINGS, executions, refusal, run, sets, typed
+
+VERBS = ["demo", "train", "validate", "report", "measure"]
+
+WITHOUT_TORCH = """
+import sys
+from typer.testing import CliRunner
+from chronostat.cli import app
+
+def said(*words):
+    return CliRunner().invoke(app, words)
+
+assert all(said(verb, "--help").exit_code == 0 for verb in {verbs})
+assert said("--version").exit_code == 0
+assert said("train", "--set", "train.learner=ppo").exit_code == 2
+assert said("train", "--seed", "-1").exit_code == 2
+assert said("demo", "--set", "data.path=x").exit_code == 2
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+import chronostat
+assert "torch" not in sys.modules
+"""
+
+
+def test_help_and_mistakes_need_no_torch():
+    code = WITHOUT_TORCH.format(verbs=VERBS)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_as_a_module_and_as_a_command(tmp_path):
+    assert run("--version", cwd=tmp_path).out.strip() == __version__
+    command = shutil.which("chronostat", path=str(sys.prefix) + "/bin")
+    assert command is not None
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __version__
+
+
+def test_help_names_the_verbs_and_each_of_them_says_what_it_does():
+    said = typed("--help")
+    assert said.status == 0
+    assert all(verb in said.out for verb in VERBS)
+    assert "Start with: chronostat demo" in said.out
+    options = {
+        "demo": ["--run-dir", "--seed", "--set"],
+        "train": ["CONFIG.toml", "--resume", "--dry-run", "--seed"],
+        "validate": ["RUN", "--to"],
+        "report": ["RUN"],
+        "measure": ["--setting", "--repeats", "--json", "--image", "--prompt"],
+    }
+    for verb, words in options.items():
+        said = typed(verb, "--help")
+        assert said.status == 0
+        assert [word for word in words if word not in said.out] == []
+
+
+def test_measure_two_settings(tmp_path):
+    file = tmp_path / "stages.json"
+    said = typed(
+        "measure", "--setting", "full", "--setting", "vision_tokens=16 moe_topk=1", "--repeats", "3", "--json", file
+    )
+    assert said.status == 0
+    assert "prefill_ms" in said.out
+    assert "median of 3 repeats" in said.out
+    data = json.loads(file.read_text())
+    assert data["model"] == "bundled demo_vlm"
+    assert data["source"] == "measured"
+    assert {"machine", "cpu", "threads", "torch", "transformers", "dtype"} <= set(data["conditions"])
+    assert data["conditions"]["threads"] == 1
+    assert [each["setting"] for each in data["settings"]] == ["full", "vision_tokens=16 moe_topk=1"]
+    full, small = (each["executions"] for each in data["settings"])
+    assert len(full) == len(small) == 3
+    assert {e["image_tokens"] for e in full} == {272}
+    assert {e["image_tokens"] for e in small} == {16}
+    for execution in [*full, *small]:
+        assert execution["prefill_ms"] > execution["llm_prefill_ms"] > 0
+        assert execution["total_ms"] >= execution["prefill_ms"]
+        without_unit = {"source", "answer", "quality", "unseen"}
+        counts = {"new_tokens", "decode_steps", "prompt_tokens", "image_tokens"}
+        rates = {"decode_ms_per_token"}
+        assert all(key.endswith("_ms") for key in set(execution) - without_unit - counts - rates)
+        assert set(StageTiming.__dataclass_fields__) <= set(execution)
+
+
+def test_measure_refuses_an_illegal_setting_before_it_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr("chronostat.survey.execute", lambda *_, **__: pytest.fail("executed"))
+    said = typed("measure", "--setting", "full", "--setting", "moe_topk=9")
+    assert said.status == 5
+    assert "moe_topk = 9" in refusal(said)
+
+
+def test_a_dry_run_says_how_much_and_executes_no_trial(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = typed("train", "--dry-run", *sets(*FEW_SETTINGS, "train.trials=5", "validation.samples=7"))
+    assert said.status == 0
+    assert "4 settings; one execution takes about" in said.out
+    cells = {words[1]: words[3] for line in said.out.splitlines() if len(words := line.split()) > 4 and "│" in line}
+    assert cells["train"] == "20"  # 5 trials of 4 draws
+    assert cells["test"] == "77"  # 7 samples under about 11 settings
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trained_run(trained_run):
+    store = RunStore.open(trained_run)
+    assert len(store.trials("train")) == 3
+    assert store.facts["command"].startswith("chronostat")
+    for phase in ("warmup", "calibrate", "train"):
+        assert store.facts["phases"][phase]["generate_calls"] == executions(store, phase)
+    assert store.facts["model"]["parameters"] < 5_900_000
+    assert not store.holds("validation.json")
+
+
+@pytest.fixture(scope="module")
+def validated(trained_run, tmp_path_factory):
+    folder = shutil.copytree(trained_run, tmp_path_factory.mktemp("validated") / "run")
+    said = typed("validate", folder, *sets("validation.samples=5"))
+    assert said.status == 0, said.err
+    return folder, said
+
+
+def test_validation_says_its_verdict_and_what_it_rests_on(validated):
+    folder, said = validated
+    store = RunStore.open(folder)
+    n = executions(store, "select", "test")
+    assert "5 paired test samples" in said.out
+    assert all(policy in said.out for policy in ("controller", "best fixed", "static mix", "full"))
+    assert f"validation: {n:,} stored executions, {n:,} generate() calls" in said.out
+    assert f"report: {folder / 'report.html'}" in said.out
+    assert "permutation test p = " in said.out
+    assert len({trial.sample_id for trial in store.trials("test")}) == len(store.trials("test")) == 5
+    assert store.facts["config"]["validation"]["samples"] == 5  # as it was judged
+
+
+def test_both_pictures_are_there_and_stand_alone(validated):
+    folder, _ = validated
+    page = (folder / "report.html").read_text()
+    assert page.lower().startswith("<!doctype html>")
+    assert 'src="http' not in page
+    assert (folder / "report.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.slow
+def test_a_second_validation_is_refused_but_goes_elsewhere(validated, tmp_path):
+    folder, _ = validated
+    before = (folder / "validation.json").read_bytes()
+    message = refusal(typed("validate", folder))
+    assert message == (
+        f"{folder} has been validated: its test split is judged once; for another verdict name a new run with --to DIR"
+    )
+    said = typed("validate", folder, "--to", tmp_path / "again", *sets("validation.samples=3"))
+    assert said.status == 0, said.err
+    assert (folder / "validation.json").read_bytes() == before
+    again = RunStore.open(tmp_path / "again")
+    assert again.facts["trained_in"] == str(folder)
+    assert again.facts["config"]["validation"]["samples"] == 3
+    assert set(again.facts["phases"]) == {"warmup", "select", "test"}
+    assert len(again.trials("test")) == 3
+    assert again.holds("controller/controller.json")
+    assert (tmp_path / "again" / "report.html").is_file()
+    # and to the same place not twice
+    assert "already holds a run" in refusal(typed("validate", folder, "--to", tmp_path / "again"))
+
+
+@pytest.mark.slow
+def test_an_interrupted_validation_is_not_begun_again(trained_run, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained_run, tmp_path / "run")
+    with monkeypatch.context() as pressed:
+        pressed.setattr("chronostat.validation.selection.finalists", _press)
+        pressed.setattr("chronostat.validation.judge._measure", _press)
+        said = typed("validate", folder)
+    assert said.status == 130
+    assert refusal(said) == f"interrupted; what was measured is in {folder}"
+    assert executions(RunStore.open(folder), "select") > 0
+    message = refusal(typed("validate", folder))
+    assert message.startswith(f"the validation of {folder} was interrupted, and its samples are judged once")
+
+
+def _press(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_report_can_be_made_again(validated):
+    folder, _ = validated
+    for name in ("report.html", "report.svg"):
+        (folder / name).unlink()
+    said = typed("report", folder)
+    assert said.status == 0
+    assert (folder / "report.html").is_file()
+    assert f"picture: {folder / 'report.svg'}" in said.out
+
+
+def test_a_report_of_a_run_without_a_verdict(trained_run, tmp_path):
+    folder = shutil.copytree(trained_run, tmp_path / "run")
+    assert typed("report", folder).status == 0
+    assert (folder / "report.html").is_file()
+    assert not (folder / "report.svg").exists()
+
+
+def test_a_folder_with_brackets_is_named_as_it_is(trained_run, tmp_path):
+    folder = shutil.copytree(trained_run, tmp_path / "run [bold] 1")
+    assert f"report: {folder / 'report.html'}" in typed("report", folder).out
+    (folder / "run.json").unlink()
+    assert refusal(typed("report", folder)).startswith(f"{folder} holds no run")
+
+
+@pytest.mark.slow
+def test_the_configuration_file_and_the_flags_that_override_it(tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text('[train]\nlearner = "rloo"\ntrials = 9\ncalibration_seconds = 1\n')
+    folder = tmp_path / "run"
+    said = typed("train", file, "--run-dir", folder, "--seed", "3", *sets(*FEW_SETTINGS, "train.trials=2"))
+    assert said.status == 0, said.err
+    config = RunStore.open(folder).facts["config"]
+    assert (config["seed"], config["train"]["learner"], config["train"]["trials"]) == (3, "rloo", 2)
+    assert f"next: chronostat validate {folder}" in said.out

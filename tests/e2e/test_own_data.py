@@ -1,0 +1,63 @@
+"""Own samples from JSON Lines: the bundled model on its own task, written out as a user's file."""
+
+import json
+
+import pytest
+
+from chronostat.data.demo import DemoTask
+from chronostat.store import RunStore
+from e2e.commands import FEW_SETTINGS, executions, sets, typed
+
+COUNTS = {"train": 12, "validation": 9, "test": 9}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A file of 30 images with ten reference answers each, as VQA data has them."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = []
+    for split, n in COUNTS.items():
+        for sample in DemoTask(seed=5).split(split)[:n]:
+            (image,) = sample.load_images()
+            image.save(folder / f"{sample.id}.png")
+            lines.append(
+                {
+                    "id": sample.id,
+                    "image": f"{sample.id}.png",
+                    "prompt": sample.prompt,
+                    "answers": [sample.references[0]] * 3 + ["something else"] * 7,
+                    "split": split,
+                    "kind": sample.kind,
+                }
+            )
+    path = folder / "own.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+@pytest.mark.slow
+def test_train_and_validate_on_own_data(data, tmp_path):
+    config = tmp_path / "own.toml"
+    config.write_text(f'[data]\npath = "{data}"\nquality = "vqa"\n[train]\ntrials = 14\ncalibration_seconds = 2\n')
+    folder = tmp_path / "run"
+    said = typed("train", config, "--run-dir", folder, *sets(*FEW_SETTINGS))
+    assert said.status == 0, said.err
+    store = RunStore.open(folder)
+    trials = store.trials("train")
+    # 14 steps on 12 samples: all of them, then two of them again
+    samples = [trial.sample_id for trial in trials]
+    assert len(set(samples[:12])) == 12
+    assert samples[12:] == samples[:2]
+    assert {sample.split("-")[1] for sample in samples} == {"train"}
+    # three of ten references agree: 7 of 10 times 3 / 3, 3 of 10 times 2 / 3
+    qualities = {round(e.quality, 6) for trial in trials for e in trial.executions}
+    assert qualities == {0.0, 0.9}
+
+    budgets = sets("validation.mean_budgets=[0.7]", "validation.deadlines=[0.9]", "validation.select_seconds=2")
+    said = typed("validate", folder, *budgets)
+    assert said.status == 0, said.err
+    assert "9 paired test samples" in said.out
+    verdict = store.read_json("validation.json")
+    assert verdict["counted"]["executions"] == executions(store, "select", "test")
+    assert {trial.sample_id for trial in store.trials("select")} <= {f"demo-validation-{i:06d}" for i in range(9)}
+    assert {score["accuracy"]["point"] <= 0.9 for score in verdict["scores"]} == {True}

@@ -1,0 +1,195 @@
+"""Whole runs in processes of their own: the main job, ctrl-C, kill -9, a disk that is full."""
+
+import json
+import re
+import resource
+import signal
+from time import sleep
+
+import pytest
+
+from chronostat.errors import StoreError
+from chronostat.store import RunStore
+from e2e.commands import FEW_SETTINGS, TINY, ended, executions, refusal, run, sets, started
+
+pytestmark = pytest.mark.slow
+
+TRIALS = 30
+LONG = (*TINY, f"train.trials={TRIALS}", "train.checkpoint_every_s=1")
+
+
+def when_stored(process, folder, trials):
+    """Wait until a running process has stored so many trials of training; they are what it returns."""
+    while process.poll() is None:
+        try:
+            stored = RunStore.open(folder).trials("train")
+        except StoreError:  # not begun yet
+            stored = []
+        if len(stored) >= trials:
+            return stored
+        sleep(0.05)
+    return pytest.fail(f"ended before it had stored {trials} trials: {ended(process)}")
+
+
+def executed(said, phase):
+    """How many executions a process says it made in a phase."""
+    match = re.search(rf"^{phase}: .*?([\d,]+) executions in", said.out, re.MULTILINE)
+    assert match is not None, said.out
+    return int(match[1].replace(",", ""))
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A training that was ended by ctrl-C, and what it said."""
+    cwd = tmp_path_factory.mktemp("interrupted")
+    process = started("train", "--run-dir", "run", *sets(*LONG), cwd=cwd)
+    when_stored(process, cwd / "run", 3)
+    process.send_signal(signal.SIGINT)
+    return cwd, ended(process), RunStore.open(cwd / "run").trials("train")
+
+
+def test_ctrl_c_says_one_thing_and_keeps_what_was_measured(interrupted):
+    cwd, said, stored = interrupted
+    assert said.status == 130
+    assert refusal(said) == "interrupted; what was measured is in run, continue with: chronostat train --resume run"
+    assert 3 <= len(stored) < TRIALS
+    assert [trial.index for trial in stored] == list(range(len(stored)))
+    store = RunStore.open(cwd / "run")
+    phase = store.facts["phases"]["train"]
+    assert phase["generate_calls"] == executions(store, "train")
+    assert executed(said, "train") == phase["generate_calls"] + phase.get("unfinished_calls", 0)
+    assert not store.holds("controller/controller.json")
+
+
+@pytest.fixture(scope="module")
+def killed(interrupted):
+    """The same run, gone on with and killed by kill -9."""
+    cwd, _, before = interrupted
+    process = started("train", "--resume", "run", cwd=cwd)
+    when_stored(process, cwd / "run", len(before) + 3)
+    process.kill()
+    said = ended(process)
+    return cwd, said, RunStore.open(cwd / "run").trials("train")
+
+
+def test_kill_9_loses_no_stored_trial(interrupted, killed):
+    cwd, said, stored = killed
+    _, _, before = interrupted
+    assert said.status == -signal.SIGKILL
+    assert stored[: len(before)] == before
+    assert [trial.index for trial in stored] == list(range(len(stored)))
+    assert len(stored) < TRIALS
+    # nobody could count the calls of a process that was killed
+    assert "generate_calls" not in RunStore.open(cwd / "run").facts["phases"]["train"]
+
+
+@pytest.fixture(scope="module")
+def finished(killed):
+    cwd, _, _ = killed
+    return cwd, run("train", "--resume", "run", cwd=cwd)
+
+
+def test_a_resumed_run_ends_at_the_same_step_and_executes_nothing_twice(killed, finished):
+    cwd, said = finished
+    _, _, before = killed
+    assert said.status == 0, said.err
+    store = RunStore.open(cwd / "run")
+    trials = store.trials("train")
+    assert [trial.index for trial in trials] == list(range(TRIALS))
+    assert trials[: len(before)] == before
+    # those that were stored are learned from without being executed again
+    assert executed(said, "train") == sum(len(trial.executions) for trial in trials[len(before) :])
+    assert {step.index for step in store.steps()} == set(range(TRIALS))
+    assert "generate_calls" not in store.facts["phases"]["train"]
+    facts = json.loads((cwd / "run" / "controller" / "controller.json").read_text())
+    assert facts["controller"]["trials"] == TRIALS
+
+
+def test_budgets_and_samples_do_not_change_when_a_run_goes_on(finished):
+    """The whole draw of a step follows from the seed and its number, whoever makes it."""
+    cwd, _ = finished
+    store = RunStore.open(cwd / "run")
+    low, high = store.facts["budget_range"]
+    budgets = {trial.budget for trial in store.trials("train")}
+    assert all(low - 1e-9 <= budget.fraction <= high + 1e-9 for budget in budgets)
+    assert len({trial.sample_id for trial in store.trials("train")}) == TRIALS
+
+
+def test_a_resumed_run_can_be_judged_and_shown(finished):
+    cwd, _ = finished
+    said = run("validate", "run", cwd=cwd)
+    assert said.status == 0, said.err
+    assert "4 paired test samples" in said.out
+    store = RunStore.open(cwd / "run")
+    phases = store.facts["phases"]
+    assert phases["select"]["generate_calls"] == executions(store, "select")
+    assert phases["test"]["generate_calls"] == executions(store, "test")
+    page = (cwd / "run" / "report.html").read_text()
+    assert "Where generate() calls were counted, they equal the stored executions." in page
+
+
+def test_two_processes_do_not_write_one_run(tmp_path):
+    process = started("train", "--run-dir", "run", *sets(*LONG), cwd=tmp_path)
+    try:
+        when_stored(process, tmp_path / "run", 1)
+        message = refusal(run("train", "--resume", "run", cwd=tmp_path))
+    finally:
+        process.kill()
+        ended(process)
+    assert message.startswith(f"another process (id {process.pid}) is writing to the run run; wait until it ends")
+
+
+def test_the_main_job(tmp_path):
+    earlier = tmp_path / "runs" / "demo-20200101-000000"
+    earlier.mkdir(parents=True)
+    (earlier / "run.json").write_text("an earlier run that nobody can read")
+    said = run(
+        "demo",
+        *sets(
+            *FEW_SETTINGS,
+            "train.seconds=4",
+            "train.calibration_seconds=3",
+            "validation.select_seconds=4",
+            "validation.samples=4",
+            "validation.mean_budgets=[0.6, 0.8]",
+            "validation.deadlines=[0.9]",
+        ),
+        cwd=tmp_path,
+    )
+    assert said.status == 0, said.err
+    assert said.err == ""
+    assert (earlier / "run.json").read_text() == "an earlier run that nobody can read"
+    (folder,) = (path for path in (tmp_path / "runs").iterdir() if path != earlier)
+    assert f"report: {folder.relative_to(tmp_path) / 'report.html'}" in said.out
+    assert (folder / "report.html").is_file()
+    assert (folder / "report.svg").is_file()
+    store = RunStore.open(folder)
+    phases = store.facts["phases"]
+    assert list(phases) == ["warmup", "calibrate", "train", "select", "test"]
+    for phase, facts in phases.items():
+        assert facts["generate_calls"] == executions(store, phase) > 0
+        assert "unfinished_calls" not in facts
+    assert sum(executions(store, phase) for phase in phases) == executions(store, *phases)
+    assert "4 paired test samples" in said.out
+    assert "In every phase the stored executions equal the generate() calls" in (folder / "report.html").read_text()
+    # compacted: one part for each table
+    assert {len(list((folder / table).glob("*.parquet"))) for table in ("executions", "decisions", "steps")} == {1}
+
+
+def small_files_only():
+    """Let every write beyond 300 kB fail, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+
+def test_a_disk_that_is_full(tmp_path):
+    said = run("train", "--run-dir", "run", *sets(*TINY), cwd=tmp_path, before=small_files_only)
+    assert said.status == 8
+    message = refusal(said)
+    assert message.startswith("cannot write run/checkpoint.safetensors: ")
+    assert "free some space or choose another run directory" in message
+    store = RunStore.open(tmp_path / "run")
+    assert executions(store, "calibrate") == store.facts["phases"]["calibrate"]["generate_calls"] > 0
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.endswith(".tmp")]
+    # with space it goes on
+    assert run("train", "--resume", "run", cwd=tmp_path).status == 0
+    assert len(store.trials("train")) == 3
