@@ -50,6 +50,7 @@ def test_layout_overrides_what_is_found():
         ({"tower": "lm_head"}, "unknown part 'tower'; known parts: vision, projector, blocks, head"),
         ({"vision": "model.eyes"}, "vision = 'model.eyes' is no module of MolmoLike; there are: model, "),
         ({"blocks": "lm_head"}, "blocks = 'lm_head' is a Linear; name the list"),
+        ({"blocks": ("lm_head", "model")}, "must be the path of one list of decoder blocks"),
     ],
 )
 def test_a_wrong_layout_is_refused(layout, message):

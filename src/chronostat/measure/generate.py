@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 
 from chronostat.errors import DataError, MeasurementError, ModelError
@@ -61,15 +61,16 @@ def measure_generate(
 
     Args:
         model: any model that generates with transformers, on one device.
-        batch: one request as ``generate()`` takes it, tensors on the model's device; ``input_ids`` has shape [1, T].
+        batch: one request as ``generate()`` takes it, tensors on the model's device; ``input_ids`` has shape [1, T]
+            (absent for models whose main input is the image).
         max_new_tokens: longest answer in tokens.
         generation_config: passed on to ``generate()``.
         clock: the device's own clock if absent.
 
     Raises:
         DataError: the batch has no ``input_ids``, holds more than one request, a video, or tensors of another device.
-        ModelError: the model cannot generate or lies on several devices, or its decoder blocks were not found; name
-            them with ``anatomy_of(model, layout)``.
+        ModelError: the model cannot generate, not one token after the other (block diffusion), or lies on several
+            devices, or its decoder blocks were not found; name them with ``anatomy_of(model, layout)``.
         MeasurementError: another measurement is running on this device.
         Exception: whatever the model raises; nothing stays installed.
     """
@@ -88,11 +89,10 @@ def measure_alone(
     clock: Clock | None,
 ) -> Measured:
     """``measure_generate`` for a caller that holds ``sole_measurement`` itself."""
-    if not hasattr(model, "generate"):
-        raise ModelError(f"{type(model).__name__} has no generate(); Chronostat needs a model that generates text")
+    _check_model(model)
     generative = cast("Generative", model)
     device = device_of(model)
-    check_batch(batch, device)
+    check_batch(batch, device, main_input=model.main_input_name)
     config = effective_config(generative, generation_config)
     if (config.num_return_sequences or 1) != 1:
         raise DataError(f"num_return_sequences = {config.num_return_sequences}: a request has one answer, use 1")
@@ -107,7 +107,9 @@ def measure_alone(
         clock.synchronize()
         total_ms = clock.host_ms_since(start_ns)
     sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
-    output_ids = _new_tokens(model, batch, sequences)
+    assisted = config.get_generation_mode() == GenerationMode.ASSISTED_GENERATION
+    seen = 0 if assisted else recorder.tokens.first_length  # an assisted round may add several tokens at once
+    output_ids = tuple(sequences[0, seen - 1 if seen else _prompt_length(model, batch) :].tolist())
     timing = recorder.timing(
         entry=entry,
         total_ms=total_ms,
@@ -158,8 +160,24 @@ def device_of(model: PreTrainedModel) -> torch.device:
     return devices.pop() if devices else model.device
 
 
-def check_batch(batch: Batch, device: torch.device) -> None:
+def _check_model(model: PreTrainedModel) -> None:
+    name = type(model).__name__
+    if not hasattr(model, "generate"):
+        raise ModelError(f"{name} has no generate(); Chronostat needs a model that generates text")
+    if not any(isinstance(module, GenerationMixin) for module in model.modules()):
+        raise ModelError(
+            f"{name} does not generate one token after the other: its generate() is not that of transformers "
+            "(GenerationMixin), as in block-diffusion models; it has no prefill and no decode steps to measure"
+        )
+
+
+def check_batch(batch: Batch, device: torch.device, *, main_input: str = "input_ids") -> None:
     """Refuse what cannot be measured as one request.
+
+    Args:
+        batch: as ``generate()`` takes it.
+        device: the model's.
+        main_input: what the model takes if the batch holds no ``input_ids``: pixels in some models.
 
     Raises:
         DataError: no ``input_ids``, more than one request, a video, or a tensor that is not on ``device``.
@@ -168,11 +186,12 @@ def check_batch(batch: Batch, device: torch.device) -> None:
     if video:
         raise DataError(f"the batch holds a video ({video}); only images and text can be measured, leave the video out")
     ids = batch.get("input_ids")
-    if ids is None or ids.ndim != 2:
+    first = batch.get(main_input) if ids is None else ids
+    if first is None or (ids is not None and ids.ndim != 2):
         raise DataError("the batch needs input_ids of shape [1, tokens], as the processor makes them")
-    if ids.shape[0] != 1:
+    if first.shape[0] != 1:
         raise DataError(
-            f"batch size {ids.shape[0]} is not supported: requests run one at a time, pass input_ids [1, T]"
+            f"batch size {first.shape[0]} is not supported: requests run one at a time, pass input_ids [1, T]"
         )
     elsewhere = [key for key, value in batch.items() if getattr(value, "device", device) != device]
     if elsewhere:
@@ -218,6 +237,8 @@ def _length(max_new_tokens: int, generation_config: GenerationConfig | None) -> 
     return {"generation_config": config}
 
 
-def _new_tokens(model: PreTrainedModel, batch: Batch, sequences: Tensor) -> tuple[int, ...]:
-    prompt = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
-    return tuple(sequences[0, prompt:].tolist())
+def _prompt_length(model: PreTrainedModel, batch: Batch) -> int:
+    """How many tokens of the sequence are no answer, where no token mark says it."""
+    if model.config.is_encoder_decoder:
+        return 1
+    return batch["input_ids"].shape[1] if "input_ids" in batch else 0

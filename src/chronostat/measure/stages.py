@@ -7,17 +7,18 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import StoppingCriteria
+from transformers import GenerationMixin, StoppingCriteria
 
 from chronostat.measure.clock import Clock, Mark
 from chronostat.measure.intervals import Interval, length, length_outside
 from chronostat.models.anatomy import Anatomy, running_blocks
+from chronostat.models.locate import ancestors, library_part
 from chronostat.records import StageTiming
 
 ENCODE, FORWARD, VISION, PROJECTOR, BLOCKS = (
@@ -30,17 +31,24 @@ ENCODE, FORWARD, VISION, PROJECTOR, BLOCKS = (
 
 
 class TokenMarks(StoppingCriteria):
-    """Takes a mark for each new token: ``generate()`` asks once per token whether to stop; this never says so."""
+    """Takes a mark for each new token: ``generate()`` asks once per token whether to stop; this never says so.
+
+    Attributes:
+        first_length: tokens of the sequence when it was first asked: the prompt as the loop sees it, and the first
+            new token. Some models shorten or drop the prompt before their language model generates.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.marks: list[Mark] = []
+        self.first_length = 0
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - the base class is annotated for tuples
         self, input_ids: torch.Tensor, scores: object, **_: object
     ) -> torch.Tensor:
         """Shape [batch], all False."""
         self.marks.append(self._clock.mark())
+        self.first_length = self.first_length or input_ids.shape[1]
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
@@ -50,12 +58,14 @@ class _Span:
 
     Attributes:
         missed: some of the stage's work ran while no call of it was open.
+        called: modules whose calls were seen, by identity.
     """
 
     finished: list[tuple[Mark, Mark]]
     depth: int = 0
     start: Mark | None = None
     missed: bool = False
+    called: set[int] = field(default_factory=set[int])
 
 
 class StageRecorder:
@@ -75,6 +85,7 @@ class StageRecorder:
         self._installed = ExitStack()
         self._model: nn.Module | None = model
         self._anatomy = anatomy
+        self._must_be_called: list[tuple[str, int]] = []
         self.tokens = TokenMarks(clock)
 
     def __enter__(self) -> Self:
@@ -94,24 +105,45 @@ class StageRecorder:
     def _install(self, model: nn.Module) -> None:
         anatomy = self._anatomy
         self._hook(model, model, FORWARD)
+        if _generates_on_its_own(model):
+            self._install_beside_own_generate(model)
         for stage in (VISION, PROJECTOR, ENCODE):
             for path in self._paths(stage):
                 module = model.get_submodule(path)
                 self._hook(module, module, stage)
                 if stage != ENCODE:  # a text encoder may share its embedding with the decoder
                     self._watch(module, stage)
+        for path in anatomy.vision:
+            tower = model.get_submodule(path)
+            if _is_image_tokenizer(tower):  # used through this method, never through its forward
+                self._wrap(tower, "encode", VISION)
         blocks = running_blocks(model, anatomy)
         self._hook(blocks[0], blocks[-1], BLOCKS)
         # generate() may encode images before the first forward, through this method of the base model
         base = getattr(model, "base_model", model)
         if hasattr(base, "get_image_features"):
-            self._wrap(base, "get_image_features")
+            self._wrap(base, "get_image_features", ENCODE)
+
+    def _install_beside_own_generate(self, model: nn.Module) -> None:
+        """Some models encode image and text there, and leave the rest to the ``generate()`` of a model inside them.
+
+        Then the outer forward is never called.
+        """
+        for path in ancestors(self._anatomy.block_list):
+            around_blocks = model.get_submodule(path)
+            if around_blocks is not model and isinstance(around_blocks, GenerationMixin):
+                self._hook(around_blocks, around_blocks, FORWARD)
+        embedding = library_part(model, "get_input_embeddings")
+        if embedding is not None:
+            module = model.get_submodule(embedding)
+            self._hook(module, module, ENCODE)
 
     def _hook(self, first: nn.Module, last: nn.Module, stage: str) -> None:
         """Record from the entry of ``first`` to the exit of ``last``, also when the model raises."""
+        identity = id(first)
 
         def enter(*_: object) -> None:
-            self._open(stage)
+            self._open(stage, identity)
 
         def leave(*_: object) -> None:
             self._close(stage)
@@ -124,10 +156,12 @@ class StageRecorder:
     def _watch(self, module: nn.Module, stage: str) -> None:
         """Notice when the inside of ``module`` runs although no call of its stage is open.
 
-        Hooks do not fire where a model calls ``module.forward()`` or a method of its own; what is inside still does.
+        Hooks do not fire where a model calls ``module.forward()`` or a method of its own; those inside still do. With
+        nothing inside, the module has to be called for every image.
         """
         inside = next((part for part in module.modules() if part is not module and _is_leaf_with_weights(part)), None)
         if inside is None:
+            self._must_be_called.append((stage, id(module)))
             return
 
         def notice(*_: object) -> None:
@@ -136,16 +170,17 @@ class StageRecorder:
 
         self._installed.callback(inside.register_forward_pre_hook(notice).remove)
 
-    def _wrap(self, owner: nn.Module, name: str) -> None:
+    def _wrap(self, owner: nn.Module, name: str, stage: str) -> None:
+        """Record the calls of a method."""
         original: Callable[..., Any] = getattr(owner, name)
 
         @functools.wraps(original)  # generate() reads the signature
         def recorded(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passes through whatever the method takes
-            self._open(ENCODE)
+            self._open(stage)
             try:
                 return original(*args, **kwargs)
             finally:
-                self._close(ENCODE)
+                self._close(stage)
 
         own = vars(owner)
         if name in own:
@@ -154,10 +189,12 @@ class StageRecorder:
             self._installed.callback(delattr, owner, name)
         setattr(owner, name, recorded)
 
-    def _open(self, stage: str) -> None:
+    def _open(self, stage: str, caller: int | None = None) -> None:
         if self.tokens.marks:
             return
         span = self._spans[stage]
+        if caller is not None:
+            span.called.add(caller)
         if span.depth == 0:
             span.start = self._clock.mark()
         span.depth += 1
@@ -214,7 +251,11 @@ class StageRecorder:
         with_parts = [stage for stage in (ENCODE, VISION, PROJECTOR) if self._paths(stage)]
         must_run = [FORWARD, BLOCKS, *(stage for stage in with_parts if sees_image or stage == ENCODE)]
         reasons = [stage for stage, span in self._spans.items() if span.missed or span.depth > 0]
+        if sees_image and not with_parts:
+            reasons.append(f"{VISION} (found neither a vision tower nor a projector; name them with model.layout)")
         reasons += [stage for stage in must_run if not self._spans[stage].finished and stage not in reasons]
+        silent = {stage for stage, module in self._must_be_called if module not in self._spans[stage].called}
+        reasons += sorted(silent.difference(reasons)) if sees_image else []
         passes, forwards = len(self._spans[BLOCKS].finished), len(self._spans[FORWARD].finished)
         if 0 < passes < forwards:
             reasons.append(f"{BLOCKS} in {forwards - passes} of {forwards} forwards")
@@ -233,6 +274,15 @@ class StageRecorder:
             (self._clock.between_ms(entry, start), self._clock.between_ms(entry, end))
             for start, end in self._spans[stage].finished
         ]
+
+
+def _generates_on_its_own(model: nn.Module) -> bool:
+    definer = next((kind for kind in type(model).__mro__ if "generate" in vars(kind)), None)
+    return definer is not GenerationMixin
+
+
+def _is_image_tokenizer(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "quantize", None), nn.Module) and hasattr(module, "encode")
 
 
 def _is_leaf_with_weights(module: nn.Module) -> bool:

@@ -4,25 +4,22 @@ Parts are named by module path, so an anatomy is plain data: it keeps nothing al
 (``model.layout``). ``None`` or an empty tuple means that the model has no such part, or that it was not found.
 """
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from chronostat.errors import ModelError
-
-VISION_NAMES = (
-    "vision_tower",
-    "visual",
-    "vision_model",
-    "vision_encoder",
-    "image_tower",
-    "vision_backbone",
-    "vision_embed_tokens",
+from chronostat.models.locate import (
+    called_paths,
+    find_block_list,
+    find_encoders,
+    find_head,
+    find_projector,
+    find_routers,
+    find_vision,
 )
-PROJECTOR_NAME = re.compile(r"proj|connector|merger|align|adapter|resampler|qformer|embed_vision")
 
 
 class SkippedBlock(nn.Module):
@@ -56,17 +53,20 @@ def find_anatomy(model: nn.Module, layout: Mapping[str, str | Sequence[str]] | N
         ModelError: the decoder blocks were not found, or ``layout`` names a part or a path that does not exist.
     """
     given = _check_layout(model, layout or {})
-    vision = given.get("vision") or _find_vision(model)
-    block_list = (given.get("blocks") or (_find_block_list(model, vision),))[0]
+    vision = given["vision"] if "vision" in given else find_vision(model)
+    encoders = find_encoders(model)
+    block_list = given["blocks"][0] if "blocks" in given else find_block_list(model, vision + encoders)
     blocks = _block_paths(model, block_list)
     return Anatomy(
-        vision=vision,
-        projector=given.get("projector") or _find_projector(model, vision),
-        encoders=_find_encoders(model),
+        vision=called_paths(model, vision),
+        projector=called_paths(model, given["projector"])
+        if "projector" in given
+        else find_projector(model, vision, block_list),
+        encoders=encoders,
         block_list=block_list,
         blocks=blocks,
-        routers=tuple(path for block in blocks for path in _routers_in(model, block)),
-        head=(given.get("head") or (_find_head(model),))[0],
+        routers=tuple(path for block in blocks for path in find_routers(model, block)),
+        head=next(iter(given["head"]), None) if "head" in given else find_head(model, block_list),
     )
 
 
@@ -97,6 +97,8 @@ def _check_layout(model: nn.Module, layout: Mapping[str, str | Sequence[str]]) -
         if part not in known:
             raise ModelError(f"layout names an unknown part {part!r}; known parts: {', '.join(known)}")
         given[part] = (paths,) if isinstance(paths, str) else tuple(paths)
+        if part == "blocks" and len(given[part]) != 1:
+            raise ModelError(f"layout: blocks = {list(given[part])} must be the path of one list of decoder blocks")
         for path in given[part]:
             try:
                 model.get_submodule(path)
@@ -116,93 +118,3 @@ def _block_paths(model: nn.Module, block_list: str) -> tuple[str, ...]:
             "the decoder blocks"
         )
     return tuple(f"{block_list}.{name}" for name, _ in blocks.named_children())
-
-
-def _path_of(model: nn.Module, part: object) -> str | None:
-    return next((path for path, module in model.named_modules() if module is part and path), None)
-
-
-def _library_part(model: nn.Module, look_up: str, **arguments: str) -> str | None:
-    """Path of what one of the library's own look-ups finds; it returns the model itself where there is none."""
-    try:
-        found = getattr(model, look_up)(**arguments)
-    except (AttributeError, NotImplementedError):  # plain modules, and models that do not implement the look-up
-        return None
-    return None if found is model else _path_of(model, found)
-
-
-def _find_vision(model: nn.Module) -> tuple[str, ...]:
-    path = _library_part(model, "get_encoder", modality="image")
-    if path is None or path.split(".")[-1] not in VISION_NAMES:
-        named = (path for path, _ in _by_depth(model) if path.split(".")[-1] in VISION_NAMES)
-        path = next(named, None)
-    return () if path is None else (path,)
-
-
-def _find_projector(model: nn.Module, vision: tuple[str, ...]) -> tuple[str, ...]:
-    """Parameterised siblings of the vision tower that are named like a projector, else such children inside it."""
-    if not vision:
-        return ()
-    parent = vision[0].rpartition(".")[0]
-    for root in (parent, vision[0]):
-        found = tuple(
-            path
-            for name, child in model.get_submodule(root).named_children()
-            if PROJECTOR_NAME.search(name)
-            and f"{root}.{name}".lstrip(".") not in vision
-            and any(True for _ in child.parameters())
-            for path in _callable_paths(f"{root}.{name}".lstrip("."), child)
-        )
-        if found:
-            return found
-    return ()
-
-
-def _callable_paths(path: str, module: nn.Module) -> list[str]:
-    """The module's path, or those of its members where it is a list, which is never called itself."""
-    if isinstance(module, nn.ModuleList):
-        return [f"{path}.{name}" for name, _ in module.named_children()]
-    return [path]
-
-
-def _find_encoders(model: nn.Module) -> tuple[str, ...]:
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return ()
-    path = _library_part(model, "get_encoder")
-    return () if path is None else (path,)
-
-
-def _find_block_list(model: nn.Module, vision: tuple[str, ...]) -> str:
-    """The shallowest list of modules that is as long as the text config says, first inside the decoder."""
-    config = getattr(model, "config", None)
-    find_text_config = getattr(config, "get_text_config", None)
-    count = getattr(find_text_config(decoder=True) if find_text_config else config, "num_hidden_layers", None)
-    decoder = _library_part(model, "get_decoder")
-    outside_vision = [
-        (path, module)
-        for path, module in _by_depth(model)
-        if isinstance(module, nn.ModuleList) and not any(path == v or path.startswith(f"{v}.") for v in vision)
-    ]
-    fitting = [path for path, module in outside_vision if len(module) == count]
-    inside_decoder = [path for path in fitting if decoder and path.startswith(f"{decoder}.")]
-    if inside_decoder or fitting:
-        return (inside_decoder or fitting)[0]
-    candidates = ", ".join(f"{path} ({len(module)} modules)" for path, module in outside_vision) or "none"
-    raise ModelError(
-        f"cannot find the decoder blocks of {type(model).__name__}: no list of {count} modules "
-        f"(num_hidden_layers); lists there are: {candidates}. Name the right one with model.layout.blocks"
-    )
-
-
-def _routers_in(model: nn.Module, block: str) -> Iterator[str]:
-    for path, module in model.get_submodule(block).named_modules():
-        if type(getattr(module, "top_k", None)) is int:
-            yield f"{block}.{path}".rstrip(".")
-
-
-def _find_head(model: nn.Module) -> str | None:
-    return _library_part(model, "get_output_embeddings")
-
-
-def _by_depth(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return sorted(((path, m) for path, m in model.named_modules() if path), key=lambda item: item[0].count("."))
