@@ -86,7 +86,7 @@ class RewardConfig(Frozen):
     multiplier_rate: Annotated[float, Field(ge=0)] = 0.03
     """Step size of the Lagrange multipliers, per trial."""
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.06
-    """Share of each mean budget left free when the frozen policy is held to it."""
+    """Share of each budget left free when the policy is held to it."""
 
 
 class RlooConfig(Frozen):

@@ -45,6 +45,14 @@ def test_a_mean_budget_has_a_price_and_a_deadline_has_none():
     assert limits.penalised(torch.tensor([1.0, 0.5]), DEADLINE).tolist() == pytest.approx([-torch.inf, 0.5])
 
 
+def test_a_deadline_leaves_the_margin_as_long_as_a_setting_is_left():
+    limits = Limits([1.0, 0.48, 0.2], [], margin=0.1)
+    scores = torch.tensor([1.0, 0.9, 0.8])
+    assert limits.choose(scores, Budget(kind="deadline", fraction=0.5)) == 2  # .48 > .5 * (1 - .1) = .45
+    assert limits.choose(scores, Budget(kind="deadline", fraction=0.54)) == 1  # .48 <= .54 * .9 = .486
+    assert limits.choose(scores, Budget(kind="deadline", fraction=0.21)) == 2  # .2 > .21 * .9, but nothing is faster
+
+
 def test_a_budget_that_no_setting_can_meet_names_the_cheapest():
     limits = Limits([1.0, 0.23456], [])
     with pytest.raises(BudgetError, match=r"budget mean 0.2 of full; the cheapest needs 0.2346 of full, ask for"):
@@ -58,9 +66,9 @@ def test_a_budget_that_no_setting_can_meet_names_the_cheapest():
 
 def test_settling_keeps_every_mean_budget_between_the_cheapest_and_the_dearest():
     means = [1.0, 0.7, 0.4, 0.2]
-    limits = Limits(means, [])
+    limits = Limits(means, [], margin=0.01)
     scores = torch.rand(400, 4, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 0.9, 0.8, 0.4])
-    limits.settle(lambda budget: scores, margin=0.01)
+    limits.settle(lambda budget: scores)
     for fraction in (0.21, 0.3, 0.45, 0.6, 0.8, 0.99):
         budget = Budget(kind="mean", fraction=fraction)
         spent = sum(means[limits.choose(row, budget)] for row in scores) / len(scores)

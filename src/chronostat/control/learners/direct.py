@@ -114,7 +114,7 @@ class DirectLearner(Learner):
             self._model.parameters(), lr=self._config.learning_rate, weight_decay=self._config.weight_decay
         )
         self._scale = Scale(observation_size)
-        self._limits = Limits(latency_means, budgets)
+        self._limits = Limits(latency_means, budgets, margin=self._reward.margin)
         self._trials = Trials(observation_size, config.train.group_size, self._config.capacity, ("quality",))
 
     @torch.no_grad()
@@ -175,7 +175,7 @@ class DirectLearner(Learner):
     def settle(self, observations: Tensor) -> None:
         """Fit the price of every mean budget; see ``Learner``."""
         quality = self._quality(observations).mean(dim=0)
-        self._limits.settle(lambda _: quality, margin=self._reward.margin)
+        self._limits.settle(lambda _: quality)
 
     def state(self) -> dict[str, Tensor]:
         """Networks, optimizer, random state, trials, scale and limits."""

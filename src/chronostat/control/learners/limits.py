@@ -81,18 +81,21 @@ class Limits:
     """Turns scores of settings into choices that keep a budget.
 
     Under a ``mean`` budget latency has a price, so that choices keep it on average. Under a ``deadline`` the settings
-    that would miss it are taken out.
+    that would miss it are taken out. Both leave a margin: of settings that are alike, those are picked whose
+    measurements happened to come out too low.
 
     Args:
         calibrated: mean latency of each setting in the calibration, as fractions of ``full``, length S.
         budgets: the budgets of the training.
+        margin: share of each budget left free.
 
     Attributes:
         latencies: what was measured of each setting.
         prices: the multiplier of each mean budget.
     """
 
-    def __init__(self, calibrated: Sequence[float], budgets: Sequence[Budget]) -> None:
+    def __init__(self, calibrated: Sequence[float], budgets: Sequence[Budget], *, margin: float = 0.0) -> None:
+        self._margin = margin
         self.latencies = LatencyMeans(calibrated)
         self.prices = Multipliers([budget.fraction for budget in budgets if budget.kind == "mean"])
 
@@ -107,8 +110,8 @@ class Limits:
         means = self.latencies.means
         if budget.kind == "mean":
             return penalised(scores, factor * self.prices.at(budget.fraction), means, budget.fraction)
-        slow = means * self.latencies.tail
-        return scores.masked_fill(slow > max(budget.fraction, float(slow.min())), -torch.inf)
+        slow, limit = means * self.latencies.tail, budget.fraction * (1 - self._margin)
+        return scores.masked_fill(slow > max(limit, float(slow.min())), -torch.inf)
 
     def choose(self, scores: Tensor, budget: Budget) -> int:
         """The best setting that the budget can pay.
@@ -135,18 +138,17 @@ class Limits:
         cheapest = float(self.latencies.means.min())
         return cheapest if budget.kind == "mean" else cheapest * self.latencies.tail
 
-    def settle(self, score_at: Callable[[Budget], Tensor], *, margin: float, lowest: float = 0.0) -> None:
+    def settle(self, score_at: Callable[[Budget], Tensor], *, lowest: float = 0.0) -> None:
         """Fit the price of every mean budget between the cheapest and the dearest setting.
 
         Args:
             score_at: scores of the settings for some requests under a budget, shape [N, S].
-            margin: share of each budget left free.
             lowest: lowest price; below 0 to spend what the scores alone would leave of a budget.
         """
         means = self.latencies.means
         self.prices = Multipliers(np.geomspace(float(means.min()), float(means.max()), _SETTLED).tolist())
         scores = [score_at(Budget(kind="mean", fraction=fraction)) for fraction in self.prices.fractions]
-        self.prices.fit(scores, means, margin=margin, lowest=lowest)
+        self.prices.fit(scores, means, margin=self._margin, lowest=lowest)
 
     def state(self) -> dict[str, Tensor]:
         """Latencies and prices."""

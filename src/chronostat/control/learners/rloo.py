@@ -203,7 +203,7 @@ class RlooLearner(Learner):
         self._policy = Policy(space, observation_size, self._budgets, start, self._config.hidden, self._generator)
         self._optimizer = self._make_optimizer()
         self._scale = Scale(observation_size)
-        self._limits = Limits(latency_means, [])
+        self._limits = Limits(latency_means, [], margin=self._reward.margin)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         rate, fast = self._config.learning_rate, self._policy.budget_heads
@@ -282,7 +282,6 @@ class RlooLearner(Learner):
         """Fit each mean budget's price, below 0 where the likeliest settings leave some of it; see ``Learner``."""
         self._limits.settle(
             lambda budget: self._log_probabilities(observations, budget),
-            margin=self._reward.margin,
             lowest=_LOWEST_PRICE,
         )
 
