@@ -35,9 +35,10 @@ from chronostat.data.samples import Split
 from chronostat.errors import StoreError
 from chronostat.execution import request_for
 from chronostat.knobs.space import ActionSpace
+from chronostat.material import Material
 from chronostat.measure.clock import CpuClock
 from chronostat.records import Budget, Conditions, LatencyMetric, Phase, Trial
-from chronostat.session import Material, Session, begin, reopen
+from chronostat.session import Session, begin, reopen
 from chronostat.store import RunStore
 from chronostat.validation.policies import Pool, best_fixed
 

@@ -21,20 +21,11 @@ from chronostat.data.jsonl import load_images
 from chronostat.data.samples import Sample
 from chronostat.errors import ConfigError, StoreError
 from chronostat.execution import SampleRequest, request_for
+from chronostat.material import Material, load_data, load_model
 from chronostat.models.load import Vlm
 from chronostat.records import Phase, Setting
 from chronostat.report import write_picture, write_report
-from chronostat.session import (
-    Material,
-    Session,
-    begin,
-    begin_with,
-    load_data,
-    load_model,
-    reopen,
-    reopen_with,
-    require_like,
-)
+from chronostat.session import Session, begin, begin_with, reopen, reopen_with, require_like
 from chronostat.store import RunStore, Validation
 from chronostat.store.atomic import disk_errors
 from chronostat.store.run import FACTS, VALIDATION

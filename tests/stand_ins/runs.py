@@ -14,10 +14,11 @@ import pytest
 from chronostat.config import Config, load_config
 from chronostat.errors import DataError
 from chronostat.execution import BatchRequest
+from chronostat.material import BareModel, Material
 from chronostat.measure.clock import FakeClock
 from chronostat.models.anatomy import SkippedBlock
 from chronostat.records import Setting
-from chronostat.session import BareModel, Material, Session, begin_with, reopen_with
+from chronostat.session import Session, begin_with, reopen_with
 from chronostat.store import RunStore
 from stand_ins.molmo_like import PROMPT_TOKENS, MolmoLike, molmo_batch, molmo_like
 from stand_ins.observing import delay

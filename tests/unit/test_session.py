@@ -6,8 +6,9 @@ import pytest
 
 from chronostat.config import load_config
 from chronostat.errors import ConfigError, DataError, KnobError, MeasurementError, UnlikeConditions
+from chronostat.material import Material, load_data
+from chronostat.phases import CallCounter
 from chronostat.records import Setting
-from chronostat.session import CallCounter, Material, load_data
 from chronostat.store import RunStore
 from stand_ins.molmo_like import molmo_like
 from stand_ins.runs import StandIn, fail_under, interrupt_after

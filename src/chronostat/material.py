@@ -1,0 +1,132 @@
+"""What a run works on, loaded and checked before anything is executed: model, data and action space."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from chronostat.config import Config
+from chronostat.data.demo import DemoTask
+from chronostat.data.jsonl import JsonLines
+from chronostat.data.quality import quality_by_name
+from chronostat.data.samples import Dataset, Split
+from chronostat.errors import ConfigError
+from chronostat.knobs import find_space
+from chronostat.knobs.space import ActionSpace
+from chronostat.measure.conditions import read_conditions
+from chronostat.models.load import Vlm, fingerprint, load_vlm
+from chronostat.trials import Subject
+
+
+class Subjects(Protocol):
+    """What is executed, in three disjoint splits: a ``Dataset``, or ready batches."""
+
+    def split(self, name: Split) -> Sequence[Subject]:
+        """The subjects of one split, in an order that never changes."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BareModel:
+    """A model that is given ready batches, so that it needs no processor."""
+
+    model: PreTrainedModel
+    name: str
+    processor: None = None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of configuration and weights; a controller is bound to it."""
+        return fingerprint(self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a run works on, loaded and checked but not yet executed.
+
+    Attributes:
+        absent: for each knob that the model does not have, the reason.
+    """
+
+    config: Config
+    vlm: Vlm | BareModel
+    dataset: Subjects
+    space: ActionSpace
+    absent: Mapping[str, str]
+
+    @classmethod
+    def load(cls, config: Config) -> "Material":
+        """Load model and data.
+
+        Raises:
+            ConfigError: an unknown quality, or an own model without own data.
+            ModelError: the model cannot be used.
+            DataError: the data cannot be used, or has nothing to train or to settle on.
+            KnobError: the model lacks a knob or value that the configuration asks for.
+        """
+        dataset = load_data(config)
+        return cls.of(config, load_model(config), dataset)
+
+    @classmethod
+    def of(cls, config: Config, vlm: Vlm | BareModel, dataset: Subjects) -> "Material":
+        """The same for a model and data that are there already, ready batches among them.
+
+        Raises:
+            DataError: the data has nothing to train or to settle on.
+            KnobError: the model lacks a knob or value that the configuration asks for.
+        """
+        for split in ("train", "validation"):
+            dataset.split(split)  # nobody should learn after minutes of training that this is missing
+        space, absent = find_space(vlm.model, vlm.processor, config.knobs.model_dump())
+        return cls(config=config, vlm=vlm, dataset=dataset, space=space, absent=absent)
+
+    def facts(self) -> dict[str, Any]:
+        """What ``run.json`` says of it."""
+        return {
+            "model": {
+                "name": self.vlm.name,
+                "fingerprint": self.vlm.fingerprint,
+                "parameters": sum(weight.numel() for weight in self.vlm.model.parameters()),
+            },
+            "space": self.space.to_json(),
+            "absent": dict(self.absent),
+            "conditions": asdict(read_conditions(self.vlm.model)),
+        }
+
+
+def load_model(config: Config) -> Vlm:
+    """The model of a configuration, with torch set up for measuring.
+
+    Raises:
+        ModelError: it cannot be used.
+    """
+    vlm = load_vlm(
+        config.model.path,
+        device=config.model.device,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        layout=config.model.layout,
+    )
+    if vlm.model.device.type == "cpu":
+        torch.set_num_threads(config.measure.threads)
+    return vlm
+
+
+def load_data(config: Config) -> Dataset:
+    """The samples of a configuration.
+
+    Raises:
+        ConfigError: an unknown quality, or an own model without own data.
+        DataError: the data cannot be used.
+    """
+    quality_by_name(config.data.quality)
+    if config.data.path is None and config.model.path is not None:
+        raise ConfigError(
+            f"model.path = {config.model.path!r} without data.path: the bundled task is made for the bundled model; "
+            "name your own samples with data.path (docs/data.md)"
+        )
+    return DemoTask() if config.data.path is None else JsonLines(Path(config.data.path))
