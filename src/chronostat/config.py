@@ -85,7 +85,7 @@ class RewardConfig(Frozen):
     """Exponent w of ``quality * (latency / budget) ** w``."""
     multiplier_rate: Annotated[float, Field(ge=0)] = 0.03
     """Step size of the Lagrange multipliers, per trial."""
-    margin: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.03
     """Share of each budget left free when the policy is held to it."""
 
 

@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from chronostat.config import Config
 from chronostat.control.calibration import check_source
 from chronostat.control.observation import Observer
@@ -24,6 +27,7 @@ from chronostat.store import RunStore
 from chronostat.trials import Subject, TrialRunner
 from chronostat.version import VERSION
 
+_SETTLE_SAMPLES = 256  # that the price of latency is fitted on
 _LEAST_PHASE_S = 10.0  # even where the box of the whole run has ended
 
 
@@ -70,6 +74,11 @@ class Session:
             DataError: there are none.
         """
         return self.material.dataset.split(split)
+
+    def unseen_observations(self) -> Tensor:
+        """What the controller sees of some validation samples, shape [N, D]; nothing is executed."""
+        unseen = self.samples("validation")[:_SETTLE_SAMPLES]
+        return torch.stack([self.observer(self.runner.request(subject)) for subject in unseen])
 
     def box_s(self, seconds: float) -> float:
         """Time box of a phase that may take ``seconds``, if the box of the whole run leaves them."""

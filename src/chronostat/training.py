@@ -3,20 +3,17 @@
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 from pydantic import TypeAdapter
 
 from chronostat.config import Config
 from chronostat.control.calibration import ANCHOR_WINDOW, Anchors, Calibration, calibrate
-from chronostat.control.controller import Controller, ControllerFacts
+from chronostat.control.controller import FOLDER, Controller, ControllerFacts
 from chronostat.control.learners import learner_by_name
 from chronostat.control.trainer import Trainer
 from chronostat.files import read_tensors, write_tensors
 from chronostat.session import Session
 
-CONTROLLER = "controller"
 CHECKPOINT = "checkpoint.safetensors"
-SETTLE_SAMPLES = 256  # unseen requests that the price of latency is fitted on; nothing is executed
 JUDGED_SETTINGS = 11  # about how many distinct settings a judged sample runs under
 _LEAST_TRAINING_S = 10.0
 _SPARE = 1.15  # a machine that slows down later shall still judge all its samples
@@ -41,7 +38,7 @@ def train(session: Session) -> Controller:
     start = _continue(session) if (session.store.folder / CHECKPOINT).is_file() else _begin(session)
     _loop(session, start)
     controller = _frozen(session, start)
-    controller.save(session.store.folder / CONTROLLER)
+    controller.save(session.store.folder / FOLDER)
     return controller
 
 
@@ -139,8 +136,7 @@ def _save_checkpoint(session: Session, start: _Start, trained_s: float) -> None:
 def _frozen(session: Session, start: _Start) -> Controller:
     """The controller that comes out, held to its mean budgets on requests that were not trained on."""
     trainer = start.trainer
-    unseen = session.samples("validation")[:SETTLE_SAMPLES]
-    trainer.learner.settle(torch.stack([session.observer(session.runner.request(sample)) for sample in unseen]))
+    trainer.learner.settle(session.unseen_observations())
     facts = ControllerFacts(
         levels=session.space.levels,
         metric=session.metric,

@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from chronostat.config import Config, overridden
 from chronostat.console import Bars, survey_table, verdict_table
 from chronostat.control.controller import FACTS as CONTROLLER_FACTS
-from chronostat.control.controller import Controller, load_controller
+from chronostat.control.controller import FOLDER, Controller, load_controller
 from chronostat.data.demo import DemoTask
 from chronostat.data.jsonl import load_images
 from chronostat.data.samples import Sample
@@ -30,7 +30,7 @@ from chronostat.store import RunStore, Validation
 from chronostat.store.atomic import disk_errors
 from chronostat.store.run import FACTS, VALIDATION
 from chronostat.survey import survey
-from chronostat.training import CONTROLLER, JUDGED_SETTINGS, training_box_s
+from chronostat.training import JUDGED_SETTINGS, training_box_s
 from chronostat.training import train as run_training
 from chronostat.validation import validate as run_validation
 
@@ -85,7 +85,7 @@ def validate(run: Path, to: Path | None, overrides: Sequence[str], command: str,
     with opened as session:
         if to is not None:
             _copy_controller(run, to)
-        _judge(session, load_controller(run / CONTROLLER, material.vlm.model, material.vlm.processor), out)
+        _judge(session, load_controller(run / FOLDER, material.vlm.model, material.vlm.processor), out)
         session.store.update_facts(config=config.model_dump(mode="json"))  # how it was judged
     report(to or run, out)
 
@@ -105,9 +105,9 @@ def _require_unjudged(store: RunStore) -> None:
 
 
 def _copy_controller(run: Path, to: Path) -> None:
-    with disk_errors(to / CONTROLLER):
+    with disk_errors(to / FOLDER):
         try:
-            shutil.copytree(run / CONTROLLER, to / CONTROLLER, dirs_exist_ok=True)
+            shutil.copytree(run / FOLDER, to / FOLDER, dirs_exist_ok=True)
         except shutil.Error as error:  # all that could not be copied
             raise OSError(str(error)) from error
 
@@ -221,7 +221,7 @@ def _request(vlm: Vlm, images: Sequence[Path], prompt: str | None, *, own_model:
 
 
 def _is_trained(store: RunStore) -> bool:
-    return store.holds(f"{CONTROLLER}/{CONTROLLER_FACTS}")
+    return store.holds(f"{FOLDER}/{CONTROLLER_FACTS}")
 
 
 def _stored_config(store: RunStore) -> Config:
@@ -248,7 +248,7 @@ def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def _say_trained(folder: Path, out: Console) -> None:
-    out.print(f"controller: {folder / CONTROLLER}")
+    out.print(f"controller: {folder / FOLDER}")
     out.print(f"next: chronostat validate {folder}")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from chronostat.control.calibration import Anchors
-from chronostat.control.controller import load_controller
+from chronostat.control.controller import FOLDER, load_controller
 from chronostat.control.learners import learner_by_name
 from chronostat.control.observation import Observer
 from chronostat.control.reward import overshoot
@@ -21,7 +21,7 @@ from chronostat.errors import MeasurementError
 from chronostat.execution import execute
 from chronostat.measure.generate import measure_generate
 from chronostat.records import Budget, Setting
-from chronostat.training import CONTROLLER, train
+from chronostat.training import train
 from chronostat.trials import TrialRunner
 from chronostat.validation import validate
 from stand_ins.molmo_like import PROMPT_TOKENS, MolmoLike, molmo_batch
@@ -250,7 +250,7 @@ def test_nothing_stays_on_the_model_and_nothing_keeps_it(tmp_path):
         hooks = hook_counts(stand_in.model)
         with stand_in.session() as session:
             validate(session, train(session))
-        load_controller(stand_in.store().folder / CONTROLLER, stand_in.model, None)
+        load_controller(stand_in.store().folder / FOLDER, stand_in.model, None)
         assert hook_counts(stand_in.model) == hooks
         assert "generate" not in vars(stand_in.model)
     gone = weakref.ref(stand_in.model)

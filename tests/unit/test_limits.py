@@ -75,6 +75,13 @@ def test_settling_keeps_every_mean_budget_between_the_cheapest_and_the_dearest()
         assert spent <= fraction * 1.005
 
 
+def test_fresh_means_replace_the_old_and_move_those_without():
+    latencies = Limits([1.0, 0.5, 0.2], []).latencies
+    latencies.renew(torch.tensor([1.1, 0.65, torch.nan], dtype=torch.float64))
+    # the mean of 1.1 / 1 and .65 / .5 is 1.2
+    assert latencies.means.tolist() == pytest.approx([1.1, 0.65, 0.2 * 1.2])
+
+
 def test_the_mean_price_is_that_of_full():
     limits = Limits([1.0, 0.5], [MEAN, Budget(kind="mean", fraction=0.25), DEADLINE])
     limits.prices.values = [0.1, 0.3]  # under .25 and .5

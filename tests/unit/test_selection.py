@@ -5,8 +5,8 @@ import pytest
 
 from chronostat.errors import MeasurementError
 from chronostat.records import Budget, Setting
-from chronostat.validation.policies import Mix, Pool
-from chronostat.validation.selection import Rivals, Selection, finalists, full_ms, select_rivals
+from chronostat.validation.policies import Measurements, Mix, Pool
+from chronostat.validation.selection import Rivals, Selection, finalists, full_ms, latency_means, select_rivals
 from stand_ins.runs import fail_under
 
 MEANS = [Budget(kind="mean", fraction=fraction) for fraction in (0.3, 0.5)]
@@ -60,7 +60,17 @@ def test_settings_that_rivals_use():
         MEANS[0]: Rivals(fixed=4, accuracy=0.5, mix=Mix(low=2, high=7, share=0.5)),
         MEANS[1]: Rivals(fixed=2, accuracy=0.6, mix=None),
     }
-    assert Selection(samples=8, rivals=rivals).settings == [2, 4, 7]
+    selection = Selection(samples=8, rivals=rivals, full_ms=1.0, latency_means=(1.0,))
+    assert selection.settings == [2, 4, 7]
+
+
+def test_latency_means_are_over_full_on_the_same_samples(stand_in):
+    with stand_in.session() as session:
+        table = Measurements(space=session.space, metric=session.metric)
+    nan = float("nan")
+    table.latency_ms = [np.array(row) for row in ([100.0, 30.0, nan], [80.0, 50.0, nan], [90.0, nan, nan])]
+    # full: (90 + 2) / 90; the second: ((30 + 50) / 2 + 2) / 90, over the median of 100 and 80; the third never ran
+    assert latency_means(table, 2.0) == pytest.approx((92 / 90, 42 / 90, nan), nan_ok=True)
 
 
 @pytest.mark.parametrize("budget", [Budget(kind="mean", fraction=0.1), Budget(kind="deadline", fraction=0.1)])

@@ -7,16 +7,16 @@ import torch
 
 import chronostat.training
 from chronostat.config import load_config
-from chronostat.control.controller import load_controller
+from chronostat.control.controller import FOLDER, load_controller
 from chronostat.errors import StoreError
 from chronostat.files import read_tensors
 from chronostat.records import Budget
-from chronostat.training import CHECKPOINT, CONTROLLER, train, training_box_s
+from chronostat.training import CHECKPOINT, train, training_box_s
 from stand_ins.runs import fail_under, interrupt_after, prefill_ms
 
 
 def policy(store):
-    return read_tensors(store.folder / CONTROLLER / "policy.safetensors")[0]
+    return read_tensors(store.folder / FOLDER / "policy.safetensors")[0]
 
 
 def trained(stand_in, *overrides, name="run"):
@@ -66,7 +66,7 @@ def test_the_controller_is_in_the_run_and_decides_as_the_one_that_was_returned(s
         subjects = [session.runner.request(subject) for subject in session.samples("test")]
         budgets = [Budget(kind=kind, fraction=fraction) for kind in ("mean", "deadline") for fraction in (0.7, 0.9)]
         chosen = [controller.choose(s, b, stand_in.clock).setting for s in subjects for b in budgets]
-    loaded = load_controller(stand_in.store().folder / CONTROLLER, stand_in.model, None)
+    loaded = load_controller(stand_in.store().folder / FOLDER, stand_in.model, None)
     assert [loaded.choose(s, b, stand_in.clock).setting for s in subjects for b in budgets] == chosen
     assert loaded.facts.trials == 6
     assert (loaded.facts.metric, loaded.facts.full_ms, loaded.facts.model) == ("prefill_ms", 22, "molmo-like")
@@ -92,7 +92,7 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(stand_in, mo
     store = stand_in.store()
     stored = store.trials("train")
     assert len(stored) < 6
-    assert not store.holds(f"{CONTROLLER}/controller.json")
+    assert not store.holds(f"{FOLDER}/controller.json")
 
     with stand_in.reopened(f"train.learner={learner}") as session:
         train(session)
@@ -171,7 +171,7 @@ def test_a_run_that_was_killed_while_it_calibrated_calibrates_anew(stand_in, mon
 def test_a_checkpoint_of_another_run_is_refused(stand_in):
     trained(stand_in)
     other = stand_in.store()
-    (other.folder / CONTROLLER / "controller.json").unlink()
+    (other.folder / FOLDER / "controller.json").unlink()
     (other.folder / CHECKPOINT).write_bytes(b"damaged")
     with stand_in.reopened() as session, pytest.raises(StoreError, match=r"cannot read .*checkpoint.safetensors"):
         train(session)

@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
@@ -31,6 +32,7 @@ from chronostat.records import Budget, BudgetKind, Conditions, Execution, KnobVa
 
 FACTS = "controller.json"
 POLICY = "policy.safetensors"
+FOLDER = "controller"  # in the directory of a run
 
 
 class ControllerFacts(BaseModel):
@@ -111,22 +113,53 @@ class Controller:
         now = {"full_ms": full_ms, "conditions": read_conditions(model)}
         return replace(self, facts=self.facts.model_copy(update=now))
 
+    def renewed(
+        self, latency_means: Sequence[float], observations: Tensor, full_ms: float, model: PreTrainedModel
+    ) -> "Controller":
+        """The same policy, held to its budgets by what the settings take now; changes its learner's prices.
+
+        Args:
+            latency_means: of all settings with ``controller_ms``, as fractions of ``full``; NaN where not measured.
+            observations: unseen requests, shape [N, D].
+            full_ms: median of the metric at ``full``, measured with them.
+            model: the model it is used with.
+        """
+        self.learner.settle(observations, torch.tensor(latency_means, dtype=torch.float64))
+        return self.recalibrated(full_ms, model)
+
     def choose(self, request: Request, budget: Budget, clock: Clock) -> Choice:
         """The setting for a request under a budget.
 
         Raises:
             BudgetError: no setting can meet the budget; names the cheapest in ms and as a fraction of ``full``.
         """
+        return self.choose_each(request, [budget], clock)[0]
+
+    def choose_each(self, request: Request, budgets: Sequence[Budget], clock: Clock) -> list[Choice]:
+        """The setting for a request under each of some budgets; each choice is charged the one observation.
+
+        Raises:
+            BudgetError: no setting can meet one of the budgets.
+        """
         start_ns = clock.host_ns()
+        observation = self.observer(request)
+        observed_ms = clock.host_ms_since(start_ns)
+        choices: list[Choice] = []
+        for budget in budgets:
+            start_ns = clock.host_ns()
+            setting = self.space.settings[self._decide(observation, budget)]
+            choices.append(Choice(setting=setting, controller_ms=observed_ms + clock.host_ms_since(start_ns)))
+        return choices
+
+    def _decide(self, observation: Tensor, budget: Budget) -> int:
         try:
-            setting = self.space.settings[self.learner.decide(self.observer(request), budget)]
+            return self.learner.decide(observation, budget)
         except TooTightError as error:
             cheapest_ms = ceil(error.cheapest * self.full_ms * 10) / 10
             raise BudgetError(
                 f"{error} ({cheapest_ms:.1f} ms where full takes {self.full_ms:.1f} ms; "
                 f"asked for were {budget.ms(self.full_ms):.1f} ms)"
             ) from None
-        return Choice(setting=setting, controller_ms=clock.host_ms_since(start_ns))
 
     def generate(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self, cast
+from typing import Any, Self, TypeGuard, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,34 +15,42 @@ from chronostat.models.anatomy import SkippedBlock, anatomy_of, running_blocks
 from chronostat.records import KnobValue
 
 _KEY_VALUE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+_PROBED_TOKENS = 2
 
 
 class CacheKeepingBlock(SkippedBlock):
     """Passes the hidden states on, and appends one head of zeros to its layer of the key/value cache.
 
     Length and masks are read from the first layer of a cache, so a layer that is left empty would shift the positions
-    of all later tokens. Nothing ever attends to the appended zeros: the attention of this layer does not run.
+    of all later tokens. Nothing ever attends to the appended zeros: the attention of this layer does not run. Where a
+    block takes and returns its keys and values itself, without a cache object, zeros of the whole length are returned.
 
     Args:
         block: the block whose place this takes; its plain attributes (``attention_type``) can be read here too.
         position: its index in the list of blocks.
-        rest: what the block returns after the hidden states; None if it returns them bare.
+        rest: of what the block returns after the hidden states, which are its (keys, values), the others being None;
+            None if it returns the hidden states bare.
     """
 
-    def __init__(self, block: nn.Module, position: int, rest: tuple[None, ...] | None) -> None:
+    def __init__(self, block: nn.Module, position: int, rest: tuple[bool, ...] | None) -> None:
         super().__init__()
         plain = {name: value for name, value in vars(block).items() if not name.startswith("_") and name != "forward"}
         vars(self).update(plain)
         self._layer_index = _layer_index(block, position)
         self._rest = rest
 
-    def forward(self, hidden_states: Tensor, *others: object, **named: object) -> Tensor | tuple[Tensor | None, ...]:
-        """Hidden states of shape [1, q, d] in and out."""
-        cache = next((value for value in (*others, *named.values()) if isinstance(value, Cache)), None)
+    def forward(self, hidden_states: Tensor, *others: object, **named: object) -> object:
+        """Hidden states of shape [1, q, d] in and out, in the form in which the block returns them."""
+        given = (*others, *named.values())
+        cache = next((value for value in given if isinstance(value, Cache)), None)
         if cache is not None:
             zeros = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
             cache.update(zeros, zeros, self._layer_index)
-        return hidden_states if self._rest is None else (hidden_states, *self._rest)
+        if self._rest is None:
+            return hidden_states
+        past = next((value[0].shape[-2] for value in given if _is_keys_and_values(value)), 0)
+        zeros = hidden_states.new_zeros(hidden_states.shape[0], 1, past + hidden_states.shape[1], 1)
+        return (hidden_states, *((zeros, zeros) if own else None for own in self._rest))
 
 
 class BlockSkip(Knob):
@@ -99,6 +107,12 @@ def _is_ascending(value: KnobValue) -> bool:
     return isinstance(value, tuple) and all(type(index) is int for index in value) and list(value) == sorted(set(value))
 
 
+def _is_keys_and_values(value: object) -> TypeGuard[tuple[Tensor, Tensor]]:
+    """Whether this is a pair of tensors of shape [1, heads, tokens, head size]."""
+    parts = cast("tuple[object, ...]", value) if isinstance(value, tuple | list) else ()
+    return len(parts) == 2 and all(isinstance(part, Tensor) and part.ndim == 4 for part in parts)
+
+
 def _layer_index(block: nn.Module, position: int) -> int:
     """The block's own index into the cache, where its attention names one."""
     named = (getattr(module, "layer_idx", None) for module in block.modules())
@@ -122,11 +136,11 @@ def _require_plain_cache(model: PreTrainedModel) -> None:
         raise KnobError(f"block_skip: {name} has layers of type {', '.join(sorted(others))}, which keep another state")
 
 
-_known: WeakKeyDictionary[nn.Module, tuple[None, ...] | None] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, tuple[bool, ...] | None] = WeakKeyDictionary()
 
 
-def _output_rest(model: PreTrainedModel) -> tuple[None, ...] | None:
-    """What the model's blocks return after the hidden states; None if they return them bare.
+def _output_rest(model: PreTrainedModel) -> tuple[bool, ...] | None:
+    """Which of what the model's blocks return after the hidden states are keys and values; None if they return no more.
 
     Seen once for each model, in a forward of two text tokens.
 
@@ -136,12 +150,13 @@ def _output_rest(model: PreTrainedModel) -> tuple[None, ...] | None:
     if model not in _known:
         output = _output_of_first_block(model)
         rest = list(output)[1:] if isinstance(output, tuple | list) else []
-        if any(part is not None for part in rest):
+        own = tuple(_is_keys_and_values(part) and part[0].shape[-2] == _PROBED_TOKENS for part in rest)
+        if any(part is not None and not is_own for part, is_own in zip(rest, own, strict=True)):
             raise KnobError(
                 f"block_skip: the blocks of {type(model).__name__} return more than the hidden states "
                 f"({', '.join(type(part).__name__ for part in rest)}), so none can be skipped"
             )
-        _known[model] = None if isinstance(output, Tensor) else (None,) * len(rest)
+        _known[model] = None if isinstance(output, Tensor) else own
     return _known[model]
 
 
@@ -153,7 +168,7 @@ def _output_of_first_block(model: PreTrainedModel) -> object:
         outputs.append(output)
 
     handle = running_blocks(model, anatomy_of(model))[0].register_forward_hook(keep)
-    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    ids = torch.zeros(1, _PROBED_TOKENS, dtype=torch.long, device=model.device)
     arguments: Mapping[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": True}
     try:
         model(**arguments)

@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from chronostat.errors import ModelError
 from chronostat.models.anatomy import anatomy_of
+from chronostat.models.molmo import first_molmo_class
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "demo_vlm"
 _PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -47,6 +48,8 @@ def load_vlm(
 ) -> Vlm:
     """Load a directory in the ``save_pretrained`` format, or a hub name; the bundled model if ``path`` is None.
 
+    Code for transformers 4 is repaired where it is that of the first Molmo generation (``models/molmo.py``).
+
     Raises:
         ModelError: not a model directory, only pickled weights, missing weights, no processor, not an
             image-text-to-text model, own code without ``trust_remote_code``, no such device, or a wrong ``layout``.
@@ -58,9 +61,9 @@ def load_vlm(
         _check_directory(Path(source))
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        _check_architecture(source, config, trusted=trust_remote_code)
+        kind_of_model = _model_class(source, config, trusted=trust_remote_code)
         processor = _load_processor(source, trust_remote_code=trust_remote_code)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = kind_of_model.from_pretrained(
             source, dtype=kind, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -131,13 +134,18 @@ def _check_complete(source: str, missing: Collection[str]) -> None:
         raise ModelError(f"{source} lacks {len(missing)} weights of the model ({some}); they would be random numbers")
 
 
-def _check_architecture(source: str, config: Any, *, trusted: bool) -> None:  # noqa: ANN401 - any config class
-    own_code = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
-    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not (own_code and trusted):
+def _model_class(source: str, config: Any, *, trusted: bool) -> Any:  # noqa: ANN401 - any class with from_pretrained
+    auto_map = getattr(config, "auto_map", None) or {}
+    own_code = trusted and "AutoModelForImageTextToText" in auto_map
+    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or own_code:
+        return AutoModelForImageTextToText
+    first_molmo = first_molmo_class(source, auto_map) if trusted else None
+    if first_molmo is None:
         raise ModelError(
             f"{source} is a {config.model_type!r} model, which takes no image: Chronostat needs an image-text-to-text "
             "model, for example internvl, qwen3_vl or llava (own code needs model.trust_remote_code = true)"
         )
+    return first_molmo
 
 
 def _load_processor(source: str, *, trust_remote_code: bool) -> ProcessorMixin:

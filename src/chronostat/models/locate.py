@@ -22,7 +22,7 @@ VISION_NAMES = (  # the library's own (PreTrainedModel.get_encoder), then those 
     "vqmodel",
 )
 PIXEL_INPUTS = ("pixel_values", "flattened_patches", "image_patches")
-LAYER_COUNTS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers")  # the first two: encoder-decoders
+LAYER_COUNTS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layers")  # first two: encoder-decoders
 PROJECTOR_NAME = re.compile(r"proj|connector|merger|align|adapter|resampler|qformer|embed_vision|visual_embed")
 TOWER_NAME = re.compile(r"vision|visual|image")  # of further towers beside the first
 PATCH_EMBEDDER_NAME = re.compile(r"embed_vision|vision_embed")  # of models without a vision tower
@@ -112,7 +112,7 @@ def _layer_count(model: nn.Module) -> tuple[str, int | None]:
         count = getattr(text_config, name, None)
         if isinstance(count, int):
             return name, count
-    return LAYER_COUNTS[-1], None
+    return "num_hidden_layers", None
 
 
 def find_routers(model: nn.Module, block: str) -> Iterator[str]:

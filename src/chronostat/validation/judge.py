@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chronostat.control.controller import Controller
+from chronostat.control.controller import FOLDER, Controller
 from chronostat.errors import ConfigError, MeasurementError, UnlikeConditions
 from chronostat.execution import Request, identity
 from chronostat.measure.statistics import PairedBootstrap, dependence_p_value
@@ -43,6 +43,9 @@ class Judged:
 def validate(session: Session, controller: Controller) -> Validation:
     """Choose the rivals on the validation split, then judge once on the test split; stored as ``validation.json``.
 
+    What the settings took on the validation split holds the controller to its budgets as it does the rivals: a machine
+    is not the same minutes after the training. The renewed controller is stored.
+
     Raises:
         BudgetError: no setting can meet one of the budgets; nothing is executed then.
         ConfigError: no budgets, or too few samples to judge on; nothing is executed then.
@@ -52,8 +55,14 @@ def validate(session: Session, controller: Controller) -> Validation:
     """
     budgets = _budgets(session)
     _check(session, controller, budgets)
-    selection = select_rivals(session, budgets)
-    judged = _measure(session, controller, budgets, selection)
+    selection = select_rivals(
+        session, budgets, lambda request: controller.choose(request, budgets[0], session.clock).controller_ms
+    )
+    renewed = controller.renewed(
+        selection.latency_means, session.unseen_observations(), selection.full_ms, session.material.vlm.model
+    )
+    renewed.save(session.store.folder / FOLDER)
+    judged = _measure(session, renewed, budgets, selection)
     validation = _summary(session, selection, judged)
     session.store.write_json(VALIDATION, validation.to_json())
     return validation
@@ -80,9 +89,7 @@ def _check(session: Session, controller: Controller, budgets: Sequence[Budget]) 
         raise ConfigError(
             f"validation.samples = {asked} of {there} test samples; intervals need at least {_LEAST_SAMPLES}"
         )
-    request = session.runner.request(session.samples("validation")[0])
-    for budget in budgets:
-        controller.choose(request, budget, session.clock)
+    controller.choose_each(session.runner.request(session.samples("validation")[0]), budgets, session.clock)
 
 
 def _measure(session: Session, controller: Controller, budgets: Sequence[Budget], selection: Selection) -> Judged:
@@ -100,7 +107,7 @@ def _measure(session: Session, controller: Controller, budgets: Sequence[Budget]
             if used >= 1 and index >= _LEAST_SAMPLES:
                 break
             request = runner.request(sample)
-            chosen = [_decide(session, controller, request, budget) for budget in budgets]
+            chosen = _decide(session, controller, request, budgets, index)
             table.add(runner.run("test", index, request, [*fixed, *(decision.setting for decision in chosen)]))
             session.store.append(chosen)
             for decision in chosen:
@@ -109,14 +116,16 @@ def _measure(session: Session, controller: Controller, budgets: Sequence[Budget]
     return _judged(session, table, decisions, fixed=[session.space.index(setting) for setting in fixed])
 
 
-def _decide(session: Session, controller: Controller, request: Request, budget: Budget) -> Decision:
-    choice = controller.choose(request, budget, session.clock)
-    return Decision(
-        **identity(request),
-        budget=budget,
-        setting=choice.setting,
-        controller_ms=choice.controller_ms,
-    )
+def _decide(
+    session: Session, controller: Controller, request: Request, budgets: Sequence[Budget], index: int
+) -> list[Decision]:
+    """One decision for each budget, in random order: the first one finds the caches cold."""
+    order = np.random.default_rng([session.config.seed, index]).permutation(len(budgets))
+    shuffled = [budgets[i] for i in order]
+    return [
+        Decision(**identity(request), budget=budget, setting=choice.setting, controller_ms=choice.controller_ms)
+        for budget, choice in zip(shuffled, controller.choose_each(request, shuffled, session.clock), strict=True)
+    ]
 
 
 def _judged(session: Session, table: Measurements, decisions: dict[Budget, list[Decision]], fixed: list[int]) -> Judged:

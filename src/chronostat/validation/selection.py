@@ -1,11 +1,12 @@
 """What the controller has to beat: the best fixed settings and mixes, chosen on the validation split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from chronostat.errors import MeasurementError
+from chronostat.execution import Request
 from chronostat.records import Budget
 from chronostat.session import Session
 from chronostat.validation.policies import Measurements, Mix, Pool, best_fixed, best_mix
@@ -37,10 +38,14 @@ class Selection:
 
     Attributes:
         samples: validation samples on which the finalists were compared.
+        full_ms: median latency of ``full``.
+        latency_means: of every setting plus the mean ``controller_ms``, as fractions of ``full``; NaN if not measured.
     """
 
     samples: int
     rivals: dict[Budget, Rivals]
+    full_ms: float
+    latency_means: tuple[float, ...]
 
     @property
     def settings(self) -> list[int]:
@@ -49,18 +54,25 @@ class Selection:
         return sorted(set(used))
 
 
-def select_rivals(session: Session, budgets: Sequence[Budget]) -> Selection:
+def select_rivals(
+    session: Session, budgets: Sequence[Budget], choosing_ms: Callable[[Request], float] = lambda request: 0.0
+) -> Selection:
     """Measure fixed settings on validation samples until the time box ends.
 
     At first every setting runs on every sample. Then only those stay that can still be the best for some budget
     (``finalists``), so that these are compared on many more samples.
+
+    Args:
+        session: what executes.
+        budgets: those that rivals are wanted for.
+        choosing_ms: has a controller choose for a request, and says what that took.
 
     Raises:
         MeasurementError: no sample could be measured under all settings that are compared.
     """
     config = session.config.validation
     table = Measurements(space=session.space, metric=session.metric)
-    running = list(range(len(session.space)))
+    running, costs_ms = list(range(len(session.space))), list[float]()
     runner, seconds = session.runner, config.select_seconds
     samples = session.samples("validation")[: config.select_samples]
     with session.phase("select", seconds):
@@ -72,11 +84,18 @@ def select_rivals(session: Session, budgets: Sequence[Budget]) -> Selection:
             if used >= _OPEN_SHARE and index >= _LEAST_SAMPLES and len(running) == len(session.space):
                 running = finalists(_complete(table, running), budgets)
             settings = [session.space.settings[i] for i in running]
-            table.add(runner.run("select", index, runner.request(sample), settings))
+            request = runner.request(sample)
+            table.add(runner.run("select", index, request, settings))
+            costs_ms.append(choosing_ms(request))
             note = f"{index + 1} samples, {len(running)} settings"
             session.progress.advance(max(used, (index + 1) / len(samples)), note)
     pool = _complete(table, running)
-    return Selection(samples=len(pool), rivals={budget: _rivals(pool, running, budget) for budget in budgets})
+    return Selection(
+        samples=len(pool),
+        rivals={budget: _rivals(pool, running, budget) for budget in budgets},
+        full_ms=full_ms(pool),
+        latency_means=latency_means(table, float(np.mean(costs_ms))),
+    )
 
 
 def _complete(table: Measurements, settings: Sequence[int]) -> Pool:
@@ -87,6 +106,17 @@ def _complete(table: Measurements, settings: Sequence[int]) -> Pool:
             "executions failed, or answers could not be scored; see the failures in the run"
         )
     return pool
+
+
+def latency_means(table: Measurements, controller_ms: float) -> tuple[float, ...]:
+    """Mean latency of each setting plus ``controller_ms`` over the median of ``full`` on the same samples, length S."""
+    latency_ms = np.array(table.latency_ms)
+    return tuple(_fraction(latency_ms[:, 0], column, controller_ms) for column in latency_ms.T)
+
+
+def _fraction(full: np.ndarray, column: np.ndarray, controller_ms: float) -> float:
+    both = np.isfinite(full) & np.isfinite(column)
+    return float((column[both].mean() + controller_ms) / np.median(full[both])) if both.any() else float("nan")
 
 
 def full_ms(pool: Pool) -> float:

@@ -92,11 +92,13 @@ class Learner(ABC):
         """
 
     @abstractmethod
-    def settle(self, observations: Tensor) -> None:
+    def settle(self, observations: Tensor, latency_means: Tensor | None = None) -> None:
         """Fit what holds the frozen policy to its mean budgets; nothing is executed.
 
         Args:
             observations: unseen requests of the kind to come, shape [N, D] with N >= 1.
+            latency_means: of the settings as measured since the training, the controller's own latency included, as
+                fractions of ``full``, shape [S], NaN where nothing was measured; they replace those of the training.
         """
 
     @abstractmethod

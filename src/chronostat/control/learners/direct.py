@@ -172,8 +172,10 @@ class DirectLearner(Learner):
         return self._limits.choose(self._quality(observation[None]).mean(dim=0)[0], budget)
 
     @torch.no_grad()
-    def settle(self, observations: Tensor) -> None:
+    def settle(self, observations: Tensor, latency_means: Tensor | None = None) -> None:
         """Fit the price of every mean budget; see ``Learner``."""
+        if latency_means is not None:
+            self._limits.latencies.renew(latency_means)
         quality = self._quality(observations).mean(dim=0)
         self._limits.settle(lambda _: quality)
 

@@ -59,6 +59,16 @@ class LatencyMeans:
             self._ratios = torch.cat([self._ratios[1 - _RECENT :], (value / self.means[setting]).reshape(1)])
         self.tail = float(self._ratios.quantile(_DEADLINE_SHARE))
 
+    def renew(self, measured: Tensor) -> None:
+        """Put fresh means in the place of the old ones.
+
+        Args:
+            measured: fractions of ``full``, shape [S]; NaN where there is none: these move as the others do on average.
+        """
+        fresh = measured.isfinite()
+        moved = (measured[fresh] / self.means[fresh]).mean() if fresh.any() else 1.0
+        self.means = torch.where(fresh, measured.to(self.means), self.means * moved)
+
     def state(self) -> dict[str, Tensor]:
         """Means, counts and recent ratios."""
         return self.policy_state() | {"counts": self._counts.clone(), "ratios": self._ratios.clone()}

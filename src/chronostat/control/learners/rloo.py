@@ -278,8 +278,10 @@ class RlooLearner(Learner):
         return self._limits.choose(self._log_probabilities(observation[None], budget)[0], budget)
 
     @torch.no_grad()
-    def settle(self, observations: Tensor) -> None:
+    def settle(self, observations: Tensor, latency_means: Tensor | None = None) -> None:
         """Fit each mean budget's price, below 0 where the likeliest settings leave some of it; see ``Learner``."""
+        if latency_means is not None:
+            self._limits.latencies.renew(latency_means)
         self._limits.settle(
             lambda budget: self._log_probabilities(observations, budget),
             lowest=_LOWEST_PRICE,
