@@ -48,6 +48,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "rloo": ("train.learner=rloo",),
     "rloo, grpo advantages": ("train.learner=rloo", "rloo.advantage=grpo"),
 }
+MARGIN = "reward.margin=0.06"  # nothing but the training measurements holds a policy to its budgets here
 BASELINE = "rloo"
 FIXED = "best fixed"
 PHASES: Mapping[Phase, Split] = {"train": "train", "select": "validation"}
@@ -274,7 +275,7 @@ def compare(run_dir: Path, seeds: int, executed_seconds: float) -> None:
     chosen = {FIXED: [choose_fixed(validation, budgets)] * seeds}
     training: dict[str, list[dict[str, float]]] = {}
     for name, overrides in VARIANTS.items():
-        config = overridden(Config(), overrides)
+        config = overridden(Config(), (MARGIN, *overrides))
         chosen[name], training[name] = [], []
         for seed in range(seeds):
             learner, spent = teach(config, space, recordings["train"], seed, 1e3 * executed_seconds)
