@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from chronostat.config import Config
 from chronostat.control.learners.base import Learner, Outcome
+from chronostat.control.learners.frozen import frozen_state, load_frozen_state
 from chronostat.control.learners.limits import Limits
 from chronostat.control.learners.memory import Scale, Trials
 from chronostat.control.learners.tensors import (
     load_training_state,
-    model_state,
     training_state,
     with_prefix,
     without_prefix,
@@ -174,10 +174,8 @@ class DirectLearner(Learner):
     @torch.no_grad()
     def settle(self, observations: Tensor, latency_means: Tensor | None = None) -> None:
         """Fit the price of every mean budget; see ``Learner``."""
-        if latency_means is not None:
-            self._limits.latencies.renew(latency_means)
         quality = self._quality(observations).mean(dim=0)
-        self._limits.settle(lambda _: quality)
+        self._limits.settle(lambda _: quality, latency_means)
 
     def state(self) -> dict[str, Tensor]:
         """Networks, optimizer, random state, trials, scale and limits."""
@@ -197,14 +195,8 @@ class DirectLearner(Learner):
 
     def policy_state(self) -> dict[str, Tensor]:
         """Networks, scale and limits."""
-        return {
-            **with_prefix("model", model_state(self._model)),
-            **with_prefix("scale", self._scale.state()),
-            **with_prefix("limits", self._limits.policy_state()),
-        }
+        return frozen_state(self._model, self._scale, self._limits)
 
     def load_policy_state(self, state: Mapping[str, Tensor]) -> None:
         """Decide as the learner did that gave ``policy_state``."""
-        self._model.load_state_dict(without_prefix("model", state))
-        self._scale.load(without_prefix("scale", state))
-        self._limits.load_policy_state(without_prefix("limits", state))
+        load_frozen_state(self._model, self._scale, self._limits, state)

@@ -148,13 +148,18 @@ class Limits:
         cheapest = float(self.latencies.means.min())
         return cheapest if budget.kind == "mean" else cheapest * self.latencies.tail
 
-    def settle(self, score_at: Callable[[Budget], Tensor], *, lowest: float = 0.0) -> None:
+    def settle(
+        self, score_at: Callable[[Budget], Tensor], latency_means: Tensor | None = None, *, lowest: float = 0.0
+    ) -> None:
         """Fit the price of every mean budget between the cheapest and the dearest setting.
 
         Args:
             score_at: scores of the settings for some requests under a budget, shape [N, S].
+            latency_means: measured since the training, see ``LatencyMeans.renew``.
             lowest: lowest price; below 0 to spend what the scores alone would leave of a budget.
         """
+        if latency_means is not None:
+            self.latencies.renew(latency_means)
         means = self.latencies.means
         self.prices = Multipliers(np.geomspace(float(means.min()), float(means.max()), _SETTLED).tolist())
         scores = [score_at(Budget(kind="mean", fraction=fraction)) for fraction in self.prices.fractions]

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from chronostat.config import Config
 from chronostat.control.learners.base import Learner, Outcome
+from chronostat.control.learners.frozen import frozen_state, load_frozen_state
 from chronostat.control.learners.limits import Limits
 from chronostat.control.learners.memory import Scale
 from chronostat.control.learners.multipliers import Multipliers
 from chronostat.control.learners.tensors import (
     load_training_state,
-    model_state,
     training_state,
     with_prefix,
     without_prefix,
@@ -280,10 +280,9 @@ class RlooLearner(Learner):
     @torch.no_grad()
     def settle(self, observations: Tensor, latency_means: Tensor | None = None) -> None:
         """Fit each mean budget's price, below 0 where the likeliest settings leave some of it; see ``Learner``."""
-        if latency_means is not None:
-            self._limits.latencies.renew(latency_means)
         self._limits.settle(
             lambda budget: self._log_probabilities(observations, budget),
+            latency_means,
             lowest=_LOWEST_PRICE,
         )
 
@@ -308,14 +307,8 @@ class RlooLearner(Learner):
 
     def policy_state(self) -> dict[str, Tensor]:
         """Policy, scale and limits."""
-        return {
-            **with_prefix("model", model_state(self._policy)),
-            **with_prefix("scale", self._scale.state()),
-            **with_prefix("limits", self._limits.policy_state()),
-        }
+        return frozen_state(self._policy, self._scale, self._limits)
 
     def load_policy_state(self, state: Mapping[str, Tensor]) -> None:
         """Decide as the learner did that gave ``policy_state``."""
-        self._policy.load_state_dict(without_prefix("model", state))
-        self._scale.load(without_prefix("scale", state))
-        self._limits.load_policy_state(without_prefix("limits", state))
+        load_frozen_state(self._policy, self._scale, self._limits, state)
