@@ -6,8 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from chronostat.control.controller import FOLDER, POLICY
 from chronostat.control.observation import Observer
 from chronostat.errors import BudgetError, ConfigError, DataError, MeasurementError, UnlikeConditions
+from chronostat.files import read_tensors
 from chronostat.records import Budget, Setting
 from chronostat.store import Validation
 from chronostat.training import train
@@ -171,6 +173,17 @@ def refused(stand_in, error, message, *overrides):
         assert session.counter.calls == calls
     assert stand_in.store().trials("select") == stand_in.store().trials("test") == []
     assert not {"select", "test"} & set(stand_in.store().facts["phases"])
+
+
+def test_what_the_validation_split_measured_holds_the_controller_to_its_budgets(stand_in):
+    with stand_in.session() as session:
+        controller = train(session)
+        controller.learner._limits.latencies.means *= 0.5  # as if everything but full had been faster in training
+        validate(session, controller)
+        settings = session.space.settings
+    saved, _ = read_tensors(stand_in.store().folder / FOLDER / POLICY)
+    expected = [prefill_ms(setting) / prefill_ms(settings[0]) for setting in settings]
+    assert saved["limits.latencies.means"].tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("key", ["mean_budgets", "deadlines"])
