@@ -75,9 +75,9 @@ def demo(run_dir: RunDir = None, seed: Seed = None, overrides: Sets = None) -> N
         config = load_config(None, [f"seconds={DEMO_SECONDS}", *(overrides or ())], seed=seed)
         if config.model.path or config.data.path:
             raise ConfigError("demo runs the bundled model on its own task; for yours: chronostat train CONFIG.toml")
-        from chronostat import verbs
+        from chronostat.verbs import loop
 
-        verbs.demo(config, folder, _command(), out)
+        loop.demo(config, folder, _command(), out)
 
 
 @app.command()
@@ -97,14 +97,14 @@ def train(
         from chronostat.config import load_config
 
         config = None if resume else load_config(config_file, overrides or (), seed=seed)
-        from chronostat import verbs
+        from chronostat.verbs import loop
 
         if config is None:
-            verbs.resume(folder, out)
+            loop.resume(folder, out)
         elif dry_run:
-            verbs.forecast(config, out)
+            loop.forecast(config, out)
         else:
-            verbs.train(config, folder, _command(), out)
+            loop.train(config, folder, _command(), out)
 
 
 @app.command()
@@ -115,18 +115,18 @@ def validate(
 ) -> None:
     """Judge the controller of a run once on unseen samples, measured afresh beside fixed settings."""
     with _for_people(to or run):
-        from chronostat import verbs
+        from chronostat.verbs import loop
 
-        verbs.validate(run, to, overrides or (), _command(), out)
+        loop.validate(run, to, overrides or (), _command(), out)
 
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]) -> None:
     """Write RUN/report.html, one page that needs no network, and RUN/report.svg once there is a verdict."""
     with _for_people(run):
-        from chronostat import verbs
+        from chronostat.verbs import loop
 
-        verbs.report(run, out)
+        loop.report(run, out)
 
 
 @app.command()
@@ -150,14 +150,14 @@ def measure(
 ) -> None:
     """The stages of one request, measured inside generate(); several settings are interleaved."""
     with _for_people():
-        from chronostat import verbs
         from chronostat.config import Config, MeasureConfig, ModelConfig
+        from chronostat.verbs import measuring
 
         config = Config(
             model=ModelConfig(path=model, device=device, dtype=dtype, trust_remote_code=trust_remote_code),
             measure=MeasureConfig(threads=threads, max_new_tokens=new_tokens),
         )
-        verbs.measure(config, image or (), prompt, setting or ("full",), repeats, json_file, out)
+        measuring.measure(config, image or (), prompt, setting or ("full",), repeats, json_file, out)
 
 
 def _new_folder(verb: str) -> Path:

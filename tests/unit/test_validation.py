@@ -14,7 +14,7 @@ from chronostat.records import Budget, Setting
 from chronostat.store import Validation
 from chronostat.training import train
 from chronostat.validation import validate
-from chronostat.verbs import _shortcomings
+from chronostat.verbs.loop import _shortcomings
 from stand_ins.observing import delay
 from stand_ins.runs import COUNTS, StandIn, fail_under, prefill_ms
 

@@ -1,29 +1,22 @@
-"""What the verbs of the command line do, once their arguments are parsed."""
+"""demo, train, validate and report: the loop from a configuration to a verdict."""
 
-import json
 import math
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
-from transformers.utils.logging import disable_progress_bar
 
 from chronostat.config import Config, overridden
-from chronostat.console import Bars, survey_table, verdict_table
+from chronostat.console import Bars, verdict_table
 from chronostat.control.controller import FACTS as CONTROLLER_FACTS
 from chronostat.control.controller import FOLDER, Controller, load_controller
-from chronostat.data.demo import DemoTask
-from chronostat.data.jsonl import load_images
-from chronostat.data.samples import Sample
 from chronostat.errors import ConfigError, StoreError
-from chronostat.execution import SampleRequest, request_for
+from chronostat.execution import request_for
 from chronostat.material import Material, load_data, load_model
-from chronostat.models.load import Vlm
-from chronostat.records import Phase, Setting
+from chronostat.records import Phase
 from chronostat.report import write_picture, write_report
 from chronostat.session import Session, begin, begin_with, reopen, reopen_with, require_like
 from chronostat.store import RunStore, Validation
@@ -35,8 +28,6 @@ from chronostat.training import train as run_training
 from chronostat.validation import validate as run_validation
 
 SIGNIFICANT = 0.01  # of the test whether choices depend on the kind of question
-
-disable_progress_bar()  # a bar for a load that takes a second; only the command line decides what is shown
 
 
 def demo(config: Config, folder: Path, command: str, out: Console) -> None:
@@ -179,45 +170,6 @@ def _limits(config: Config, settings: int, execution_s: float) -> dict[Phase, tu
         "select": (validation.select_seconds, validation.select_samples * settings),
         "test": (validation.seconds, validation.samples * JUDGED_SETTINGS),
     }
-
-
-def measure(
-    config: Config,
-    images: Sequence[Path],
-    prompt: str | None,
-    settings: Sequence[str],
-    repeats: int,
-    json_file: Path | None,
-    out: Console,
-) -> None:
-    """The stages of one request under some settings."""
-    wanted = list(dict.fromkeys(Setting.parse(text) for text in settings))
-    vlm = load_model(config)
-    request = _request(vlm, images, prompt, own_model=config.model.path is not None)
-    measured = survey(vlm, request, wanted, repeats=repeats, max_new_tokens=config.measure.max_new_tokens)
-    out.print(survey_table(measured))
-    if json_file is not None:
-        _write_json(json_file, measured.to_json())
-        out.print(f"every repeat: {json_file}")
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write where the user said, in place: it may be a pipe or a device."""
-    try:
-        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}; name another file with --json") from None
-
-
-def _request(vlm: Vlm, images: Sequence[Path], prompt: str | None, *, own_model: bool) -> SampleRequest:
-    if images and prompt:
-        sample = Sample(
-            id="request", split="test", prompt=prompt, references=(), load_images=lambda: load_images(images)
-        )
-        return request_for(sample, vlm.processor, None)
-    if images or prompt or own_model:
-        raise ConfigError("give --image FILE and --prompt TEXT together; without both, the bundled model is measured")
-    return request_for(DemoTask().split("validation")[0], vlm.processor, None)
 
 
 def _is_trained(store: RunStore) -> bool:
