@@ -1,8 +1,9 @@
 """What the benchmarks share: paired intervals, and result files that carry their conditions and commit."""
 
 import json
+import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from chronostat.measure.statistics import median_interval
 from chronostat.records import Conditions, Estimate
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +33,16 @@ def median_ratio_interval(a: ArrayLike, b: ArrayLike, rng: np.random.Generator) 
     return _estimate(float(np.median(ratios)), medians)
 
 
+def ratio_interval(a: ArrayLike, b: ArrayLike) -> Estimate:
+    """Median of the paired ratios a / b with its distribution-free 95 % interval; NaN bounds below 6 pairs.
+
+    Args:
+        a: numerators, shape [N].
+        b: denominators of the same pairs, all positive, shape [N].
+    """
+    return median_interval((np.asarray(a, dtype=np.float64) / np.asarray(b, dtype=np.float64)).tolist())
+
+
 def crossed_interval(values: ArrayLike, rng: np.random.Generator) -> Estimate:
     """Mean over seeds and samples, with a percentile bootstrap over both (Owen, The pigeonhole bootstrap, 2007).
 
@@ -47,6 +59,12 @@ def format_estimate(estimate: Estimate, *, digits: int = 3, scale: float = 1.0) 
     """``point [low, high]``; ``scale`` 100 turns shares into points."""
     point, low, high = (f"{scale * value:.{digits}f}" for value in (estimate.point, estimate.low, estimate.high))
     return f"{point} [{low}, {high}]"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a Markdown table; the first one is its head."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def write_result(name: str, conditions: Conditions, raw: Mapping[str, Any]) -> Path:
@@ -74,7 +92,12 @@ def write_result(name: str, conditions: Conditions, raw: Mapping[str, Any]) -> P
 
 
 def commit() -> str:
-    """The commit of the code that runs, with ``+changes`` where the working tree differs from it."""
+    """The commit of the code that runs, with ``+changes`` where the working tree differs from it.
+
+    The environment's ``CHRONOSTAT_COMMIT`` says it on machines that hold no repository.
+    """
+    if named := os.environ.get("CHRONOSTAT_COMMIT"):
+        return named
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return _git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
 

@@ -16,33 +16,23 @@ chosen, on one half, and both are judged on the other. Intervals are over seeds 
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.common import crossed_interval, format_estimate, write_result
-from chronostat.config import Config, load_config, overridden
+from benchmarks.recordings import RUN_DIR, Judged, Recording, choose, choose_fixed, judge, read, record
+from chronostat.config import Config, overridden
 from chronostat.control.calibration import Calibration
 from chronostat.control.learners import Learner, Outcome, learner_by_name
-from chronostat.control.observation import Observer
-from chronostat.data.quality import quality_by_name
-from chronostat.data.samples import Split
-from chronostat.errors import StoreError
-from chronostat.execution import request_for
 from chronostat.knobs.space import ActionSpace
-from chronostat.material import Material
 from chronostat.measure.clock import CpuClock
-from chronostat.records import Budget, Conditions, LatencyMetric, Phase, Trial
-from chronostat.session import Session, begin, reopen
+from chronostat.records import Budget
 from chronostat.store import RunStore
-from chronostat.validation.policies import Pool, best_fixed
 
-RUN_DIR = Path("runs/learners")
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "direct": ("train.learner=direct",),
     "rloo": ("train.learner=rloo",),
@@ -51,140 +41,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
 MARGIN = "reward.margin=0.06"  # nothing but the training measurements holds a policy to its budgets here
 BASELINE = "rloo"
 FIXED = "best fixed"
-PHASES: Mapping[Phase, Split] = {"train": "train", "select": "validation"}
 CALIBRATION_SAMPLES = 12  # about what the calibration of a real run measures
-ANCHOR_WINDOW = 15
-
-Floats = NDArray[np.float64]
-Indices = NDArray[np.intp]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recording:
-    """Samples on which every setting was executed once; NaN where an execution failed.
-
-    Attributes:
-        observations: shape [N, D].
-        quality: shape [N, S].
-        fractions: latency as a fraction of ``full``, shape [N, S].
-        executed_ms: of ``generate()``, shape [N, S].
-    """
-
-    observations: torch.Tensor
-    quality: Floats
-    fractions: Floats
-    executed_ms: Floats
-
-    def __len__(self) -> int:
-        return len(self.quality)
-
-    def rows(self, rows: Indices) -> "Recording":
-        """Some of the samples."""
-        return Recording(
-            observations=self.observations[torch.from_numpy(rows)],
-            quality=self.quality[rows],
-            fractions=self.fractions[rows],
-            executed_ms=self.executed_ms[rows],
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """What one policy did under one budget on every validation sample; shape [seeds, samples] each."""
-
-    quality: Floats
-    fractions: Floats
-
-    def kept(self, budget: Budget) -> list[bool]:
-        """For each seed whether the budget was kept by its own rule."""
-        if budget.kind == "mean":
-            return (self.fractions.mean(axis=1) <= budget.fraction).tolist()
-        return ((self.fractions <= budget.fraction).mean(axis=1) >= 0.95).tolist()
-
-
-def record(run_dir: Path, samples: Mapping[Phase, int]) -> None:
-    """Execute every setting on the first samples of both splits, alternating between them; goes on where it was."""
-    config = Config()
-    is_new = not (run_dir / "run.json").is_file()
-    opened = (
-        begin(config, run_dir=run_dir, command=__name__) if is_new else reopen(RunStore.open(run_dir), config=config)
-    )
-    with opened as session:
-        for number, (phase, index) in enumerate(_plan(session, samples), start=1):
-            sample = session.samples(PHASES[phase])[index]
-            trial = session.runner.run(phase, index, session.runner.request(sample), session.space.settings)
-            failed = sum(execution.timing is None for execution in trial.executions)
-            print(f"\r{number} samples recorded, {session.runner.elapsed_s:.0f} s, {failed} failed", end="", flush=True)
-        session.store.compact()
-    print()
-
-
-def _plan(session: Session, samples: Mapping[Phase, int]) -> list[tuple[Phase, int]]:
-    """What is not stored yet, both phases evenly over the whole time."""
-    stored = {(trial.phase, trial.index) for phase in samples for trial in session.store.trials(phase)}
-    wanted: list[tuple[float, Phase, int]] = [
-        ((i + 0.5) / count, phase, i) for phase, count in samples.items() for i in range(count)
-    ]
-    return [(phase, i) for _, phase, i in sorted(wanted) if (phase, i) not in stored]
-
-
-def read(run_dir: Path) -> tuple[dict[Phase, Recording], ActionSpace, Conditions]:
-    """What was recorded, with what the controller would have seen.
-
-    Raises:
-        StoreError: nothing was recorded, or for another model.
-    """
-    store = RunStore.open(run_dir)
-    material = Material.load(load_config(None))
-    if store.facts["model"]["fingerprint"] != material.vlm.fingerprint:
-        raise StoreError(f"{run_dir} was recorded with another model; delete it and record anew")
-    trials = [trial for trial in store.trials() if trial.phase in PHASES]
-    if {trial.phase for trial in trials} != set(PHASES):
-        raise StoreError(f"{run_dir} holds too little; record with --record")
-    metric = store.facts["metric"]
-    full_ms = _local_full_ms([_column(trial, material.space, metric)[0] for trial in trials])
-    observer = Observer(material.vlm.model, material.vlm.processor)
-    recordings: dict[Phase, Recording] = {
-        phase: _recording(phase, trials, full_ms, material, observer, metric) for phase in PHASES
-    }
-    return recordings, material.space, Conditions(**store.facts["conditions"])
-
-
-def _recording(
-    phase: Phase,
-    trials: Sequence[Trial],
-    full_ms: Floats,
-    material: Material,
-    observer: Observer,
-    metric: LatencyMetric,
-) -> Recording:
-    space, samples = material.space, material.dataset.split(PHASES[phase])
-    score = quality_by_name(material.config.data.quality)
-    rows = [i for i, trial in enumerate(trials) if trial.phase == phase]
-    mine = [trials[i] for i in rows]
-    requests = (request_for(samples[trial.index], material.vlm.processor, score) for trial in mine)
-    return Recording(
-        observations=torch.stack([observer(request) for request in requests]),
-        quality=np.array([_column(trial, space, "quality") for trial in mine]),
-        fractions=np.array([_column(trial, space, metric) for trial in mine]) / full_ms[rows][:, None],
-        executed_ms=np.array([_column(trial, space, "total_ms") for trial in mine]),
-    )
-
-
-def _column(trial: Trial, space: ActionSpace, name: LatencyMetric | Literal["quality"]) -> Floats:
-    """One value per setting, shape [S]."""
-    values = np.full(len(space), np.nan)
-    for execution in trial.executions:
-        if execution.timing is not None and execution.quality is not None:
-            value = execution.quality if name == "quality" else execution.latency_ms(name)
-            values[space.index(execution.setting)] = value
-    return values
-
-
-def _local_full_ms(full_ms: Sequence[float]) -> Floats:
-    """Median of the nearest measurements of ``full`` in the order recorded, shape [trials]."""
-    half = ANCHOR_WINDOW // 2
-    return np.array([np.nanmedian(full_ms[max(0, i - half) : i + half + 1]) for i in range(len(full_ms))])
 
 
 def teach(
@@ -225,45 +82,6 @@ def _learn(learner: Learner, recording: Recording, row: int, draws: torch.Tensor
                 budget=budget,
             )
         )
-
-
-def choose(learner: Learner, recording: Recording, budgets: Sequence[Budget]) -> dict[Budget, Indices]:
-    """The frozen policy's settings on every sample; settled on the other half of the samples each time."""
-    settings = {budget: np.zeros(len(recording), dtype=np.intp) for budget in budgets}
-    for here, other in halves(len(recording)):
-        learner.settle(recording.observations[torch.from_numpy(other)])
-        for budget, chosen in settings.items():
-            chosen[here] = [learner.decide(recording.observations[i], budget) for i in here.tolist()]
-    return settings
-
-
-def choose_fixed(recording: Recording, budgets: Sequence[Budget]) -> dict[Budget, Indices]:
-    """The best fixed setting on every sample; chosen on the other half of the samples each time."""
-    settings = {budget: np.zeros(len(recording), dtype=np.intp) for budget in budgets}
-    candidates = range(recording.quality.shape[1])
-    for here, other in halves(len(recording)):
-        half = recording.rows(other)
-        pool = Pool(quality=half.quality, latency_ms=half.fractions, rows=other)
-        for budget, chosen in settings.items():
-            found = best_fixed(pool, candidates, budget, budget.fraction)
-            chosen[here] = int(half.fractions.mean(axis=0).argmin()) if found is None else found
-    return settings
-
-
-def halves(count: int) -> list[tuple[Indices, Indices]]:
-    """Even and odd samples, each with the other half."""
-    even, odd = np.arange(0, count, 2), np.arange(1, count, 2)
-    return [(even, odd), (odd, even)]
-
-
-def judge(recording: Recording, settings: Sequence[Mapping[Budget, Indices]], budget: Budget) -> Judged:
-    """Look up what was chosen by each seed."""
-    each = np.arange(len(recording))
-    chosen = [by_budget[budget] for by_budget in settings]
-    return Judged(
-        quality=np.array([recording.quality[each, row] for row in chosen]),
-        fractions=np.array([recording.fractions[each, row] for row in chosen]),
-    )
 
 
 def compare(run_dir: Path, seeds: int, executed_seconds: float) -> None:

@@ -1,68 +1,212 @@
-"""What measuring adds to a ``generate()`` call: measured against bare calls, interleaved in random order.
+"""What measuring adds to a ``generate()`` call: counted and timed hook by hook, and as a ratio to bare calls.
 
-``python -m benchmarks.overhead [--rounds N]``. Each round runs three arms once: bare, bare again and measured. Printed
-is the median of the paired ratios measured / bare with its 95 % bootstrap interval, beside the same ratio of the two
-bare arms (A/A), which shows what this machine can tell apart; likewise for the whole ``measure_generate`` call, with
-the installing and removing of hooks. Raw values go to ``benchmarks/results/overhead.json``.
+``python -m benchmarks.overhead [--cells bundled:4,cpu-5m:4,...] [--pairs N] [--seconds S]``. Two ways that must agree:
+
+* a hooked call of an empty module, less a plain one, in microseconds, times the hooked calls of one ``generate()``,
+  and the cost of a token mark times the tokens; both as a share of the call;
+* a bare and a measured call in each block, in random order, and in every third block a second bare one (A/A): medians
+  of the paired ratios with distribution-free 95 % intervals; likewise for the whole ``measure_generate`` call, with
+  setting and removing of hooks and the machine's counters.
+
+Cells go on where they stopped; raw values go to ``overhead.json``.
 """
 
 import argparse
+import gc
+import sys
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter_ns
+from typing import Any
 
-import numpy as np
 import torch
-from transformers import GenerationConfig
+from torch import nn
 
-from benchmarks.common import format_estimate, median_ratio_interval, write_result
-from benchmarks.stage_sleeps import demo_batch
-from chronostat.measure.clock import clock_for
-from chronostat.measure.conditions import read_conditions
-from chronostat.measure.generate import measure_generate
-from chronostat.models.load import Vlm, load_vlm
+from benchmarks.cells import Cell, CellFile, TimeBox, arguments, commit_of, dtype_for, split_key
+from benchmarks.common import format_estimate, markdown_table, ratio_interval
+from benchmarks.models import Subject, build
+from benchmarks.truth.calls import Caller
+from benchmarks.truth.cells import Plan, run_cell
+from benchmarks.truth.tables import again_ratio
+from chronostat.measure.clock import Clock, CpuClock, CudaClock, Mark, clock_for
+from chronostat.models.prepare import image_token_id
 
-ARMS = ("bare", "bare again", "measured")
-NEW_TOKENS = 8
-
-
-def measure_rounds(vlm: Vlm, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each round by arm; ``whole measured`` is the call with installing and removing of hooks."""
-    batch, rng, clock = demo_batch(vlm), np.random.default_rng(0), clock_for(vlm.model.device)
-    config = GenerationConfig(min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
-    taken_ms: dict[str, list[float]] = {arm: [] for arm in (*ARMS, "whole measured")}
-    for _ in range(rounds + 2):
-        for arm in rng.permutation(list(ARMS)):
-            clock.synchronize()
-            start_ns = clock.host_ns()
-            if arm == "measured":
-                timing = measure_generate(vlm.model, batch, max_new_tokens=NEW_TOKENS, generation_config=config).timing
-                taken_ms["whole measured"].append(clock.host_ms_since(start_ns))
-                taken_ms["measured"].append(timing.total_ms)
-            else:
-                vlm.model.generate(**batch, generation_config=config)
-                clock.synchronize()
-                taken_ms[arm].append(clock.host_ms_since(start_ns))
-    return {arm: values[2:] for arm, values in taken_ms.items()}  # the first two rounds warm up
+CELLS = "bundled:4,cpu-5m:4,cpu-30m:4,cpu-300m:4"
+MOST_PAIRS, PAIRS_OF_LARGE, LARGE = 300, 60, {"cpu-300m"}  # a call of it takes more than a second
+CALLS = 20_000  # of an empty module in one round
+ROUNDS = 7
 
 
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=100, help="measured rounds (default 100)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the model runs (default cpu)")
+class Empty(nn.Module):
+    """Does nothing."""
+
+    def forward(self, value: object) -> object:
+        """What it was given."""
+        return value
+
+
+def hooked_call_us(clock: Clock) -> float:
+    """Microseconds that a pre- and a post-hook with a mark each add to a call; median of interleaved rounds.
+
+    The hooks are those of the recorder: the pre-hook first of all, the post-hook called also when the module raises.
+    """
+    plain, hooked = Empty(), Empty()
+    hooked.register_forward_pre_hook(lambda *_: _kept(clock.mark()), prepend=True)
+    hooked.register_forward_hook(lambda *_: _kept(clock.mark()), always_call=True)
+    return _more_us(lambda: hooked(None), lambda: plain(None), clock)
+
+
+def token_mark_us(clock: Clock, device: torch.device) -> float:
+    """Microseconds of a stopping criterion that takes a mark and says no, beside one that is not there."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+
+    def criterion() -> None:
+        clock.mark()
+        torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+
+    return _more_us(criterion, lambda: None, clock)
+
+
+def _more_us(one: Callable[[], object], other: Callable[[], object], clock: Clock) -> float:
+    differences: list[float] = []
+    for _ in range(ROUNDS):
+        taken_ns: list[int] = []
+        for call in (other, one):
+            clock.restart()  # gives the events of a CUDA clock back
+            start_ns = perf_counter_ns()
+            for _ in range(CALLS):
+                call()
+            taken_ns.append(perf_counter_ns() - start_ns)
+        differences.append((taken_ns[1] - taken_ns[0]) / CALLS / 1e3)
+    return median(differences)
+
+
+def _kept(_: Mark) -> None:
+    """The mark is taken; a hook that returns something would change the module's input or output."""
+
+
+def counted(caller: Caller) -> dict[str, int]:
+    """Hooks that fired and marks that were taken in one measured call.
+
+    The modules that the recorder put hooks on are those that have more of them at its first mark than before; what
+    fires is counted by wrapping each of these hooks.
+    """
+    model, tally = caller.subject.model, {"hooks": 0, "marks": 0}
+    before = {id(module): (set(module._forward_pre_hooks), set(module._forward_hooks)) for module in model.modules()}
+    base: Any = CudaClock if model.device.type == "cuda" else CpuClock
+
+    class Counting(base):
+        def mark(self) -> Mark:
+            if not tally["marks"]:
+                for module in model.modules():
+                    known = before[id(module)]
+                    for hooks, earlier in zip((module._forward_pre_hooks, module._forward_hooks), known, strict=True):
+                        for number in hooks.keys() - earlier:
+                            hooks[number] = _counting(hooks[number], tally)
+            tally["marks"] += 1
+            return super().mark()
+
+    clock = Counting(model.device) if model.device.type == "cuda" else Counting()
+    caller.measured(clock)
+    return tally
+
+
+def _counting(hook: Callable[..., Any], tally: dict[str, int]) -> Callable[..., Any]:
+    def counting(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passes through whatever a hook takes
+        tally["hooks"] += 1
+        return hook(*args, **kwargs)
+
+    return counting
+
+
+def main() -> int:
+    """Measure what is missing, print, write."""
+    parser = arguments(__doc__)
+    parser.add_argument("--cells", default=CELLS, help=f"model:tiles, in this order (default {CELLS})")
+    parser.add_argument("--pairs", type=int, help="pairs for each cell (default 300; 60 for the largest model)")
+    parser.add_argument("--again-every", type=int, default=3, help="a second bare call in every so many blocks (3)")
+    parser.add_argument("--tokens", type=int, default=8, help="tokens of each answer (default 8)")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    vlm = load_vlm(device=options.device)
-    taken_ms = measure_rounds(vlm, options.rounds)
-    conditions = read_conditions(vlm.model)
-    print(f"{options.rounds} rounds, {NEW_TOKENS} tokens, {conditions.cpu}, {conditions.device}")
-    for label, arm in (
-        ("A/A, bare again / bare", "bare again"),
-        ("measured / bare", "measured"),
-        ("whole measured call / bare", "whole measured"),
-    ):
-        ratio = median_ratio_interval(taken_ms[arm], taken_ms["bare"], np.random.default_rng(0))
-        print(f"{label:28} {format_estimate(ratio)}   median {np.median(taken_ms[arm]):.2f} ms")
-    print(write_result("overhead", conditions, {"taken_ms": taken_ms}))
+    file = CellFile("overhead", options.out, commit_of(options))
+    if not options.show:
+        torch.set_num_threads(1)
+        box = TimeBox(options.seconds)
+        for key in options.cells.split(","):
+            if box.left_s() > 0:
+                _measure(key, options, file, box)
+    print(table(file.cells))
+    return 0
+
+
+def _measure(key: str, options: argparse.Namespace, file: CellFile, box: TimeBox) -> None:
+    name, tiles = split_key(key, tiles=4)
+    earlier = file.cells.get(f"{name}:{tiles}", {})
+    pairs = options.pairs or (PAIRS_OF_LARGE if name in LARGE else MOST_PAIRS)
+    if "cost" in earlier and len(earlier["rows"]) >= pairs:
+        print(f"{key}: complete", flush=True)
+        return
+    subject = build(name, options.device, dtype_for(options.device))
+    batch = subject.batch(tiles)
+    cell = file.open(
+        f"{name}:{tiles}",
+        subject.model,
+        tiles=tiles,
+        image_tokens=int((batch["input_ids"] == image_token_id(subject.model)).sum()),
+        prompt_tokens=batch["input_ids"].shape[1],
+        new_tokens=options.tokens,
+        parameters=subject.parameters,
+    )
+    clock = clock_for(subject.model.device)
+    caller = Caller(subject, batch, options.tokens, clock)
+    plan = Plan(pairs=pairs, again_every=options.again_every, profiled_tokens=0, extras=False)
+    complete = run_cell(caller, cell, plan, box, file)
+    if "cost" not in cell:
+        cell["cost"] = _cost(subject, caller, clock)
+        file.save()
+    print(f"{name}:{tiles}: {len(cell['rows'])} pairs, {'complete' if complete else 'to be continued'}", flush=True)
+    del subject, caller
+    gc.collect()
+
+
+def _cost(subject: Subject, caller: Caller, clock: Clock) -> dict[str, float]:
+    return {
+        "hooked_call_us": hooked_call_us(clock),
+        "token_mark_us": token_mark_us(clock, subject.model.device),
+        **counted(caller),
+    }
+
+
+def share(cell: Cell) -> float:
+    """Cost of all hooks and token marks over the median bare call; two hooks make a hooked call."""
+    cost = cell["cost"]
+    taken_us = cost["hooks"] / 2 * cost["hooked_call_us"] + cell["new_tokens"] * cost["token_mark_us"]
+    return taken_us / 1e3 / median(row["bare"] for row in cell["rows"])
+
+
+def table(cells: dict[str, Cell]) -> str:
+    """One row for each cell."""
+    head = ["model:tiles", "weights", "pairs", "bare call", "hooked calls, each", "token marks, each", "their share"]
+    rows = [[*head, "measured / bare", "A/A", "whole call / bare"]]
+    for key, cell in cells.items():
+        if "cost" not in cell or not cell.get("rows"):
+            continue
+        cost, bare = cell["cost"], [row["bare"] for row in cell["rows"]]
+        rows.append(
+            [
+                key,
+                f"{cell['parameters'] / 1e6:.1f} M",
+                str(len(bare)),
+                f"{median(bare):.1f} ms",
+                f"{cost['hooks'] / 2:g}, {cost['hooked_call_us']:.1f} µs",
+                f"{cell['new_tokens']}, {cost['token_mark_us']:.1f} µs",
+                f"{100 * share(cell):.3f} %",
+                format_estimate(ratio_interval([row["timing"]["total"] for row in cell["rows"]], bare)),
+                again_ratio(cell["rows"]),
+                format_estimate(ratio_interval([row["whole"] for row in cell["rows"]], bare)),
+            ]
+        )
+    return markdown_table(rows)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

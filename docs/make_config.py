@@ -88,13 +88,18 @@ def _default(field: FieldInfo) -> str:
 
 def _allowed(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
-        return " or ".join(_allowed(option) for option in schema["anyOf"] if option.get("type") != "null")
+        return " or ".join(_options(schema))
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema["type"] == "array":
-        return f"list of {_plural(_allowed(schema['items']))}"
+        return f"list of {' or '.join(map(_plural, _options(schema['items'])))}"
     word = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true`, `false`", "object": "table"}
     return word[schema["type"]] + _bounds(schema)
+
+
+def _options(schema: Mapping[str, Any]) -> list[str]:
+    """What is allowed, one for each kind of value."""
+    return [_allowed(option) for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
 
 
 def _plural(text: str) -> str:

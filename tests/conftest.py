@@ -1,5 +1,7 @@
 """What all tests share: one torch thread, the bundled model loaded once, and requests for it."""
 
+import gc
+
 import pytest
 
 
@@ -8,6 +10,7 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # a session of measuring collects at its beginning, unless its caller has taken care of that
 
 
 @pytest.fixture(scope="session")

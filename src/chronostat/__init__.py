@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from chronostat.data.samples import Sample
     from chronostat.errors import ChronostatError
     from chronostat.execution import BatchRequest, SampleRequest, execute, request_for
-    from chronostat.measure.generate import Measured, measure_generate
+    from chronostat.measure.generate import Measured, Measuring, measure_generate, measuring
     from chronostat.models.load import load_vlm
     from chronostat.records import Budget, Execution, Setting, StageTiming, Trial
     from chronostat.report import write_report
@@ -29,6 +29,7 @@ _HOMES = {
     "Controller": "control.controller",
     "Execution": "records",
     "Measured": "measure.generate",
+    "Measuring": "measure.generate",
     "RunStore": "store",
     "Sample": "data.samples",
     "SampleRequest": "execution",
@@ -40,6 +41,7 @@ _HOMES = {
     "load_controller": "control.controller",
     "load_vlm": "models.load",
     "measure_generate": "measure.generate",
+    "measuring": "measure.generate",
     "request_for": "execution",
     "write_report": "report",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "Controller",
     "Execution",
     "Measured",
+    "Measuring",
     "RunStore",
     "Sample",
     "SampleRequest",
@@ -63,6 +66,7 @@ __all__ = [
     "load_controller",
     "load_vlm",
     "measure_generate",
+    "measuring",
     "request_for",
     "write_report",
 ]

@@ -1,5 +1,6 @@
 """The command line: parses first, imports torch afterwards, so that ``--help`` and mistakes answer at once."""
 
+import json
 import shlex
 import sys
 from collections.abc import Generator
@@ -15,6 +16,7 @@ from chronostat.errors import ChronostatError, ConfigError
 from chronostat.version import VERSION
 
 INTERRUPTED = 130  # as a shell reports SIGINT
+RANKED_SAMPLES, RANKING_SECONDS = 100, 300.0
 DEMO_SECONDS = 450.0  # with loading and the report the main job stays below 8 minutes
 
 app = typer.Typer(
@@ -44,8 +46,13 @@ def main() -> None:
 
 
 @contextmanager
-def _for_people(run_dir: Path | None = None, *, resumable: bool = False) -> Generator[None]:
-    """Turn errors into one message and an exit status; what was stored before stays readable."""
+def _for_people(run_dir: Path | None = None, *, resume_with: str | None = None) -> Generator[None]:
+    """Turn errors into one message and an exit status; what was stored before stays readable.
+
+    Args:
+        run_dir: where this verb stores.
+        resume_with: the verb that continues an interrupted run with ``--resume``, if there is one.
+    """
     try:
         yield
     except ChronostatError as error:
@@ -53,7 +60,7 @@ def _for_people(run_dir: Path | None = None, *, resumable: bool = False) -> Gene
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         kept = f"; what was measured is in {run_dir}" if run_dir and run_dir.is_dir() else ""
-        kept += f", continue with: chronostat train --resume {run_dir}" if kept and resumable else ""
+        kept += f", continue with: chronostat {resume_with} --resume {run_dir}" if kept and resume_with else ""
         problems.print(f"chronostat: interrupted{kept}")
         raise typer.Exit(INTERRUPTED) from None
 
@@ -91,7 +98,7 @@ def train(
 ) -> None:
     """Train a controller on measured latency; afterwards: chronostat validate RUN."""
     folder = resume or run_dir or _new_folder("train")
-    with _for_people(folder, resumable=True):
+    with _for_people(folder, resume_with="train"):
         if resume and (config_file or run_dir or seed is not None or overrides or dry_run):
             raise ConfigError("--resume continues a run with its own configuration; give no other option with it")
         from chronostat.config import load_config
@@ -131,33 +138,224 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of
 
 @app.command()
 def measure(
-    model: Annotated[str | None, typer.Argument(help="Model directory or name; absent: the bundled model.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="Image of the request; repeatable.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text of the request.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL...", help="Directories or names; several are compared. None: the bundled model."),
+    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Image of the one request; repeatable.")] = None,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Each image in here is a request.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text of the request, or of each image's.")] = None,
+    task: Annotated[Literal["bundled"] | None, typer.Option(help="Each sample of this task is a request.")] = None,
+    requests: Annotated[int, typer.Option(min=1, help="Most requests of --images or --task.")] = 20,
     setting: Annotated[
         list[str] | None,
         typer.Option(metavar="'KNOB=VALUE ...'", help="Measure under this setting; repeatable. Absent: full."),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Measured executions of each setting.")] = 10,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Executions of each request and setting: 10 if absent, 1 if there are several requests; if several "
+            "settings or models are compared on one request the most on average, 20 if absent.",
+        ),
+    ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 8,
+    exact_tokens: Annotated[bool, typer.Option(help="Make every answer that long, also past its end.")] = False,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")
+    ] = "auto",
+    attention: Annotated[
+        Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"],
+        typer.Option(help="Implementation of attention; auto: as transformers chooses."),
+    ] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads on the CPU.")] = 1,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
+    layout: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON or TOML with module paths of vision, projector, blocks and head."),
+    ] = None,
+    seed: Seed = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every execution.")] = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with a waterfall of one request.")
+    ] = None,
+) -> None:
+    """The stages of requests, measured inside generate(); several settings or models are compared, interleaved."""
+    with _for_people():
+        if layout and len(model or ()) > 1:
+            raise ConfigError("--layout names the parts of one model; measure one, or leave it out")
+        from chronostat.config import Config, MeasureConfig, ModelConfig
+        from chronostat.verbs import measuring
+
+        own = ModelConfig(
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            layout=measuring.read_layout(layout) if layout else {},
+        )
+        paths = [None if name == "bundled" else name for name in model or ("bundled",)]
+        config = Config(measure=MeasureConfig(threads=threads, max_new_tokens=new_tokens), seed=seed or 0)
+        measuring.measure(
+            measuring.Ask(
+                models=[config.model_copy(update={"model": own.model_copy(update={"path": path})}) for path in paths],
+                settings=setting or ("full",),
+                images=image or (),
+                folder=images,
+                prompt=prompt,
+                task=task,
+                requests=requests,
+                repeats=repeats,
+                exact_tokens=exact_tokens,
+                json_file=json_file,
+                html_file=html_file,
+                command=_command(),
+            ),
+            out,
+        )
+
+
+@app.command()
+def knobs(
+    model: Annotated[
+        str | None, typer.Argument(help="Model directory or name; absent or `bundled`: the bundled model.")
+    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Image of the request; repeatable.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text of the request.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Most executions of each setting on average.")] = 20,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Time for judging, if it ends before.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer in tokens.")] = 8,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")
     ] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Torch threads on the CPU.")] = 1,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every repeat.")] = None,
+    ranking: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Leave blocks out by importance: what rank-blocks stored.")
+    ] = None,
+    overrides: Sets = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write counts and ratios.")] = None,
 ) -> None:
-    """The stages of one request, measured inside generate(); several settings are interleaved."""
+    """The knobs of a model: values, mechanism, the work that each value takes away and the time that it saves."""
     with _for_people():
-        from chronostat.config import Config, MeasureConfig, ModelConfig
-        from chronostat.verbs import measuring
+        from chronostat.config import MeasureConfig, ModelConfig, load_config
+        from chronostat.verbs import knobs as verb
 
-        config = Config(
-            model=ModelConfig(path=model, device=device, dtype=dtype, trust_remote_code=trust_remote_code),
-            measure=MeasureConfig(threads=threads, max_new_tokens=new_tokens),
+        other = [each for each in overrides or () if not each.startswith(("knobs.", "model.layout.", "seed="))]
+        if other:
+            raise ConfigError(
+                f"--set {other[0]}: knobs takes keys of knobs and model.layout, and seed; others are flags"
+            )
+        config = load_config(None, overrides or ())
+        own = ModelConfig(
+            path=None if model == "bundled" else model, device=device, dtype=dtype, trust_remote_code=trust_remote_code
         )
-        measuring.measure(config, image or (), prompt, setting or ("full",), repeats, json_file, out)
+        config = config.model_copy(
+            update={
+                "model": own.model_copy(update={"layout": config.model.layout}),
+                "measure": MeasureConfig(threads=threads, max_new_tokens=new_tokens),
+            }
+        )
+        verb.knobs(
+            config,
+            image or (),
+            prompt,
+            repeats=repeats,
+            seconds=seconds,
+            ranking=ranking,
+            json_file=json_file,
+            out=out,
+        )
+
+
+@app.command()
+def rank_blocks(
+    model: Annotated[
+        str | None, typer.Argument(help="Model directory or name; absent or `bundled`: the bundled model.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Own samples; absent: the bundled task.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Most validation samples in each round; 100 if absent.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="Time of all executions together; 300 if absent.")
+    ] = None,
+    method: Annotated[
+        Literal["one-at-a-time", "greedy"] | None,
+        typer.Option(help="Each block alone (if absent), or one more for good in each round."),
+    ] = None,
+    keep: Annotated[
+        list[int] | None, typer.Option(min=1, help="Measure what this many blocks can do in the end; repeatable.")
+    ] = None,
+    run_dir: RunDir = None,
+    seed: Seed = None,
+    overrides: Sets = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue a ranking that was ended or killed.")
+    ] = None,
+) -> None:
+    """Order the decoder blocks by the loss of quality for each millisecond that leaving them out saves."""
+    folder = resume or run_dir or _new_folder("rank-blocks")
+    with _for_people(folder, resume_with="rank-blocks"):
+        given = (model, data, samples, seconds, method, keep, run_dir, seed, overrides)
+        if resume and any(value is not None for value in given):
+            raise ConfigError("--resume continues a ranking as it was begun; give no other option with it")
+        from chronostat.config import load_config
+        from chronostat.verbs import knobs as verb
+
+        if resume:
+            verb.resume_ranking(folder, out)
+            return
+        model = None if model == "bundled" else model
+        paths = [f"{key}={json.dumps(str(path))}" for key, path in (("model.path", model), ("data.path", data)) if path]
+        config = load_config(None, [*paths, *(overrides or ())], seed=seed)
+        plan = verb.Plan(
+            method=method or "one-at-a-time",
+            samples=samples or RANKED_SAMPLES,
+            seconds=seconds or RANKING_SECONDS,
+            keep=tuple(sorted(set(keep or ()), reverse=True)),
+            seed=config.seed,
+        )
+        verb.rank_blocks(config, plan, folder, _command(), out)
+
+
+estimator_app = typer.Typer(help="The fallback for models whose stages cannot be measured.", no_args_is_help=True)
+app.add_typer(estimator_app, name="estimator")
+
+
+@estimator_app.command("evaluate")
+def evaluate_estimator(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a measured run.")],
+    seconds: Annotated[float, typer.Option(min=1, help="Time box of the new measurements.")] = 30.0,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the errors.")] = None,
+) -> None:
+    """How wrong estimates learned from a run are on held-out requests, beside measuring once."""
+    with _for_people():
+        from chronostat.verbs import estimator
+
+        estimator.evaluate(run, seconds, json_file, out)
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Model directory or name; absent: the bundled model.")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time box of the measured repeats.")] = 20.0,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was found.")] = None,
+) -> None:
+    """Whether this machine can be trusted with a measurement; exit status 0: yes, 10: noisy, 11: it cannot measure."""
+    with _for_people():
+        from chronostat.config import Config, ModelConfig
+        from chronostat.verbs import doctor as verb
+
+        status = verb.doctor(Config(model=ModelConfig(path=model, device=device)), seconds, json_file, out)
+    raise typer.Exit(status)
 
 
 def _new_folder(verb: str) -> Path:

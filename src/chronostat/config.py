@@ -33,6 +33,10 @@ class ModelConfig(Frozen):
     """Where it runs; ``auto`` takes CUDA if there is a device."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights; ``auto`` is float32 on the CPU and bfloat16 on CUDA."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
+    """Implementation of all attention; ``auto`` leaves the choice to transformers."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Off: such a checkpoint is refused."""
     layout: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
@@ -53,10 +57,15 @@ class KnobsConfig(Frozen):
 
     vision_tokens: tuple[int, ...] | None = None
     """Most image tokens per image."""
-    moe_topk: tuple[int, ...] | None = None
-    """Experts per token."""
+    moe_topk: tuple[int | tuple[int, ...], ...] | None = None
+    """Experts per token: each value one number for all decoder blocks with experts, or a list of one for each."""
+    moe_keep_first: bool = False
+    """Whether the values of ``moe_topk`` that are offered by default leave the first block with experts as trained."""
     block_skip: tuple[tuple[int, ...], ...] | None = None
     """Sets of decoder blocks to leave out, each a list of block indices."""
+    block_order: tuple[int, ...] | None = None
+    """Decoder blocks, the least important first: the values of ``block_skip`` that are offered by default leave out the
+    first quarter and half of them instead of the central ones."""
 
 
 class MeasureConfig(Frozen):
@@ -64,12 +73,20 @@ class MeasureConfig(Frozen):
 
     latency_metric: LatencyMetric = "prefill_ms"
     """The latency that budgets, rewards and validation compare (docs/definitions.md)."""
-    on_unmeasured: Literal["stop", "total"] = "total"
-    """If the start-up self-check cannot see the stages: end the run, or use ``total_ms`` for the whole run."""
+    on_unmeasured: Literal["stop", "total", "estimate"] = "total"
+    """If the start-up self-check cannot see the stages: end the run, use ``total_ms`` for the whole run, or estimates
+    learned from the run ``estimate_from`` for the whole run."""
+    estimate_from: str | None = None
+    """Directory of a measured run of the same model under the same conditions; read with ``estimate`` only."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 8
     """Longest answer."""
+    time_limit_s: Seconds | None = None
+    """A generation that takes longer is ended at its next hook or token, and has failed; absent: 30 times what ``full``
+    took at the start, but at least 10 s."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Torch threads on the CPU while measuring; a condition of every number."""
+    flush_denormals: bool = False
+    """Count numbers near 0 as 0 while measuring: can be faster, and can change answers; a condition of every number."""
 
 
 class RewardConfig(Frozen):
@@ -138,10 +155,17 @@ class TrainConfig(Frozen):
     """Time box of training, everything counted."""
     trials: Annotated[int, Field(ge=1)] | None = None
     """End after this many trials if the time box has not ended before."""
+    executed_seconds: Seconds | None = None
+    """End after this many seconds inside executions if the time box has not ended before; without the calibration."""
     calibration_seconds: Seconds = 25.0
     """Time box of the calibration that finds each setting's latency and the range of budgets."""
     anchor_every_s: Seconds = 3.0
     """``full`` is executed as an anchor whenever this much time has passed since the last one."""
+    repeats: Annotated[int, Field(ge=1)] = 1
+    """How often each drawn setting is executed; the median of its latencies counts."""
+    latency: Literal["raw", "drift_corrected"] = "drift_corrected"
+    """Of what latency is a fraction of in rewards: ``raw``: ``full`` in the calibration. ``drift_corrected``: the same
+    times how the anchors say that the machine has drifted since (control/drift.py). Both are recorded."""
     checkpoint_every_s: Seconds = 15.0
     """Time between checkpoints; a resumed run replays the stored trials since the last one."""
 
@@ -161,6 +185,13 @@ class ValidationConfig(Frozen):
     """Test samples to judge on."""
     seconds: Seconds = 600.0
     """Time box of judging; if it ends first, the report says how many samples were judged."""
+    stop: Literal["fixed", "decided"] = "fixed"
+    """``fixed``: judge all ``samples``. ``decided``: end as soon as every verdict is known, by intervals that hold
+    however often one looks and are wider for it; at most ``samples``."""
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Differences of accuracy, and of latency as a share, that count as none."""
+    aa_every: Annotated[int, Field(ge=0)] = 5
+    """``full`` runs twice on every so many judged samples, for the noise floor; 0: never."""
 
     def budgets(self) -> tuple[Budget, ...]:
         """All budgets to judge, means first."""
@@ -185,6 +216,21 @@ class Config(Frozen):
     rloo: RlooConfig = RlooConfig()
     direct: DirectConfig = DirectConfig()
     validation: ValidationConfig = ValidationConfig()
+
+    @model_validator(mode="after")
+    def _pair_estimates_with_a_run(self) -> Self:
+        """Estimates are learned from something, and nothing else reads a run to learn them from."""
+        if (self.measure.on_unmeasured == "estimate") != (self.measure.estimate_from is not None):
+            raise ValueError(
+                "measure.on_unmeasured = 'estimate' and measure.estimate_from, the directory of a measured run, are "
+                "given together or not at all"
+            )
+        if self.measure.on_unmeasured == "estimate" and self.measure.latency_metric == "request_ms":
+            raise ValueError(
+                "measure.latency_metric = 'request_ms' holds preprocessing that is measured; it cannot be added to "
+                "estimates, choose another latency or measure.on_unmeasured"
+            )
+        return self
 
     @model_validator(mode="after")
     def _refuse_deaf_rewards(self) -> Self:

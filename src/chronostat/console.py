@@ -1,6 +1,5 @@
 """What a person sees in the terminal: bars while a run goes on, tables at its end."""
 
-import math
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -8,10 +7,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from chronostat.records import Estimate, Phase, PolicyScore
-from chronostat.report.text import milliseconds, ms_interval, percent_interval, points_interval
+from chronostat.records import Phase, PolicyScore
+from chronostat.report.text import milliseconds, percent_interval, points_interval
 from chronostat.store import Validation
-from chronostat.survey import STAGES, Survey
+from chronostat.survey import Survey
+from chronostat.surveyed import stage_rows, summary_rows, verdict_rows
+from chronostat.surveyed import title as survey_title
 
 PHASE_NAMES: dict[Phase, str] = {
     "warmup": "check and warm up",
@@ -19,6 +20,7 @@ PHASE_NAMES: dict[Phase, str] = {
     "train": "train",
     "select": "find the best fixed settings",
     "test": "judge on the test split",
+    "rank": "rank the decoder blocks",
 }
 
 
@@ -55,6 +57,10 @@ class Bars:
         self._note = note
         if self._bars is not None:
             self._bars.update(self._task, completed=min(fraction, 1.0), note=note)
+
+    def warn(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        self._console.print(f"warning: {text}")
 
     def end(self, note: str) -> None:
         """Replace the bar by one line."""
@@ -100,32 +106,23 @@ def _cells(score: PolicyScore) -> Sequence[str]:
     )
 
 
-def survey_table(survey: Survey) -> Table:
-    """Median of each stage under each setting."""
-    conditions = survey.conditions
-    repeats = len(next(iter(survey.executions.values())))
-    table = Table(
-        title=f"{survey.model}, {survey.source}: median of {repeats} repeats [95 % interval, from 6 repeats on]; "
-        f"{conditions.cpu if conditions.device == 'cpu' else conditions.device}, {conditions.threads} thread(s), "
-        f"{conditions.dtype}, torch {conditions.torch}, transformers {conditions.transformers}",
-        title_justify="left",
-    )
-    table.add_column("stage", no_wrap=True)
-    for setting in survey.executions:
-        table.add_column(str(setting), justify="right")
-    for stage in STAGES:
-        medians = [survey.stage(setting, stage) for setting in survey.executions]
-        table.add_row(stage, *map(_median, medians))
-    first = [repeats[0] for repeats in survey.executions.values()]
-    table.add_section()
-    table.add_row("tokens in", *(str(execution.prompt_tokens) for execution in first))
-    table.add_row("of these image tokens", *(str(execution.image_tokens) for execution in first))
-    table.add_row("tokens out", *(str(execution.timing.new_tokens) for execution in first if execution.timing))
-    table.add_row("answer", *(execution.answer or "-" for execution in first))
-    return table
-
-
-def _median(median: Estimate | None) -> str:
-    if median is None:
-        return "-"
-    return ms_interval(median) if math.isfinite(median.low) else milliseconds(median.point)
+def survey_tables(survey: Survey) -> list[Table]:
+    """Median of each stage under each arm; and, where there are several, the verdicts against the first."""
+    stages = Table(title=survey_title(survey), title_justify="left")
+    stages.add_column("stage", no_wrap=True)
+    for column in survey.columns:
+        stages.add_column(column.name, justify="right")
+    for rows in (stage_rows(survey), summary_rows(survey)):
+        for name, cells in rows:
+            stages.add_row(name, *cells)
+        stages.add_section()
+    verdicts = verdict_rows(survey)
+    if not verdicts:
+        return [stages]
+    against = Table(title=f"divided by {survey.columns[0].name} [95 % interval]", title_justify="left")
+    against.add_column("latency", no_wrap=True)
+    for column in survey.columns[1:]:
+        against.add_column(column.name, justify="right")
+    for name, cells in verdicts:
+        against.add_row(name, *cells)
+    return [stages, against]

@@ -43,6 +43,10 @@ class MeasurementError(ChronostatError):
     exit_code = 6
 
 
+class GenerationTimeout(MeasurementError):  # noqa: N818 - what it is called everywhere
+    """A generation took longer than its limit and was ended at the next hook or token."""
+
+
 class UnlikeConditions(ChronostatError):  # noqa: N818 - the word the field uses
     """Two numbers with different definitions, machines or sources were about to be compared."""
 

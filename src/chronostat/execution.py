@@ -18,7 +18,7 @@ from chronostat.errors import DataError, KnobError
 from chronostat.knobs import applied, find_knob, image_arguments
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.generate import Batch, Measured, check_batch, device_of, measure_alone, sole_measurement
-from chronostat.models.prepare import image_token_id, prepare
+from chronostat.models.prepare import count_image_tokens, prepare
 from chronostat.records import Execution, Setting
 
 
@@ -78,6 +78,8 @@ def execute(
     generation_config: GenerationConfig | None = None,
     controller_ms: float = 0.0,
     clock: Clock | None = None,
+    time_limit_s: float | None = None,
+    seen: Callable[[Measured], None] | None = None,
 ) -> Execution:
     """Apply the knobs, call ``generate()`` once, measure it, undo the knobs, score the answer.
 
@@ -89,12 +91,15 @@ def execute(
         generation_config: passed on to ``generate()``.
         controller_ms: what choosing the setting cost; charged to the request.
         clock: the device's own clock if absent.
+        time_limit_s: a generation that takes longer is ended; None: no limit.
+        seen: told what was measured beyond the record: when each stage was, whether decoding was compiled.
 
     Raises:
         KnobError: an unknown knob, an illegal value, or ``vision_tokens`` below full for a ready batch.
         DataError: a batch that is not one request, or on another device.
         ModelError: the model lies on several devices or cannot generate.
         MeasurementError: another measurement is running on this device; the model was not touched.
+        GenerationTimeout: the generation took longer than ``time_limit_s``; the knobs are undone.
         Exception: whatever the model raises: a failed execution is never a number.
     """
     device = device_of(model)
@@ -102,14 +107,19 @@ def execute(
     if isinstance(request, BatchRequest):
         check_batch(request.batch, device)
         _check_vision_is_full(setting, model, request.processor)
-    with sole_measurement(device):
+    with sole_measurement(device), applied(setting, model, request.processor):
         batch, preprocess_ms = _batch(model, request, setting, clock)
-        with applied(setting, model, request.processor):
-            measured = measure_alone(
-                model, batch, max_new_tokens=max_new_tokens, generation_config=generation_config, clock=clock
-            )
+        measured = measure_alone(
+            model,
+            batch,
+            max_new_tokens=max_new_tokens,
+            generation_config=generation_config,
+            clock=clock,
+            time_limit_s=time_limit_s,
+        )
+    if seen is not None:
+        seen(measured)
     answer = _answer(request.processor, measured)
-    placeholder = image_token_id(model)
     return Execution(
         **identity(request),
         setting=setting,
@@ -120,7 +130,8 @@ def execute(
         preprocess_ms=preprocess_ms,
         controller_ms=controller_ms,
         prompt_tokens=batch["input_ids"].shape[1],
-        image_tokens=None if placeholder is None else int((batch["input_ids"] == placeholder).sum()),
+        image_tokens=count_image_tokens(model, batch),
+        disturbed=measured.disturbed,
     )
 
 

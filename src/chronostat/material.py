@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from chronostat.errors import ConfigError
 from chronostat.knobs import find_space
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.conditions import read_conditions
+from chronostat.measure.steady import steady
 from chronostat.models.load import Vlm, fingerprint, load_vlm
 from chronostat.trials import Subject
 
@@ -94,8 +96,15 @@ class Material:
             },
             "space": self.space.to_json(),
             "absent": dict(self.absent),
+            "pruned": dict(self.space.pruned),
             "conditions": asdict(read_conditions(self.vlm.model)),
         }
+
+    def steady(self) -> AbstractContextManager[None]:
+        """Inside, the process is as the configuration wants it for measuring; afterwards as before."""
+        measure = self.config.measure
+        threads = measure.threads if self.vlm.model.device.type == "cpu" else None
+        return steady(threads=threads, flush_denormals=measure.flush_denormals)
 
 
 def load_model(config: Config) -> Vlm:
@@ -108,6 +117,8 @@ def load_model(config: Config) -> Vlm:
         config.model.path,
         device=config.model.device,
         dtype=config.model.dtype,
+        attention=config.model.attention,
+        revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
         layout=config.model.layout,
     )

@@ -16,6 +16,10 @@ class Progress(Protocol):
         """The phase that runs is ``fraction`` in [0, 1] done; ``note`` is for people."""
         ...
 
+    def warn(self, text: str) -> None:
+        """Something a person should know has happened; the run goes on."""
+        ...
+
     def end(self, note: str) -> None:
         """The phase that runs has ended."""
         ...
@@ -28,6 +32,9 @@ class Silent:
         """Nothing."""
 
     def advance(self, fraction: float, note: str) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
         """Nothing."""
 
     def end(self, note: str) -> None:

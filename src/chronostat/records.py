@@ -4,9 +4,11 @@ Every number carries its unit in its name; every timing carries its source. The 
 docs/definitions.md.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
 
 from chronostat.errors import BudgetError, KnobError, MeasurementError, UnlikeConditions
 
@@ -14,7 +16,8 @@ Source = Literal["measured", "total_only", "estimated"]
 LatencyMetric = Literal["prefill_ms", "llm_prefill_ms", "ttft_ms", "total_ms", "request_ms"]
 LATENCY_METRICS: tuple[LatencyMetric, ...] = get_args(LatencyMetric)
 BudgetKind = Literal["mean", "deadline"]
-Phase = Literal["warmup", "calibrate", "train", "select", "test"]
+Verdict = Literal["faster", "slower", "same", "undecided", "invalid"]
+Phase = Literal["warmup", "calibrate", "train", "select", "test", "rank"]
 KnobValue = int | tuple[int, ...]
 
 
@@ -115,9 +118,31 @@ class Budget:
         return f"{self.kind} {self.fraction:.2f}"
 
 
+_ONLY_TOLD = frozenset({"affinity", "commit"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What must be equal for two latencies to be compared."""
+    """Where and how latencies were measured: what must be equal for two of them to be compared.
+
+    ``affinity`` and ``commit`` are told where they differ, but refuse nothing: they rarely change a latency. A field
+    that was not recorded has a value that no recorded one has, so it refuses.
+
+    Attributes:
+        cores: CPUs that the process may run on.
+        gpu: serial identity of the card, since cards of one type differ; ``none`` on a CPU.
+        max_sm_clock_mhz: the highest clock of the card; None: on a CPU, or not told.
+        application_sm_clock_mhz: the clock that it was set to.
+        persistence: the driver stays loaded while nothing runs.
+        mig: the card is divided.
+        governor: of the CPU's frequency; ``unknown`` in most virtual machines.
+        flush_denormals: numbers near 0 count as 0, which is faster and can change answers.
+        compiled: a module of the model runs a compiled graph.
+        cache: ``cache_implementation`` of the model's generation configuration; ``default`` where it names none.
+        python: version of the interpreter, whose speed counts in every decode step.
+        affinity: the CPUs, by number.
+        commit: of chronostat; its version where it was installed without one.
+    """
 
     machine: str
     cpu: str
@@ -129,15 +154,56 @@ class Conditions:
     transformers: str
     dtype: str
     attention: str
+    gpu: str = "not recorded"
+    max_sm_clock_mhz: int | None = None
+    application_sm_clock_mhz: int | None = None
+    persistence: bool | None = None
+    mig: bool | None = None
+    governor: str = "not recorded"
+    flush_denormals: bool | None = None
+    compiled: bool | None = None
+    cache: str = "not recorded"
+    python: str = "not recorded"
+    affinity: str = "not recorded"
+    commit: str = "not recorded"
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits of SHA-256 over all fields: what every stored execution carries."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Conditions":
+        """Read what ``asdict`` wrote; fields that an older version did not record stay unrecorded.
+
+        Raises:
+            UnlikeConditions: it holds fields that this version does not know.
+        """
+        unknown = sorted(data.keys() - {each.name for each in fields(cls)})
+        if unknown:
+            raise UnlikeConditions(
+                f"the conditions hold {', '.join(unknown)}, which this version of chronostat cannot compare; read them "
+                "with the version that wrote them"
+            )
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise UnlikeConditions(f"the conditions are incomplete ({error}); measure anew") from None
+
+    def differences(self, other: "Conditions") -> tuple[list[str], list[str]]:
+        """Fields that refuse a comparison, and fields that are only told, as ``name: mine != theirs``."""
+        mine, theirs = asdict(self), asdict(other)
+        unequal = [name for name in mine if mine[name] != theirs[name]]
+        texts = {name: f"{name}: {mine[name]} != {theirs[name]}" for name in unequal}
+        return [texts[n] for n in unequal if n not in _ONLY_TOLD], [texts[n] for n in unequal if n in _ONLY_TOLD]
 
     def require_like(self, other: "Conditions") -> None:
-        """Accept equal conditions.
+        """Accept conditions under which latencies can be compared.
 
         Raises:
             UnlikeConditions: names each field that differs.
         """
-        mine, theirs = asdict(self), asdict(other)
-        differing = [f"{name}: {mine[name]} != {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+        differing, _ = self.differences(other)
         if differing:
             raise UnlikeConditions(f"measured under unlike conditions: {'; '.join(differing)}")
 
@@ -174,7 +240,10 @@ class Execution:
         quality: score of the answer in [0, 1]; None where there was nothing to score against.
         preprocess_ms: image and text to tensors on the device; None for a ready batch.
         controller_ms: what choosing the setting cost; 0 for a fixed setting.
-        image_tokens: image placeholders counted in ``input_ids``; None where the model names no such token.
+        image_tokens: image placeholders counted in ``input_ids``; where tiles are read by cross-attention, the
+            positions it reads; None where the model names no such token.
+        disturbed: what else happened on the machine meanwhile that makes the latency doubtful; None: nothing was seen.
+        conditions: fingerprint of the ``Conditions`` it ran under; None outside of a run.
     """
 
     sample_id: str
@@ -190,6 +259,8 @@ class Execution:
     controller_ms: float = 0.0
     prompt_tokens: int | None = None
     image_tokens: int | None = None
+    disturbed: str | None = None
+    conditions: str | None = None
 
     def __post_init__(self) -> None:
         if (self.timing is None) == (self.invalid is None):
@@ -225,6 +296,15 @@ class Execution:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A point with its 95 % interval."""
+
+    point: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """The executions of several settings on one sample, in the order they ran.
 
@@ -234,6 +314,8 @@ class Trial:
         anchor: position of the execution of ``full`` that tracks drift, if this trial had one.
         budget: the budget under which the group was drawn, if a learner drew it.
         started_s: seconds since the run began.
+        drift: latency of ``full`` then, relative to the calibration, from the anchors before this trial; None before
+            the calibration has ended.
     """
 
     phase: Phase
@@ -244,6 +326,7 @@ class Trial:
     anchor: int | None = None
     budget: Budget | None = None
     started_s: float = 0.0
+    drift: Estimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,12 +359,26 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A point with its 95 % interval."""
+class Comparison:
+    """One latency of one arm against the same latency of the common partner.
 
-    point: float
-    low: float
-    high: float
+    Attributes:
+        metric: the latency's name, ``prefill_ms`` or another.
+        ratio: arm / partner, dimensionless; an interval of 0 to infinity says that there are too few pairs for one.
+        verdict: what the interval says; once given it stays.
+        pairs: repeats of the arm that had a partner's repeat beside them and were used.
+        margin: the arm is ``same`` where the whole interval lies within a factor of 1 + margin of 1.
+        left_out: how many repeats of the arm were left out, by reason.
+        flags: what a reader has to know, in words: why it is undecided or invalid, what was left out.
+    """
+
+    metric: str
+    ratio: Estimate
+    verdict: Verdict
+    pairs: int
+    margin: float
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

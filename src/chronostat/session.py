@@ -1,8 +1,8 @@
 """One process at work on one run: its material, its store, and the runner that executes for it."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,30 @@ from torch import Tensor
 
 from chronostat.config import Config
 from chronostat.control.calibration import check_source
+from chronostat.control.drift import DriftTracker, reference_of
+from chronostat.control.failures import IN_A_ROW
 from chronostat.control.observation import Observer
 from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import Split
-from chronostat.errors import UnlikeConditions
+from chronostat.errors import ChronostatError, UnlikeConditions
+from chronostat.fallback.estimator import Estimator, estimator_from
 from chronostat.knobs.space import ActionSpace
 from chronostat.material import Material
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.conditions import read_conditions
+from chronostat.models.state import weights_checksum
 from chronostat.phases import CallCounter, counted_phase
 from chronostat.progress import Progress, Silent
-from chronostat.records import Conditions, LatencyMetric, Phase, Source, Trial
+from chronostat.records import Conditions, LatencyMetric, Phase, Setting, Source, Trial
+from chronostat.selfcheck import facts_of, prove_knobs
 from chronostat.store import RunStore
+from chronostat.store.likeness import CONDITIONS
 from chronostat.trials import Subject, TrialRunner
 from chronostat.version import VERSION
 
 _SETTLE_SAMPLES = 256  # that the price of latency is fitted on
+_TIME_LIMIT = 30.0  # of the time that full took, unless the configuration names a limit
+_LEAST_TIME_LIMIT_S = 10.0
 _LEAST_PHASE_S = 10.0  # even where the box of the whole run has ended
 
 
@@ -85,8 +93,41 @@ class Session:
         whole_s = self.config.seconds
         return seconds if whole_s is None else min(seconds, max(whole_s - self.runner.elapsed_s, _LEAST_PHASE_S))
 
+    def follow_drift(self, full_ms: float) -> None:
+        """From now on every trial records how ``full`` has drifted; what the run holds already is taken into account.
+
+        Args:
+            full_ms: latency of ``full`` in the calibration.
+        """
+        reference = reference_of(self.store.trials("calibrate"), self.metric, full_ms)
+        tracker = DriftTracker(reference, self.metric)
+        for trial in self.store.trials():
+            if trial.phase != "warmup":
+                tracker.add(trial)
+        self.runner.drift = tracker
+
+    def take_out(self, setting: Setting, reason: str) -> None:
+        """Say everywhere that a setting has left the action space; in ``run.json`` once."""
+        known: dict[str, str] = self.store.facts.get("taken_out", {})
+        if str(setting) not in known:
+            self.store.update_facts(taken_out={**known, str(setting): reason})
+        self.progress.warn(
+            f"setting {setting} failed {IN_A_ROW} times in a row and is used no more: {reason}; leave its value out of "
+            "the knobs section, or free what it needs"
+        )
+
+    def full_ms_now(self, full_ms: float) -> float:
+        """What ``full`` takes now, if it took ``full_ms`` in the calibration."""
+        drift = self.runner.drift
+        return full_ms if drift is None else full_ms * drift.at(self.runner.elapsed_s).point
+
     def phase(self, phase: Phase, seconds: float) -> AbstractContextManager[None]:
-        """Everything executed inside belongs to ``phase``; its time and its ``generate()`` calls are recorded."""
+        """Everything executed inside belongs to ``phase``; its time and its ``generate()`` calls are recorded.
+
+        Raises:
+            UnlikeConditions: threads, clocks or whatever else counts are not what they were when the session began.
+        """
+        self.conditions.require_like(read_conditions(self.material.vlm.model))
         return counted_phase(self.store, self.progress, self.counter, self.runner, phase, seconds)
 
 
@@ -126,9 +167,10 @@ def begin_with(
     Raises:
         StoreError, MeasurementError: as ``begin``.
     """
-    store = RunStore.create(run_dir, {**_first_facts(material.config, command), **material.facts(), **facts})
-    with _session(material, store, progress or Silent(), clock) as session:
-        yield session
+    with material.steady():
+        store = RunStore.create(run_dir, {**_first_facts(material.config, command), **material.facts(), **facts})
+        with _session(material, store, progress or Silent(), clock) as session:
+            yield session
 
 
 @contextmanager
@@ -152,13 +194,14 @@ def reopen_with(
     Raises:
         UnlikeConditions, MeasurementError: as ``reopen``.
     """
-    require_like(material, store)
-    with _session(material, store, progress or Silent(), clock) as session:
-        yield session
+    with material.steady():
+        require_like(material, store)
+        with _session(material, store, progress or Silent(), clock) as session:
+            yield session
 
 
 def require_like(material: Material, store: RunStore) -> None:
-    """Accept a stored run of the same model and conditions.
+    """Accept a stored run of the same model and conditions; for a caller inside ``material.steady()``.
 
     Raises:
         UnlikeConditions: names what differs.
@@ -169,13 +212,13 @@ def require_like(material: Material, store: RunStore) -> None:
             f"the run in {store.folder} belongs to model {facts['model']['fingerprint']}, but {material.vlm.name} is "
             f"{material.vlm.fingerprint}; begin a new run"
         )
-    Conditions(**facts["conditions"]).require_like(read_conditions(material.vlm.model))
+    Conditions.from_json(facts["conditions"]).require_like(read_conditions(material.vlm.model))
 
 
 @contextmanager
 def _session(material: Material, store: RunStore, progress: Progress, clock: Clock | None) -> Generator[Session]:
     config, model = material.config, material.vlm.model
-    counter = CallCounter()
+    counter, conditions = CallCounter(), read_conditions(model)
 
     def keep(trial: Trial) -> None:
         store.append(trial)
@@ -191,12 +234,18 @@ def _session(material: Material, store: RunStore, progress: Progress, clock: Clo
         seed=config.seed,
         keep=keep,
         anchor_every_s=config.train.anchor_every_s,
+        conditions=conditions.fingerprint,
     )
     with store, counter.watching(model):
+        known = store.facts.get(CONDITIONS, {})
+        store.update_facts(**{CONDITIONS: {**known, conditions.fingerprint: asdict(conditions)}})
         with counted_phase(store, progress, counter, runner, "warmup", config.train.calibration_seconds):
+            weights = weights_checksum(model)
             source = runner.source = _check_stages(runner, material)
-            runner.run("warmup", 2, runner.request(material.dataset.split("train")[0]), material.space.settings)
-        metric = config.measure.latency_metric if source == "measured" else "total_ms"
+            if source == "estimated":
+                runner.estimate = _estimator(material).timing
+            _prove_knobs(runner, material, store, weights)
+        metric = config.measure.latency_metric if source != "total_only" else "total_ms"
         _record_source(store, source, metric)
         yield Session(
             material=material,
@@ -205,10 +254,25 @@ def _session(material: Material, store: RunStore, progress: Progress, clock: Clo
             counter=counter,
             runner=runner,
             observer=Observer(model, material.vlm.processor),
-            conditions=read_conditions(model),
+            conditions=conditions,
             metric=metric,
             source=source,
         )
+
+
+def _prove_knobs(runner: TrialRunner, material: Material, store: RunStore, weights: Mapping[str, int]) -> None:
+    """Warm every setting up, and count meanwhile that each knob acts; ``run.json`` says what was counted."""
+    try:
+        proofs = prove_knobs(runner, material.space, material.dataset.split("train"), index=2, weights=weights)
+    except ChronostatError as error:
+        record_check(store, failed=str(error))
+        raise
+    record_check(store, failed=None, knobs=facts_of(proofs))
+
+
+def record_check(store: RunStore, **facts: object) -> None:
+    """Say in ``run.json`` what the knobs' self-check has found so far; ``failed`` is the reason why it stopped."""
+    store.update_facts(selfcheck={**store.facts.get("selfcheck", {}), **facts})
 
 
 def _record_source(store: RunStore, source: Source, metric: LatencyMetric) -> None:
@@ -224,8 +288,19 @@ def _check_stages(runner: TrialRunner, material: Material) -> Source:
     """Execute ``full`` twice, since the first call of a process pays for what later ones find ready."""
     request = runner.request(material.dataset.split("train")[0])
     runner.source = None  # whatever comes decides
+    runner.time_limit_s = material.config.measure.time_limit_s
     trials = [runner.run("warmup", index, request, [runner.full]) for index in range(2)]
+    timing = trials[-1].executions[0].timing
+    if runner.time_limit_s is None and timing is not None:
+        runner.time_limit_s = max(_TIME_LIMIT * timing.total_ms / 1e3, _LEAST_TIME_LIMIT_S)
     return check_source(trials[-1].executions[0], material.config.measure.on_unmeasured)
+
+
+def _estimator(material: Material) -> Estimator:
+    config = material.config.measure
+    assert config.estimate_from is not None, "the configuration pairs it with 'estimate'"
+    conditions = read_conditions(material.vlm.model)
+    return estimator_from(Path(config.estimate_from), fingerprint=material.vlm.fingerprint, conditions=conditions)
 
 
 def _first_facts(config: Config, command: str) -> dict[str, Any]:

@@ -1,17 +1,22 @@
 """From a configuration to a controller: calibrate, then propose, execute, reward and learn until the time box ends."""
 
 from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from chronostat.config import Config
-from chronostat.control.calibration import ANCHOR_WINDOW, Anchors, Calibration, calibrate
+from chronostat.config import Config, TrainConfig
+from chronostat.control.calibration import Calibration, calibrate
 from chronostat.control.controller import FOLDER, Controller, ControllerFacts
+from chronostat.control.failures import Failures
 from chronostat.control.learners import learner_by_name
 from chronostat.control.trainer import Trainer
+from chronostat.errors import KnobError
 from chronostat.files import read_tensors, write_tensors
-from chronostat.session import Session
+from chronostat.selfcheck import require_gradients
+from chronostat.session import Session, record_check
 
 CHECKPOINT = "checkpoint.safetensors"
 JUDGED_SETTINGS = 11  # about how many distinct settings a judged sample runs under
@@ -48,10 +53,13 @@ def _begin(session: Session) -> _Start:
         calibration = calibrate(
             session.runner, session.space, session.samples("train"), session.metric, seconds, session.progress.advance
         )
+    session.follow_drift(calibration.full_ms)
     trainer = _trainer(session, calibration)
+    for position in trainer.failures.taken_out:
+        session.take_out(session.space.settings[position], trainer.failures.reasons[position])
     low, high = trainer.budgets[0].fraction, max(budget.fraction for budget in trainer.budgets)
     session.store.update_facts(
-        full_ms={"calibrate": calibration.full_ms}, budget_range=[low, high], calibration=asdict(calibration)
+        full_ms={"calibrate": calibration.full_ms}, budget_range=[low, high], calibration=_facts(calibration)
     )
     start = _Start(trainer=trainer, calibration=calibration, trained_s=0.0)
     _save_checkpoint(session, start, 0.0)  # before the first trial: stored trials belong to this calibration's budgets
@@ -61,10 +69,17 @@ def _begin(session: Session) -> _Start:
 def _continue(session: Session) -> _Start:
     tensors, numbers = read_tensors(session.store.folder / CHECKPOINT)
     calibration = TypeAdapter(Calibration).validate_python(numbers["calibration"])
+    session.follow_drift(calibration.full_ms)
     trainer = _trainer(session, calibration)
     trainer.resume(tensors, numbers["trainer"])
     trainer.replay(session.store.trials("train"))
     return _Start(trainer=trainer, calibration=calibration, trained_s=numbers["trained_s"])
+
+
+def _facts(calibration: Calibration) -> dict[str, Any]:
+    """For ``run.json``: null where there is no number."""
+    known = [fraction if isfinite(fraction) else None for fraction in calibration.fractions]
+    return {"full_ms": calibration.full_ms, "fractions": known, "samples": calibration.samples}
 
 
 def _trainer(session: Session, calibration: Calibration) -> Trainer:
@@ -73,6 +88,8 @@ def _trainer(session: Session, calibration: Calibration) -> Trainer:
     learner = learner_by_name(config.train.learner)(
         session.space, session.observer.size, config, config.seed, calibration.fractions, budgets
     )
+    failures = Failures(session.space, calibration.streaks, calibration.reasons)
+    learner.take_out(failures.taken_out)
     return Trainer(
         runner=session.runner,
         space=session.space,
@@ -80,10 +97,14 @@ def _trainer(session: Session, calibration: Calibration) -> Trainer:
         learner=learner,
         budgets=budgets,
         metric=session.metric,
-        anchors=Anchors([calibration.full_ms] * ANCHOR_WINDOW),  # until as many have been measured
+        full_ms=calibration.full_ms,
+        latency=config.train.latency,
+        repeats=config.train.repeats,
         group_size=config.train.group_size,
         seed=config.seed,
         keep=session.store.append,
+        failures=failures,
+        take_out=session.take_out,
     )
 
 
@@ -95,18 +116,39 @@ def _loop(session: Session, start: _Start) -> None:
     with session.phase("train", box_s):
         begin_s = runner.elapsed_s - start.trained_s
         saved_s = start.trained_s
-        while not _is_over(trainer, config.trials, spent_s := runner.elapsed_s - begin_s, box_s):
+        updated = False
+        while not _is_over(trainer, config, spent_s := runner.elapsed_s - begin_s, box_s):
             step = trainer.step(samples[int(order[trainer.next_step % len(samples)])])
+            if step.metrics and not updated:
+                _check_heads(session, trainer)
+            updated = updated or bool(step.metrics)
             if spent_s - saved_s >= config.checkpoint_every_s:
                 _save_checkpoint(session, start, spent_s)
                 saved_s = spent_s
-            done = trainer.next_step / config.trials if config.trials else 0.0
-            session.progress.advance(max(done, spent_s / box_s), f"{step.index + 1} trials, quality {step.quality:.2f}")
+            share = max(_done(trainer, config), spent_s / box_s)
+            session.progress.advance(share, f"{step.index + 1} trials, quality {step.quality:.2f}")
         _save_checkpoint(session, start, runner.elapsed_s - begin_s)
 
 
-def _is_over(trainer: Trainer, trials: int | None, spent_s: float, box_s: float) -> bool:
-    return spent_s >= box_s or (trials is not None and trainer.next_step >= trials)
+def _check_heads(session: Session, trainer: Trainer) -> None:
+    """After the first update of this process: it reached what chooses the values of each knob."""
+    settings = trainer.failures.legal_settings
+    try:
+        record_check(session.store, gradients=dict(require_gradients(trainer.learner, settings)))
+    except KnobError as error:
+        record_check(session.store, failed=str(error))
+        raise
+
+
+def _is_over(trainer: Trainer, config: TrainConfig, spent_s: float, box_s: float) -> bool:
+    return spent_s >= box_s or _done(trainer, config) >= 1
+
+
+def _done(trainer: Trainer, config: TrainConfig) -> float:
+    """Share of the trials, or of the executed seconds, that the training may have; 0 if it may have any number."""
+    trials = trainer.next_step / config.trials if config.trials else 0.0
+    executed = trainer.executed_ms / 1e3 / config.executed_seconds if config.executed_seconds else 0.0
+    return max(trials, executed)
 
 
 def training_seconds(session: Session) -> float:
@@ -139,8 +181,9 @@ def _frozen(session: Session, start: _Start) -> Controller:
     trainer.learner.settle(session.unseen_observations())
     facts = ControllerFacts(
         levels=session.space.levels,
+        pruned=session.space.pruned,
         metric=session.metric,
-        full_ms=trainer.anchors.full_ms,
+        full_ms=session.full_ms_now(start.calibration.full_ms),
         learner=session.config.train.learner,
         config=session.config,
         latency_means=start.calibration.fractions,
@@ -149,5 +192,6 @@ def _frozen(session: Session, start: _Start) -> Controller:
         model_fingerprint=session.material.vlm.fingerprint,
         conditions=session.conditions,
         trials=trainer.next_step,
+        taken_out=tuple(str(session.space.settings[position]) for position in trainer.failures.taken_out),
     )
     return Controller(learner=trainer.learner, observer=session.observer, facts=facts)

@@ -2,18 +2,33 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from chronostat.data.quality import Quality
 from chronostat.data.samples import Sample
+from chronostat.errors import ChronostatError, GenerationTimeout
 from chronostat.execution import BatchRequest, Request, execute, identity, request_for
 from chronostat.measure.clock import Clock
 from chronostat.measure.generate import require_one_path
-from chronostat.records import Budget, Execution, Phase, Setting, Source, StageTiming, Trial
+from chronostat.records import Budget, Estimate, Execution, Phase, Setting, Source, StageTiming, Trial
 
 Subject = Sample | BatchRequest
+
+
+class Drift(Protocol):
+    """How the latency of ``full`` has changed since the calibration (``chronostat.control.drift``)."""
+
+    def at(self, started_s: float) -> Estimate:
+        """Relative to the calibration, from the anchors before."""
+        ...
+
+    def add(self, trial: Trial) -> None:
+        """Take the anchor of a trial, if it has one."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -23,9 +38,14 @@ class TrialRunner:
     Attributes:
         full: the setting of the anchors.
         source: what this run's latencies are. In a measured run an execution whose stages were not seen is recorded as
-            invalid; in a ``total_only`` run the stages of those that were seen are left out. None: not decided yet.
+            invalid; in a ``total_only`` run the stages of those that were seen are left out; in an ``estimated`` run
+            all latencies are replaced. None: not decided yet.
+        estimate: the estimates that an ``estimated`` run records; never called in another.
         keep: called with every finished trial (the store).
         anchor_every_s: an anchor is added to a trial when the last one that was measured is older than this.
+        time_limit_s: a generation that takes longer has failed; None: no limit.
+        drift: told of every trial, and asked before it; None: not known yet.
+        conditions: fingerprint that every execution carries.
 
     Raises:
         MeasurementError: the model is set to beams or assisted decoding.
@@ -41,6 +61,10 @@ class TrialRunner:
     keep: Callable[[Trial], None]
     anchor_every_s: float
     source: Source | None = "measured"
+    estimate: Callable[[Execution], StageTiming] | None = None
+    time_limit_s: float | None = None
+    drift: Drift | None = None
+    conditions: str | None = None
     _last_anchor_ns: int | None = field(default=None, init=False)
     _start_ns: int = field(init=False)
 
@@ -73,6 +97,7 @@ class TrialRunner:
         *,
         budget: Budget | None = None,
         controller_ms: float = 0.0,
+        again: Sequence[Setting] = (),
     ) -> Trial:
         """Execute every distinct setting of ``draws`` once, in random order.
 
@@ -83,13 +108,18 @@ class TrialRunner:
             draws: settings, equal ones share one execution.
             budget: the budget under which they were drawn.
             controller_ms: what drawing them cost; charged to each execution.
+            again: settings of ``draws`` that are executed once more for each time they are named here.
         """
         started_s = self.elapsed_s
+        drift = None if self.drift is None else self.drift.at(started_s)
         anchor_due = self._anchor_due()
         distinct = list(dict.fromkeys([*draws, self.full] if anchor_due else draws))
-        order = np.random.default_rng([self.seed, _PHASE_NUMBER[phase], index]).permutation(len(distinct))
-        settings = [distinct[i] for i in order]
-        executions = tuple(self._attempt(request, setting, controller_ms) for setting in settings)
+        planned = [*distinct, *again]
+        order = np.random.default_rng([self.seed, _PHASE_NUMBER[phase], index]).permutation(len(planned))
+        settings = [planned[i] for i in order]
+        executions = tuple(
+            replace(self._attempt(request, setting, controller_ms), conditions=self.conditions) for setting in settings
+        )
         anchor = settings.index(self.full) if self.full in settings else None
         if anchor is not None and executions[anchor].invalid is None:
             self._last_anchor_ns = self.clock.host_ns()
@@ -102,7 +132,10 @@ class TrialRunner:
             anchor=anchor,
             budget=budget,
             started_s=started_s,
+            drift=drift,
         )
+        if self.drift is not None:
+            self.drift.add(trial)
         self.keep(trial)
         return trial
 
@@ -111,24 +144,43 @@ class TrialRunner:
         return last is None or self.clock.host_ms_since(last) >= self.anchor_every_s * 1e3
 
     def _attempt(self, request: Request, setting: Setting, controller_ms: float) -> Execution:
-        """One execution; a failure is recorded with its reason and never becomes a number."""
+        """One execution; a failure is recorded with its reason and never becomes a number.
+
+        Whatever a model raises is a failure of this execution, a generation beyond its time limit too. An error that is
+        meant for a person is none: it says that nothing can be executed as asked.
+        """
+        outcome = self._executed_or_reason(request, setting, controller_ms)
+        if isinstance(outcome, Execution):
+            return self._in_source(request, outcome)
+        if outcome.startswith(_OUT_OF_MEMORY) and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # here, where the error and the tensors in its frames are gone
+        return _failed(request, setting, outcome)
+
+    def _executed_or_reason(self, request: Request, setting: Setting, controller_ms: float) -> Execution | str:
         try:
-            execution = execute(
+            return execute(
                 self.model,
                 request,
                 setting=setting,
                 max_new_tokens=self.max_new_tokens,
                 controller_ms=controller_ms,
                 clock=self.clock,
+                time_limit_s=self.time_limit_s,
             )
-        except RuntimeError as error:  # what torch raises, out of memory included
-            return _failed(request, setting, f"{type(error).__name__}: {error}")
-        return self._in_source(request, execution)
+        except GenerationTimeout as error:
+            return _reason(error)
+        except ChronostatError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what a model can raise is not known; it is recorded, never dropped
+            return _reason(error)
 
     def _in_source(self, request: Request, execution: Execution) -> Execution:
         """The execution as this run counts it: one run has one source."""
         timing = execution.timing
         assert timing is not None
+        if self.source == "estimated":
+            assert self.estimate is not None, "an estimated run has an estimator"
+            return replace(execution, timing=self.estimate(execution))
         if self.source in {None, timing.source}:
             return execution
         if self.source == "measured":
@@ -143,7 +195,14 @@ class TrialRunner:
         return replace(execution, timing=total)
 
 
-_PHASE_NUMBER: dict[Phase, int] = {"warmup": 0, "calibrate": 1, "train": 2, "select": 3, "test": 4}
+_PHASE_NUMBER: dict[Phase, int] = {"warmup": 0, "calibrate": 1, "train": 2, "select": 3, "test": 4, "rank": 5}
+
+
+_OUT_OF_MEMORY = torch.OutOfMemoryError.__name__
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _failed(request: Request, setting: Setting, reason: str) -> Execution:

@@ -107,3 +107,10 @@ def test_a_device_that_no_clock_can_follow_is_refused():
 
 def test_the_clock_of_the_cpu():
     assert isinstance(clock_for(torch.device("cpu")), CpuClock)
+
+
+def test_the_witness_agrees_with_the_host_time(clock):
+    before, start_ns = clock.witness_ns(), clock.host_ns()
+    let_time_pass(clock)
+    passed_ns, witnessed_ns = clock.host_ns() - start_ns, clock.witness_ns() - before
+    assert 0 < passed_ns <= witnessed_ns * 1.01 + 10_000  # 500 ppm of slewing, and the resolution of two readings

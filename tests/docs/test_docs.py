@@ -19,7 +19,11 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 REGISTRY = re.compile(r"pypi\.org|pythonhosted|download\.pytorch|npmjs|huggingface\.co|hf\.co|conda\.io|anaconda\.org")
-VERBS = get_command(app).commands
+VERBS = {
+    " ".join(filter(None, (name, inner))): command
+    for name, group in get_command(app).commands.items()
+    for inner, command in getattr(group, "commands", {"": group}).items()
+}
 
 
 def name_of(path):

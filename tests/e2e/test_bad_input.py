@@ -27,7 +27,10 @@ def refused(status, *words):
             "measure.latency_metric = 'speed': Input should be 'prefill_ms', 'llm_prefill",
         ),
         ("train.learner=ppo", "train.learner = 'ppo': Input should be 'rloo' or 'direct'"),
-        ("knobs.depth=[1]", "unknown key 'knobs.depth'; known keys: block_skip, moe_topk, vision_tokens"),
+        (
+            "knobs.depth=[1]",
+            "unknown key 'knobs.depth'; known keys: block_order, block_skip, moe_keep_first, moe_topk, vision_tokens",
+        ),
         ("trian.seconds=3", "unknown key 'trian'; known keys: data, direct, knobs, measure"),
         ("train.seconds=0", "train.seconds = 0: Input should be greater than 0"),
         ("train.seconds", "--set 'train.seconds': write section.key=value, for example --set train.seconds=60"),
@@ -57,7 +60,11 @@ def test_a_seed_that_is_none(seed):
 
 
 @pytest.mark.parametrize(
-    "words", [("--repeats", "0"), ("--new-tokens", "0"), ("--threads", "0"), ("--device", "tpu"), ("--speed", "9")]
+    "words",
+    [
+        *(("--repeats", "0"), ("--new-tokens", "0"), ("--threads", "0"), ("--requests", "0"), ("--device", "tpu")),
+        *(("--attention", "fast"), ("--task", "mine"), ("--speed", "9")),
+    ],
 )
 def test_flags_of_measure(words):
     said = typed("measure", *words)
@@ -92,6 +99,57 @@ def test_a_request_is_an_image_and_a_prompt(tmp_path):
     assert refused(CONFIG, "measure", "--image", tmp_path / "a.png") == message
     assert refused(CONFIG, "measure", "--prompt", "What?") == message
     assert refused(CONFIG, "measure", BUNDLED) == message
+
+
+def test_requests_are_named_in_one_way(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    image = ("--image", tmp_path / "a.png")
+    folder = ("--images", tmp_path)
+    message = " each say what the requests are; give one of them"
+    assert refused(CONFIG, "measure", *image, *folder) == f"--image and --images{message}"
+    assert refused(CONFIG, "measure", *folder, "--task", "bundled") == f"--images and --task{message}"
+    assert refused(CONFIG, "measure", *folder) == "--images DIR needs --prompt TEXT, which is asked of each image"
+    message = "--task brings its own prompts; leave --prompt out"
+    assert refused(CONFIG, "measure", "--task", "bundled", "--prompt", "What?") == message
+
+
+def test_a_folder_of_images(tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    words = ("--prompt", "What?")
+    message = refused(DATA, "measure", "--images", tmp_path, *words)
+    assert message.startswith(f"--images {tmp_path} holds no image; read are .bmp, ")
+    message = refused(DATA, "measure", "--images", tmp_path / "none", *words)
+    assert message == f"--images {tmp_path / 'none'} is no directory; name a folder of images, or files with --image"
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    assert refused(DATA, "measure", "--images", tmp_path, *words).startswith("cannot read the image ")
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "message"),
+    [
+        ("{", CONFIG, "is neither JSON nor TOML; it holds a table such as"),
+        ("[1]", CONFIG, "holds a list; it must hold a table such as"),
+        ('{"vision": 3}', CONFIG, "vision = 3; allowed are a module path or a list of them"),
+        ('vision = ["a", 1]', CONFIG, "vision = ['a', 1]; allowed are a module path or a list of them"),
+        ('{"eyes": "model.vision_tower"}', MODEL, "layout names an unknown part 'eyes'; known parts: vision, proj"),
+        ('vision = "model.eyes"', MODEL, "layout: vision = 'model.eyes' is no module of InternVLForConditionalGen"),
+        (None, CONFIG, "cannot be read"),
+    ],
+)
+def test_layouts(tmp_path, text, status, message):
+    file = tmp_path / "layout"
+    if text is not None:
+        file.write_text(text)
+    assert message in refused(status, "measure", "--layout", file)
+
+
+def test_models_that_cannot_be_asked_for():
+    message = "--layout names the parts of one model; measure one, or leave it out"
+    assert refused(CONFIG, "measure", "bundled", "other", "--layout", "a.toml") == message
+    message = f"{BUNDLED} is a path, which has no revision 'v2'; revisions are those of hub models"
+    assert refused(MODEL, "measure", BUNDLED, "--task", "bundled", "--revision", "v2") == message
+    assert "FlashAttention3" in refused(MODEL, "measure", "--attention", "flash_attention_3")
+    assert "each only once" in refused(CONFIG, "measure", "bundled", "bundled")
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", None])
@@ -261,6 +319,12 @@ def test_demo_is_the_bundled_model_on_its_task():
 def test_a_full_disk_while_the_json_file_is_written():
     message = refused(STORE, "measure", "--repeats", "1", "--json", "/dev/full")
     assert message == "cannot write /dev/full: No space left on device; name another file with --json"
+
+
+def test_a_page_where_none_can_be(tmp_path):
+    path = tmp_path / "none" / "stages.html"
+    message = refused(STORE, "measure", "--repeats", "1", "--html", path)
+    assert message == f"cannot write {path}: No such file or directory; name another file with --html"
 
 
 def test_a_json_file_where_none_can_be(tmp_path):

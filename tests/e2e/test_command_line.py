@@ -6,13 +6,15 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from chronostat import __version__
+from chronostat.models.load import BUNDLED
 from chronostat.records import StageTiming
 from chronostat.store import RunStore
 from e2e.commands import FEW_SETTINGS, executions, refusal, run, sets, typed
 
-VERBS = ["demo", "train", "validate", "report", "measure"]
+VERBS = ["demo", "train", "validate", "report", "measure", "doctor"]
 
 WITHOUT_TORCH = """
 import sys
@@ -57,7 +59,8 @@ def test_help_names_the_verbs_and_each_of_them_says_what_it_does():
         "train": ["CONFIG.toml", "--resume", "--dry-run", "--seed"],
         "validate": ["RUN", "--to"],
         "report": ["RUN"],
-        "measure": ["--setting", "--repeats", "--json", "--image", "--prompt"],
+        "measure": ["MODEL", "--setting", "--repeats", "--json", "--html", "--images", "--task", "--attention"],
+        "doctor": ["--model", "--device", "--seconds", "--json"],
     }
     for verb, words in options.items():
         said = typed(verb, "--help")
@@ -66,35 +69,56 @@ def test_help_names_the_verbs_and_each_of_them_says_what_it_does():
 
 
 def test_measure_two_settings(tmp_path):
-    file = tmp_path / "stages.json"
+    json_file, html_file = tmp_path / "stages.json", tmp_path / "stages.html"
+    small = "vision_tokens=16 moe_topk=1"
     said = typed(
-        "measure", "--setting", "full", "--setting", "vision_tokens=16 moe_topk=1", "--repeats", "3", "--json", file
+        *("measure", "--setting", "full", "--setting", small, "--repeats", "3", "--new-tokens", "3", "--exact-tokens"),
+        *("--json", json_file, "--html", html_file),
     )
     assert said.status == 0
-    assert "prefill_ms" in said.out
-    assert "median of 3 repeats" in said.out
-    data = json.loads(file.read_text())
-    assert data["model"] == "bundled demo_vlm"
-    assert data["source"] == "measured"
-    assert {"machine", "cpu", "threads", "torch", "transformers", "dtype"} <= set(data["conditions"])
-    assert data["conditions"]["threads"] == 1
-    assert [each["setting"] for each in data["settings"]] == ["full", "vision_tokens=16 moe_topk=1"]
-    full, small = (each["executions"] for each in data["settings"])
-    assert len(full) == len(small) == 3
-    assert {e["image_tokens"] for e in full} == {272}
-    assert {e["image_tokens"] for e in small} == {16}
-    for execution in [*full, *small]:
-        assert execution["prefill_ms"] > execution["llm_prefill_ms"] > 0
-        assert execution["total_ms"] >= execution["prefill_ms"]
-        without_unit = {"source", "answer", "quality", "unseen"}
-        counts = {"new_tokens", "decode_steps", "prompt_tokens", "image_tokens"}
-        rates = {"decode_ms_per_token"}
-        assert all(key.endswith("_ms") for key in set(execution) - without_unit - counts - rates)
-        assert set(StageTiming.__dataclass_fields__) <= set(execution)
+    for words in ("prefill_ms", "divided by full", "judged by prefill_ms: ", "attention sdpa", "threads 1"):
+        assert words in said.out
+    data = json.loads(json_file.read_text())
+    assert [arm["setting"] for arm in data["arms"]] == ["full", small]
+    assert {arm["model"] for arm in data["arms"]} == {"bundled demo_vlm"}
+    verdicts = {each["metric"]: each["verdict"] for each in data["comparisons"]}
+    assert verdicts["prefill_ms"] in {"faster", "undecided", "invalid"}  # 3 pairs of a busy machine say little
+    for arm, image_tokens in zip(data["arms"], (272, 16), strict=True):
+        assert arm["source"] == "measured"
+        assert {"machine", "cpu", "threads", "torch", "transformers", "dtype", "attention"} <= set(arm["conditions"])
+        assert {e["image_tokens"] for e in arm["executions"]} == {image_tokens}
+        for execution in arm["executions"]:
+            assert execution["prefill_ms"] > execution["llm_prefill_ms"] > 0
+            assert execution["total_ms"] >= execution["prefill_ms"]
+            assert len(execution["waterfall_ms"]["tokens"]) == execution["new_tokens"] == 3
+            assert set(StageTiming.__dataclass_fields__) <= set(execution)
+    assert html_file.read_text().count('data-lane="decoder blocks"') == 2
+
+
+def test_measure_two_models(tmp_path):
+    other, json_file = shutil.copytree(BUNDLED, tmp_path / "copy"), tmp_path / "stages.json"
+    words = ("--task", "bundled", "--requests", "2", "--new-tokens", "1", "--json", json_file)
+    said = typed("measure", "bundled", other, *words)
+    assert said.status == 0
+    data = json.loads(json_file.read_text())
+    assert [arm["name"] for arm in data["arms"]] == ["bundled demo_vlm", str(other)]
+    assert len({arm["fingerprint"] for arm in data["arms"]}) == 1
+    assert len(data["requests"]) == 2
+    assert "answers right" in said.out
+
+
+def test_measure_each_image_of_a_folder(tmp_path):
+    for name in ("b.png", "a.jpg"):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    json_file = tmp_path / "stages.json"
+    said = typed("measure", "--images", tmp_path, "--prompt", "what?", "--new-tokens", "1", "--json", json_file)
+    assert said.status == 0
+    assert json.loads(json_file.read_text())["requests"] == ["a.jpg", "b.png"]
 
 
 def test_measure_refuses_an_illegal_setting_before_it_measures(tmp_path, monkeypatch):
-    monkeypatch.setattr("chronostat.survey.execute", lambda *_, **__: pytest.fail("executed"))
+    monkeypatch.setattr("chronostat.survey.arms.execute", lambda *_, **__: pytest.fail("executed"))
     said = typed("measure", "--setting", "full", "--setting", "moe_topk=9")
     assert said.status == 5
     assert "moe_topk = 9" in refusal(said)
@@ -177,7 +201,7 @@ def test_an_interrupted_validation_is_not_begun_again(trained_run, tmp_path, mon
     folder = shutil.copytree(trained_run, tmp_path / "run")
     with monkeypatch.context() as pressed:
         pressed.setattr("chronostat.validation.selection.finalists", _press)
-        pressed.setattr("chronostat.validation.judge._measure", _press)
+        pressed.setattr("chronostat.validation.judge._Judging.run", _press)
         said = typed("validate", folder)
     assert said.status == 130
     assert refusal(said) == f"interrupted; what was measured is in {folder}"

@@ -11,8 +11,8 @@ import weakref
 import pytest
 import torch
 
-from chronostat.control.calibration import Anchors
 from chronostat.control.controller import FOLDER, load_controller
+from chronostat.control.failures import Failures
 from chronostat.control.learners import learner_by_name
 from chronostat.control.observation import Observer
 from chronostat.control.reward import overshoot
@@ -95,7 +95,8 @@ def make_trainer(stand_in, kept, metric="prefill_ms", full_ms=FULL_MS):
         learner=learner,
         budgets=BUDGETS,
         metric=metric,
-        anchors=Anchors([full_ms] * 15),
+        full_ms=full_ms,
+        failures=Failures(space),
         group_size=4,
         seed=0,
         keep=kept.append,
@@ -213,7 +214,7 @@ def break_hooks(monkeypatch, module):
 
 @pytest.fixture(params=["vision", "decoder blocks"])
 def unseen(request, stand_in, monkeypatch):
-    """The part whose hooks do not fire. A first block that cannot be seen cannot be replaced either: no block_skip."""
+    """The part whose hooks do not fire."""
     parts = stand_in.model.model
     module = parts.vision_backbone if request.param == "vision" else parts.transformer["blocks"][0]
     break_hooks(monkeypatch, module)
@@ -230,7 +231,6 @@ def test_hooks_that_do_not_fire_end_the_run_if_so_configured(stand_in, unseen):
 def test_or_switch_the_whole_run_to_totals(stand_in, unseen, metric):
     budgets = ("validation.mean_budgets=[0.95]", "validation.deadlines=[0.95]")
     with stand_in.session(f"measure.latency_metric={metric}", "measure.on_unmeasured=total", *budgets) as session:
-        assert ("block_skip" in session.space.levels) == (unseen == "vision")
         verdict = validate(session, train(session))
     store = stand_in.store()
     assert (store.facts["source"], store.facts["metric"]) == ("total_only", "total_ms")

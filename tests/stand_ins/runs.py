@@ -10,12 +10,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 import pytest
+import torch
 
+import chronostat.measure.call
 from chronostat.config import Config, load_config
 from chronostat.errors import DataError
 from chronostat.execution import BatchRequest
 from chronostat.material import BareModel, Material
 from chronostat.measure.clock import FakeClock
+from chronostat.measure.disturbance import Facts, Watch
 from chronostat.models.anatomy import SkippedBlock
 from chronostat.records import Setting
 from chronostat.session import Session, begin_with, reopen_with
@@ -44,6 +47,11 @@ def llm_prefill_ms(setting: Setting) -> float:
 
 def prefill_ms(setting: Setting) -> float:
     return VISION_MS + llm_prefill_ms(setting)
+
+
+def calm(device: torch.device) -> Watch:
+    """Where time is not real nothing real may disturb it."""
+    return Watch(device, read=lambda: Facts(time_ns=0))
 
 
 _RIGHT: dict[int, list[int]] = {}  # the weights are the same in each test
@@ -81,6 +89,7 @@ class StandIn:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, counts: dict[str, int] | None = None) -> None:
         self.folder = folder
         self.clock = FakeClock()
+        monkeypatch.setattr(chronostat.measure.call, "Watch", calm)
         self.model = molmo_like()
         self.batches = Batches(self.model, COUNTS | (counts or {}))
         delay(monkeypatch, self.clock, self.model.model.vision_backbone, VISION_MS)

@@ -1,6 +1,6 @@
 """A small problem with a known answer, and a stand-in for a model, for the tests of what learns."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from chronostat.config import Config
-from chronostat.control.calibration import Anchors
+from chronostat.control.drift import DriftTracker, Reference
+from chronostat.control.failures import Failures
 from chronostat.control.learners import Learner, Outcome, learner_by_name
 from chronostat.control.observation import Observer
 from chronostat.control.trainer import Trainer
@@ -148,6 +149,7 @@ class FakeExecutions:
         max_new_tokens: int,
         controller_ms: float,
         clock: FakeClock,
+        time_limit_s: float | None,
     ) -> Execution:
         self.calls.append(setting)
         if setting in self.fails:
@@ -196,12 +198,13 @@ def make_runner(clock: FakeClock, keep: Callable[[Trial], None]) -> TrialRunner:
     )
 
 
-def make_bench(learner: str = "direct", *, seed: int = 0, anchors_ms: Sequence[float] = (80.0,)) -> Bench:
+def make_bench(learner: str = "direct", *, seed: int = 0, **options: object) -> Bench:
     """A trainer whose executions are those of ``chronostat.trials.execute``; the caller puts a fake in its place."""
     trials: list[Trial] = []
     steps: list[Step] = []
     clock = FakeClock()
     runner = make_runner(clock, trials.append)
+    runner.drift = DriftTracker(Reference(full_ms=80.0), "prefill_ms")
     observer = Observer(runner.model, None)
     config = Config()
     trainer = Trainer(
@@ -211,10 +214,12 @@ def make_bench(learner: str = "direct", *, seed: int = 0, anchors_ms: Sequence[f
         learner=learner_by_name(learner)(SPACE, observer.size, config, seed, LATENCIES, BUDGETS),
         budgets=BUDGETS,
         metric="prefill_ms",
-        anchors=Anchors(anchors_ms),
+        full_ms=80.0,
         group_size=4,
         seed=seed,
         keep=steps.append,
+        failures=Failures(SPACE),
+        **options,
     )
     return Bench(trainer=trainer, trials=trials, steps=steps, clock=clock)
 

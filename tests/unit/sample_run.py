@@ -7,6 +7,7 @@ import numpy as np
 
 from chronostat.records import (
     Budget,
+    Comparison,
     Decision,
     Estimate,
     Execution,
@@ -17,7 +18,17 @@ from chronostat.records import (
     Step,
     Trial,
 )
-from chronostat.store import Counted, FixedScore, KindScore, KindsDiffer, RunStore, Selected, Validation
+from chronostat.store import (
+    Counted,
+    FixedScore,
+    KindScore,
+    KindsDiffer,
+    NoiseFloor,
+    PolicyComparison,
+    RunStore,
+    Selected,
+    Validation,
+)
 
 SPACE = {"vision_tokens": [80, 40, 20, 10], "moe_topk": [2, 1], "block_skip": [[], [2, 3]]}
 SETTINGS = tuple(
@@ -44,6 +55,10 @@ CONDITIONS = {
     "dtype": "float32",
     "attention": "sdpa",
 }
+
+
+def around(point: float, half: float) -> Estimate:
+    return Estimate(point=point, low=point - half, high=point + half)
 
 
 def a_trial(index: int = 0, **changes: object) -> Trial:
@@ -74,7 +89,7 @@ def facts(**changes: object) -> dict[str, object]:
     phases = {
         "calibrate": {"seconds": 21.5, "trials": 10, "executions": 160, "generate_calls": 160},
         "train": {"seconds": 149.8, "trials": 120, "executions": 452, "generate_calls": 452},
-        "test": {"seconds": 61.0, "trials": 40, "executions": 640, "generate_calls": 640},
+        "test": {"seconds": 61.0, "trials": 40, "executions": 648, "generate_calls": 648},
     }
     values: dict[str, object] = {
         "version": "0.1.0",
@@ -90,6 +105,7 @@ def facts(**changes: object) -> dict[str, object]:
         "full_ms": {"calibrate": FULL_MS, "test": 41.0},
         "phases": phases,
         "budget_range": [0.21, 0.97],
+        "taken_out": {str(SETTINGS[5]): "RuntimeError: out of memory"},
     }
     return {**values, **changes}
 
@@ -134,12 +150,15 @@ def execution(sample: int, setting: Setting, split: str, random: np.random.Gener
         preprocess_ms=1.5,
         prompt_tokens=20,
         image_tokens=tokens,
+        disturbed="stolen CPU time 20 ms; cgroup throttled 3.2 ms" if sample % 20 == 7 else None,
     )
 
 
 def trial(phase: Phase, index: int, settings: list[Setting], random: np.random.Generator, source: str) -> Trial:
     split = "test" if phase == "test" else "train"
     distinct = list(dict.fromkeys(settings))
+    if phase == "test" and index % 5 == 0:
+        distinct.append(FULL)  # once more, for the noise floor
     ran = tuple(execution(index, setting, split, random, source) for setting in distinct)
     return Trial(
         phase=phase,
@@ -148,12 +167,9 @@ def trial(phase: Phase, index: int, settings: list[Setting], random: np.random.G
         executions=ran,
         draws=tuple(distinct.index(setting) for setting in settings),
         anchor=distinct.index(FULL) if FULL in distinct else None,
-        started_s=index * 0.9,
+        started_s={"calibrate": 0.0, "train": 10.0, "test": 130.0}[phase] + index * 0.9,
+        drift=None if phase == "calibrate" else around(1.0 + index / 1000, 0.05),
     )
-
-
-def around(point: float, half: float) -> Estimate:
-    return Estimate(point=point, low=point - half, high=point + half)
 
 
 def validation() -> Validation:
@@ -220,7 +236,34 @@ def validation() -> Validation:
         kinds_differ=KindsDiffer(
             budget="mean 0.40", p_value=0.0004, most_chosen={"color": str(SETTINGS[12]), "sum": str(SETTINGS[4])}
         ),
-        counted=Counted(executions=640, generate_calls=640),
+        counted=Counted(executions=648, generate_calls=648),
+        comparisons=tuple(
+            PolicyComparison(
+                budget=str(budget),
+                policy=policy,
+                gain=around(0.05, 0.034),
+                accuracy="better",
+                latency=Comparison(
+                    metric="prefill_ms",
+                    ratio=around(0.912, 0.02),
+                    verdict="faster",
+                    pairs=297,
+                    margin=0.02,
+                    left_out={"stolen CPU time": 15},
+                ),
+            )
+            for budget in BUDGETS
+            for policy in ("best fixed", "full")
+        ),
+        noise=NoiseFloor(
+            comparison=Comparison(
+                metric="prefill_ms", ratio=around(1.001, 0.01), verdict="same", pairs=57, margin=0.02
+            ),
+            spread=0.083,
+            asked=60,
+            left_out={"stolen CPU time": 3},
+        ),
+        stop="all samples were judged",
     )
 
 

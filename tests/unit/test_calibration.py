@@ -4,10 +4,10 @@ import pytest
 from control_fixtures import LATENCIES, SPACE, FakeExecutions, make_runner, subject
 
 import chronostat.trials
-from chronostat.control.calibration import Anchors, Calibration, calibrate, check_source
+from chronostat.control.calibration import Calibration, calibrate, check_source
 from chronostat.errors import MeasurementError
 from chronostat.measure.clock import FakeClock
-from chronostat.records import Execution, Setting, StageTiming, Trial
+from chronostat.records import Execution, Setting, StageTiming
 
 
 @pytest.fixture
@@ -49,13 +49,23 @@ def test_the_time_box_ends_between_samples(executions):
     assert run(seconds=1.5 * sample_s).samples == 2
 
 
-def test_a_setting_that_always_fails_is_named(executions):
+def test_a_setting_that_always_fails_is_executed_three_times_and_has_no_number(executions):
     failing = SPACE.settings[4]
     executions.fails = frozenset({failing})
-    with pytest.raises(
-        MeasurementError, match=f"setting {failing} failed on all 5 samples: RuntimeError: out of memory"
-    ):
-        run()
+    trials = []
+    calibration = run(trials=trials)
+    assert executions.calls.count(failing) == 3
+    assert [len(trial.executions) for trial in trials] == [9, 9, 9, 8, 8]
+    assert calibration.streaks == (0, 0, 0, 0, 3, 0, 0, 0, 0)
+    assert calibration.reasons == {4: "RuntimeError: out of memory"}
+    others = [
+        (known, found) for i, (known, found) in enumerate(zip(LATENCIES, calibration.fractions, strict=True)) if i != 4
+    ]
+    assert all(found == pytest.approx(known) for known, found in others)
+    assert calibration.fractions[4] != calibration.fractions[4]  # there is none
+    # the quantiles of the budgets are those of the others
+    known = Calibration(full_ms=80.0, fractions=tuple(found for _, found in others), samples=5)
+    assert calibration.budgets() == known.budgets()
 
 
 def test_a_failure_is_left_out_of_the_mean(executions, monkeypatch):
@@ -69,10 +79,17 @@ def test_a_failure_is_left_out_of_the_mean(executions, monkeypatch):
     assert run().fractions == pytest.approx(LATENCIES)
 
 
-def test_full_that_always_fails_is_said(executions):
+def test_full_that_always_fails_stops_the_run(executions):
+    executions.fails = frozenset({SPACE.full})
+    with pytest.raises(MeasurementError, match=r"full failed 3 times in a row.*RuntimeError: out of memory"):
+        run()
+    assert executions.calls.count(SPACE.full) == 3
+
+
+def test_full_that_failed_on_the_only_samples_is_said(executions):
     executions.fails = frozenset({SPACE.full})
     with pytest.raises(MeasurementError, match="full could not be measured: RuntimeError: out of memory"):
-        run()
+        run(samples=2)
 
 
 def test_budgets_lie_where_the_settings_do():
@@ -101,25 +118,3 @@ def test_a_run_whose_stages_are_not_seen_stops_or_uses_the_total():
         check_source(probe("total_only"), "stop")
     with pytest.raises(MeasurementError, match="the start-up check failed: boom"):
         check_source(probe(invalid="boom"), "total")
-
-
-def test_anchors_are_the_median_of_the_last_15():
-    anchors = Anchors([1000.0] * 10)
-    for ms in range(1, 16):
-        anchors.add(anchor_trial(float(ms)), "prefill_ms")
-    assert anchors.full_ms == 8.0
-    anchors.add(anchor_trial(None), "prefill_ms")  # failed: no number
-    anchors.add(anchor_trial(500.0, anchor=None), "prefill_ms")  # this trial had no anchor
-    assert anchors.full_ms == 8.0
-
-
-def anchor_trial(prefill_ms, anchor=0):
-    timing = StageTiming(source="measured", total_ms=9.0, new_tokens=1, decode_steps=0, prefill_ms=prefill_ms)
-    execution = Execution(
-        sample_id="a",
-        split="train",
-        setting=Setting(),
-        timing=None if prefill_ms is None else timing,
-        invalid="boom" if prefill_ms is None else None,
-    )
-    return Trial(phase="train", index=0, sample_id="a", executions=(execution,), anchor=anchor)

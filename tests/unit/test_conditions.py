@@ -1,4 +1,8 @@
+import platform
+import re
+import subprocess
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,6 +11,9 @@ import transformers
 from chronostat.errors import UnlikeConditions
 from chronostat.measure import conditions
 from chronostat.measure.conditions import read_conditions
+from chronostat.measure.gpu import GpuFacts
+from chronostat.measure.steady import steady
+from chronostat.version import VERSION
 
 
 def test_the_conditions_of_this_process(bundled):
@@ -15,7 +22,60 @@ def test_the_conditions_of_this_process(bundled):
     assert (read.threads, read.torch, read.transformers) == (1, torch.__version__, transformers.__version__)
     assert read.attention == "sdpa"
     assert read.cores >= 1
-    assert all(asdict(read).values())
+    assert (read.gpu, read.compiled, read.cache, read.flush_denormals) == ("none", False, "default", False)
+    assert read.python == platform.python_version()
+    absent = {name for name, value in asdict(read).items() if value in {None, "", "not recorded"}}
+    assert absent == {"max_sm_clock_mhz", "application_sm_clock_mhz", "persistence", "mig"}
+
+
+def test_a_card_is_a_condition_with_its_serial_identity_and_clocks(bundled, monkeypatch):
+    card = GpuFacts(uuid="GPU-1", driver="580", max_sm_clock_mhz=1980, application_sm_clock_mhz=1755, persistence=True)
+    monkeypatch.setattr(conditions, "gpu_of", lambda _: SimpleNamespace(facts=lambda: card))
+    read = read_conditions(bundled.model)
+    assert (read.gpu, read.max_sm_clock_mhz, read.application_sm_clock_mhz) == ("GPU-1", 1980, 1755)
+    assert (read.persistence, read.mig) == (True, None)
+
+
+def test_flushed_denormals_are_a_condition(bundled):
+    plain = read_conditions(bundled.model)
+    with steady(flush_denormals=True):
+        flushed = read_conditions(bundled.model)
+    with pytest.raises(UnlikeConditions, match=r"conditions: flush_denormals: False != True$"):
+        plain.require_like(flushed)
+
+
+def test_a_compiled_part_and_the_kind_of_cache_are_conditions(bundled, monkeypatch):
+    plain = read_conditions(bundled.model)
+    monkeypatch.setattr(conditions, "is_compiled", lambda module: module is bundled.model)
+    monkeypatch.setattr(bundled.model.generation_config, "cache_implementation", "static")
+    with pytest.raises(UnlikeConditions, match=r"conditions: compiled: False != True; cache: default != static$"):
+        plain.require_like(read_conditions(bundled.model))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "text"), [([3], "3"), ([0, 1, 2, 3], "0-3"), ([0, 1, 5, 7, 8], "0-1,5,7-8"), ([], "")]
+)
+def test_sets_of_cpus_are_written_as_linux_does(cpus, text):
+    assert conditions._ranges(cpus) == text
+
+
+def test_source_that_lies_in_no_repository_of_its_own_has_a_version(tmp_path, monkeypatch):
+    monkeypatch.setattr(conditions, "__file__", str(tmp_path / "a/b/c/d.py"))
+    assert conditions._commit.__wrapped__() == VERSION
+
+
+def test_the_commit_of_the_source_and_whether_it_was_changed(tmp_path, monkeypatch):
+    source = tmp_path / "src/chronostat/measure/conditions.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("first")
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    for command in (("init", "-q"), ("add", "."), (*author, "commit", "-q", "-m", "first")):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True, capture_output=True)
+    monkeypatch.setattr(conditions, "__file__", str(source))
+    commit = conditions._commit.__wrapped__()
+    assert re.fullmatch(r"[0-9a-f]{12}", commit)
+    source.write_text("second")
+    assert conditions._commit.__wrapped__() == f"{commit}+changes"
 
 
 def test_reading_twice_gives_equal_conditions(bundled):

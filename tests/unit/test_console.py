@@ -6,11 +6,11 @@ import math
 
 import pytest
 from rich.console import Console
-from sample_run import CONDITIONS, validation
+from sample_run import validation
+from survey_fixtures import a_survey, column, comparison, shot, timing
 
-from chronostat.console import PHASE_NAMES, Bars, survey_table, verdict_table
-from chronostat.records import Conditions, Estimate, Execution, Setting, StageTiming
-from chronostat.survey import Survey
+from chronostat.console import PHASE_NAMES, Bars, survey_tables, verdict_table
+from chronostat.records import Estimate
 
 
 def console(*, terminal=False):
@@ -93,46 +93,29 @@ def test_a_bound_that_could_not_be_computed_says_so(bound):
     assert "50.0 [invalid, invalid]" in text
 
 
-def a_survey(repeats):
-    def execution(prefill_ms):
-        timing = StageTiming(
-            source="measured", total_ms=50.0, new_tokens=1, decode_steps=0, prefill_ms=prefill_ms, vision_ms=10.0
-        )
-        return Execution(
-            sample_id="a",
-            split="test",
-            setting=Setting(),
-            timing=timing,
-            answer="[red]",
-            preprocess_ms=2.0,
-            prompt_tokens=90,
-            image_tokens=80,
-        )
-
-    return Survey(
-        model="a model",
-        fingerprint="0123",
-        conditions=Conditions(**CONDITIONS),
-        executions={Setting(): [execution(float(ms)) for ms in range(1, repeats + 1)]},
-    )
+def rows_of(table):
+    return {words[1]: words for line in render(table).splitlines() if len(words := line.split()) > 3}
 
 
-def rows_of(survey):
-    lines = render(survey_table(survey)).splitlines()
-    return {line.split()[1]: line for line in lines if len(line.split()) > 3}
-
-
-def test_a_survey_shows_stages_and_says_what_is_absent():
-    rows = rows_of(a_survey(10))
-    assert "5.5 ms [2.0, 9.0]" in rows["prefill_ms"]
-    assert "10.0 ms [10.0, 10.0]" in rows["vision_ms"]
-    assert rows["decode_ms"].split()[3] == "-"  # one token has no decode: not 0
-    assert "52.0 ms" in rows["request_ms"]
-    text = render(survey_table(a_survey(10)))
-    assert "median of 10 repeats" in text
+def test_a_survey_of_one_arm_is_one_table():
+    found = a_survey(column(*(shot(timing(float(ms), vision_ms=10.0)) for ms in range(1, 11))))
+    (table,) = survey_tables(found)
+    rows = rows_of(table)
+    assert rows["prefill_ms"][3:6] == ["5.5", "[2.0,", "9.0]"]
+    assert rows["decode_ms"][3] == "-"
+    text = render(table)
+    assert "median in ms of 10 repeats" in text
     assert "[red]" in text  # an answer is no markup
     assert "80" in text
 
 
 def test_a_few_repeats_have_a_median_and_no_interval():
-    assert rows_of(a_survey(3))["prefill_ms"].split() == ["│", "prefill_ms", "│", "2.0", "ms", "│"]
+    (table,) = survey_tables(a_survey(column(*(shot(timing(float(ms))) for ms in range(1, 4)))))
+    assert rows_of(table)["prefill_ms"] == ["│", "prefill_ms", "│", "2.0", "│"]
+
+
+def test_verdicts_are_a_second_table():
+    two = column(shot(timing())), column(shot(timing()), name="small")
+    _, verdicts = survey_tables(a_survey(*two, comparisons={"prefill_ms": {1: comparison("prefill_ms")}}))
+    assert "divided by full" in render(verdicts)
+    assert rows_of(verdicts)["prefill_ms"][3:] == ["faster:", "0.500", "[0.450,", "0.550]", "│"]

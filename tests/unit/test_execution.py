@@ -93,7 +93,8 @@ def test_a_ready_batch_is_executed_under_model_knobs():
     )
     assert (execution.sample_id, execution.split, execution.kind) == ("molmo-1", "train", None)
     assert execution.quality == 5  # the scorer counts the new tokens
-    assert (execution.answer, execution.preprocess_ms, execution.image_tokens) == (None, None, None)
+    assert (execution.answer, execution.preprocess_ms) == (None, None)
+    assert execution.image_tokens == 4  # places in image_input_idx
     assert execution.prompt_tokens == 8
     assert execution.request_ms == execution.timing.total_ms
 

@@ -147,8 +147,8 @@ def test_one_synchronize_before_and_one_after(bundled, demo_batch):
     measure_generate(bundled.model, demo_batch, max_new_tokens=3, clock=clock)
     assert clock.events[0] == clock.events[-1] == "synchronize"
     assert clock.events.count("synchronize") == 2
-    # entry, get_image_features, vision, projector, forward and blocks twice each, 3 tokens
-    assert clock.events.count("mark") == 1 + 5 * 2 + 3
+    # entry and return; get_image_features, vision, projector, forward and blocks twice each; 3 tokens
+    assert clock.events.count("mark") == 2 + 5 * 2 + 3
 
 
 def test_a_given_generation_config_is_not_changed(bundled, demo_batch):

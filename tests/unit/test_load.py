@@ -114,3 +114,34 @@ def test_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match=r"model.device = 'cuda', but torch sees no CUDA device; use cpu or auto"):
         load_vlm(device="cuda")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_that_was_asked_for_runs(bundled, attention):
+    vlm = load_vlm(device="cpu", attention=attention)
+    assert vlm.model.config._attn_implementation == attention
+    assert vlm.model.config.text_config._attn_implementation == attention
+    assert vlm.fingerprint == bundled.fingerprint  # it is the same model
+
+
+def test_an_attention_that_is_not_installed():
+    with pytest.raises(ModelError, match=r"cannot load .*FlashAttention3"):
+        load_vlm(device="cpu", attention="flash_attention_3")
+
+
+def test_a_directory_has_no_revision(folder):
+    with pytest.raises(ModelError, match="is a path, which has no revision 'v2'; revisions are those of hub models"):
+        load_vlm(folder, revision="v2")
+
+
+def test_the_revision_of_a_hub_model_is_asked_for(monkeypatch):
+    asked = []
+
+    def from_pretrained(source, **named):
+        asked.append((source, named["revision"]))
+        raise OSError("no network")
+
+    monkeypatch.setattr("chronostat.models.load.AutoConfig.from_pretrained", from_pretrained)
+    with pytest.raises(ModelError, match="no network"):
+        load_vlm("owner/name", device="cpu", revision="v2")
+    assert asked == [("owner/name", "v2")]

@@ -202,6 +202,7 @@ def test_worlds_of_a_policy_weigh_as_they_should():
         settings=np.array([[FULL, FULL], [HALF, LEAST]]),
         quality=np.array([[1.0, 0.0], [0.0, 1.0]]),
         charged_ms=np.array([[40.0, 40.0], [20.0, 10.0]]),
+        disturbed=(None, None),
     )
     assert played.accuracy.tolist() == [0.25, 0.75]
     assert played.mean_ms.tolist() == [25, 17.5]

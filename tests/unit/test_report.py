@@ -17,13 +17,13 @@ from chronostat.errors import StoreError, UnlikeConditions
 from chronostat.records import Conditions, Decision, Estimate, Execution, Setting, StageTiming, Trial
 from chronostat.report import write_picture, write_report
 from chronostat.report.gather import (
-    anchor_points,
     choices_by_kind,
     learning_steps,
     look_at,
     measured_settings,
     stage_means,
 )
+from chronostat.report.machine import disturbances, drift_curve, machine_time, measured_twice, phase_costs
 from chronostat.report.picture import Axis
 from chronostat.report.text import milliseconds, percent, percent_interval, points_interval
 from chronostat.store import RunStore
@@ -236,7 +236,7 @@ def test_the_counts_agree(page: Page) -> None:
     assert page.tables["phases"][1:] == [
         ["calibrate", "21.5 s", "10", "160", "0", "160", "yes"],
         ["train", "149.8 s", "120", "452", "0", "452", "yes"],
-        ["test", "61.0 s", "40", "640", "1", "640", "yes"],
+        ["test", "61.0 s", "40", "648", "1", "648", "yes"],
     ]
     assert "In every phase the stored executions equal the generate() calls that were counted." in page.text
     assert page.tables["failures"][1:] == [["test", "RuntimeError: out of memory", "1"]]
@@ -248,10 +248,10 @@ def test_conditions_are_listed(page: Page) -> None:
 
 def test_readers_who_do_not_see_are_told(page: Page) -> None:
     plots = [given for tag, given in page.tags if tag == "div" and given.get("class") == "plot"]
-    assert len(plots) == 6
+    assert len(plots) == 7
     assert all(given["role"] == "img" and len(given["aria-label"] or "") > 40 for given in plots)
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("figcaption") == 6
+    assert tags.count("figcaption") == 7
     assert tags.count("caption") == len(page.tables)
     assert all("scope" in given for tag, given in page.tags if tag == "th")
     ids = [given["id"] for _, given in page.tags if "id" in given]
@@ -425,8 +425,100 @@ def test_anchors_of_a_later_process_follow_the_earlier_ones(store: RunStore) -> 
     for phase, started_s in (("train", 1.0), ("train", 5.0), ("test", 0.5), ("test", 2.0)):
         ran = (timed(10.0, "a", prefill_ms=started_s),)
         store.append(Trial(phase=phase, index=0, sample_id="a", executions=ran, anchor=0, started_s=started_s))
-    points = anchor_points(look_at(store))
-    assert points == [("train", 1.0, 1.0), ("train", 5.0, 5.0), ("test", 5.5, 0.5), ("test", 7.0, 2.0)]
+    points = machine_time(look_at(store)).anchors
+    assert points == [
+        ("train", 1.0, 1.0, None),
+        ("train", 5.0, 5.0, None),
+        ("test", 5.5, 0.5, None),
+        ("test", 7.0, 2.0, None),
+    ]
+
+
+def test_the_drift_curve_goes_through_the_anchors(page: Page, whole: RunStore) -> None:
+    shown = traces(page, "anchors")
+    assert list(shown) == ["low", "95 % interval", "drift", "calibrate", "train", "test", "known at the time"]
+    run = look_at(whole)
+    anchors = machine_time(run).anchors
+    assert len(anchors) == len(shown["drift"]["x"]) > 50
+    full_ms, curve = drift_curve(run, anchors)
+    assert full_ms == 40.0  # of the calibration
+    for low, middle, high in zip(shown["low"]["y"], shown["drift"]["y"], shown["95 % interval"]["y"], strict=True):
+        assert low < middle < high
+    # the made-up machine does not drift: 10 % of noise stays out of the curve
+    levels = [each.point for each in curve]
+    assert max(levels) / min(levels) < 1.15
+    known = shown["known at the time"]["y"]
+    assert (known[0], known[119]) == pytest.approx((40.0, 40.0 * 1.119))
+    assert "Dotted: what was known when a trial began" in page.text
+
+
+def test_the_noise_floor(page: Page, whole: RunStore) -> None:
+    pairs = measured_twice(look_at(whole))
+    assert [pair.sample for pair in pairs] == [f"test-{i}" for i in range(0, 40, 5)]
+    shown = traces(page, "noise")
+    assert list(shown) == ["undisturbed"]
+    assert shown["undisturbed"]["y"] == pytest.approx([100 * (pair.ratio - 1) for pair in pairs])
+    assert page.tables["noise-floor"][1] == [
+        "60",
+        "57",
+        "8.3 %",
+        "1.001 [0.991, 1.011]",
+        "same",
+        "3 stolen CPU time",
+    ]
+    assert "8.3 %: half of 57 pairs of full against itself differ by more" in page.text
+
+
+def test_verdicts_paired_by_sample(page: Page) -> None:
+    rows = page.tables["comparisons"]
+    assert len(rows) == 1 + 2 * len(BUDGETS)
+    ratio = "0.912 [0.892, 0.932]"
+    assert rows[1] == [
+        "mean 0.30",
+        "best fixed",
+        "+5.0 [+1.6, +8.4]",
+        "better",
+        ratio,
+        "faster",
+        "297",
+        "15 stolen CPU time",
+    ]
+    assert "Judging ended because all samples were judged." in page.text
+
+
+def test_what_was_disturbed_is_counted_by_phase_and_reason(page: Page, whole: RunStore) -> None:
+    # of 10 calibrated samples number 7; of 40 judged ones 7 and 27, each under 16 settings
+    found = {(each.phase, each.reason): (each.executions, each.of_all) for each in disturbances(look_at(whole))}
+    assert found["calibrate", "stolen CPU time"] == found["calibrate", "cgroup throttled"] == (16, 160)
+    assert found["test", "cgroup throttled"] == (32, 648)
+    assert ["test", "stolen CPU time", "32", "4.9 %"] in page.tables["disturbed"]
+
+
+def test_settings_that_were_taken_out_are_named(page: Page) -> None:
+    assert page.tables["taken-out"][1:] == [[str(SETTINGS[5]), "RuntimeError: out of memory"]]
+
+
+def test_what_measuring_cost_by_hand(store: RunStore) -> None:
+    def ran(setting: Setting, total_ms: float, controller_ms: float = 0.0) -> Execution:
+        timing = StageTiming(source="measured", total_ms=total_ms, new_tokens=1, decode_steps=0, prefill_ms=1.0)
+        return Execution(
+            sample_id="a",
+            split="train",
+            setting=setting,
+            timing=timing,
+            preprocess_ms=2.0,
+            controller_ms=controller_ms,
+        )
+
+    other = SETTINGS[3]
+    undrawn = (ran(other, 30.0, 1.0), ran(FULL, 50.0, 1.0))  # the anchor was not drawn
+    store.append(Trial(phase="train", index=0, sample_id="a", executions=undrawn, draws=(0,), anchor=1))
+    twice = (ran(FULL, 60.0), ran(other, 30.0), ran(FULL, 70.0))  # the second time costs 70
+    store.append(Trial(phase="test", index=0, sample_id="a", executions=twice, draws=(0, 1), anchor=0))
+    train, test = phase_costs(look_at(store))
+    # 30 + 50 executed, 2 * (2 + 1) around, 50 of it an anchor that nobody drew
+    assert train == ("train", 2, 80.0, 6.0, 50.0, 0.0, 0)
+    assert test == ("test", 3, 160.0, 6.0, 0.0, 70.0, 0)
 
 
 def test_a_step_that_a_resumed_run_repeats_counts_once(store: RunStore) -> None:

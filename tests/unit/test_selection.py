@@ -92,12 +92,35 @@ def test_after_a_while_only_finalists_run(stand_in):
     assert selection.samples == 10
 
 
-def test_a_setting_that_always_fails_cannot_be_compared(stand_in, monkeypatch):
+def test_a_setting_that_keeps_failing_leaves_the_race(stand_in, monkeypatch):
+    failing = Setting(moe_topk=1, block_skip=())
     with stand_in.session() as session:
-        fail_under(monkeypatch, session, Setting(moe_topk=1, block_skip=()))
-        with pytest.raises(
-            MeasurementError, match="none of 8 validation samples could be measured under all 6 settings"
-        ):
+        fail_under(monkeypatch, session, failing)
+        selection = select_rivals(session, MEANS)
+        position = session.space.index(failing)
+        ran = [e.setting for trial in session.store.trials("select") for e in trial.executions]
+    assert ran.count(failing) == 3
+    assert selection.samples == 8
+    assert selection.taken_out == (failing,)
+    assert position not in selection.settings
+    assert selection.latency_means[position] != selection.latency_means[position]  # there is none
+    assert stand_in.store().facts["taken_out"] == {str(failing): "RuntimeError: out of memory"}
+
+
+def test_what_training_took_out_is_not_executed(stand_in):
+    out = Setting(moe_topk=2, block_skip=(1, 2))
+    with stand_in.session() as session:
+        selection = select_rivals(session, MEANS, taken_out=[out])
+        ran = {e.setting for trial in session.store.trials("select") for e in trial.executions}
+    assert out not in ran
+    assert len(ran) == 5
+    assert selection.taken_out == (out,)
+
+
+def test_full_that_keeps_failing_stops_the_validation(stand_in, monkeypatch):
+    with stand_in.session() as session:
+        fail_under(monkeypatch, session, session.space.full)
+        with pytest.raises(MeasurementError, match="full failed 3 times in a row"):
             select_rivals(session, MEANS)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from chronostat.config import load_config
 from chronostat.errors import ConfigError, DataError, KnobError, MeasurementError, UnlikeConditions
@@ -29,6 +30,9 @@ class Spy:
 
     def advance(self, fraction, note):
         self.said.append(("advance", fraction))
+
+    def warn(self, text):
+        self.said.append(("warn", text))
 
     def end(self, note):
         self.said.append(("end", note))
@@ -213,6 +217,31 @@ def test_other_conditions_do_not_go_on_with_a_run(stand_in):
         store.update_facts(conditions=conditions | {"threads": 7, "cpu": "another"})
     with pytest.raises(UnlikeConditions, match=r"cpu: another != .*; threads: 7 != 1$"), stand_in.reopened():
         pytest.fail("the session began")
+
+
+def test_every_execution_carries_the_fingerprint_of_its_conditions(stand_in):
+    with stand_in.session() as session:
+        fingerprint = session.conditions.fingerprint
+        assert session.store.facts["conditions_by_fingerprint"] == {fingerprint: dataclasses.asdict(session.conditions)}
+        trials = session.store.trials()
+        assert {execution.conditions for trial in trials for execution in trial.executions} == {fingerprint}
+
+
+def test_a_run_goes_on_after_an_upgrade_and_says_which_executions_are_of_which_commit(stand_in):
+    with stand_in.session() as session:
+        conditions = dataclasses.asdict(session.conditions)
+    with stand_in.store() as store:
+        store.update_facts(conditions=conditions | {"commit": "an older one"})
+    with stand_in.reopened() as session:
+        assert list(session.store.facts["conditions_by_fingerprint"].values()) == [conditions]
+
+
+def test_threads_that_change_inside_a_session_end_it_at_the_next_phase(stand_in):
+    with stand_in.session() as session:
+        torch.set_num_threads(2)
+        with pytest.raises(UnlikeConditions, match=r"threads: 1 != 2$"):
+            session.phase("train", 1.0)
+    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

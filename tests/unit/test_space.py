@@ -3,10 +3,17 @@
 import json
 
 import pytest
+import torch
+from torch import nn
 
+from chronostat.config import Config
+from chronostat.control.learners import LEARNERS
+from chronostat.control.learners.base import Outcome
 from chronostat.errors import KnobError
-from chronostat.knobs.space import ActionSpace
-from chronostat.records import Setting
+from chronostat.knobs import find_space
+from chronostat.knobs.space import ActionSpace, pruning
+from chronostat.records import Budget, Setting
+from stand_ins.molmo_like import molmo_like
 
 SPACE = ActionSpace({"vision_tokens": (272, 16), "block_skip": ((), (3, 4), (2, 3, 4, 5))})
 
@@ -40,3 +47,96 @@ def test_it_survives_json():
     again = ActionSpace.from_json(json.loads(json.dumps(SPACE.to_json())))
     assert again.settings == SPACE.settings
     assert again.levels == SPACE.levels
+
+
+LEVELS = {"vision_tokens": (4, 1), "block_skip": ((), (1,), (1, 2))}
+PRUNED = {
+    "vision_tokens=1 block_skip=1,": "too few",
+    "vision_tokens=1 block_skip=1,2": "does the same as vision_tokens=4 block_skip=1,2",
+}
+
+
+def test_a_pruned_space_holds_what_is_left_in_the_order_of_the_product():
+    space = ActionSpace(LEVELS, PRUNED)
+    assert space.level_indices == ((0, 0), (0, 1), (0, 2), (1, 0))
+    assert [str(setting) for setting in space.settings] == [
+        "vision_tokens=4 block_skip=-",
+        "vision_tokens=4 block_skip=1,",
+        "vision_tokens=4 block_skip=1,2",
+        "vision_tokens=1 block_skip=-",
+    ]
+    assert [space.index(setting) for setting in space.settings] == [0, 1, 2, 3]
+    with pytest.raises(KnobError, match="block_skip=1, vision_tokens=1 is not in the action space: too few"):
+        space.index(Setting(block_skip=(1,), vision_tokens=1))
+
+
+def test_a_pruned_space_survives_json():
+    space = ActionSpace(LEVELS, PRUNED)
+    plain = json.loads(json.dumps({"levels": space.to_json(), "pruned": space.pruned}))
+    again = ActionSpace.from_json(plain["levels"], plain["pruned"])
+    assert again.settings == space.settings
+    assert again.pruned == space.pruned
+
+
+def test_full_cannot_be_pruned():
+    with pytest.raises(KnobError, match=r"vision_tokens=4 block_skip=- is full, which cannot be pruned: because"):
+        ActionSpace(LEVELS, {"vision_tokens=4 block_skip=-": "because"})
+
+
+def test_illegal_combinations_are_pruned_and_of_equal_ones_the_first_stays():
+    def objection(setting):
+        return "below one token" if setting["vision_tokens"] == 1 and setting["block_skip"] == (1,) else None
+
+    def effect(setting):
+        return None if setting["block_skip"] == (1, 2) else setting
+
+    assert pruning(LEVELS, objection, effect) == {
+        "vision_tokens=1 block_skip=1,": "below one token",
+        "vision_tokens=1 block_skip=1,2": "does the same as vision_tokens=4 block_skip=1,2",
+    }
+
+
+def test_values_that_change_only_skipped_blocks_are_pruned():
+    model = molmo_like()
+    for block in model.model.transformer["blocks"][:2]:
+        block.mlp = nn.Linear(16, 16)  # blocks 2 and 3 have experts
+    levels = {"moe_topk": ((2, 1), 1), "block_skip": ((3,), (2, 3))}
+    space, _ = find_space(model, None, levels)
+    assert space.levels == {"moe_topk": (2, (2, 1), 1), "block_skip": ((), (3,), (2, 3))}
+    assert space.pruned == {
+        "moe_topk=2,1 block_skip=3,": "does the same as moe_topk=2 block_skip=3,",
+        "moe_topk=2,1 block_skip=2,3": "does the same as moe_topk=2 block_skip=2,3",
+        "moe_topk=1 block_skip=2,3": "does the same as moe_topk=2 block_skip=2,3",
+    }
+    assert len(space) == 3 * 3 - 3
+
+
+def test_a_value_without_any_combination_left_is_none():
+    space, _ = find_space(molmo_like(), None, {"moe_topk": ((2, 2, 2, 2), 1), "block_skip": ((1,),)})
+    assert space.levels["moe_topk"] == (2, 1)
+    assert space.level_indices == ((0, 0), (0, 1), (1, 0), (1, 1))
+    assert space.pruned["moe_topk=2,2,2,2 block_skip=-"] == "does the same as moe_topk=2 block_skip=-"
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_works_on_a_pruned_space(name):
+    space = ActionSpace(LEVELS, PRUNED)
+    budget = Budget(kind="mean", fraction=0.7)
+    latencies = [1.0, 0.8, 0.6, 0.5]
+    learner = LEARNERS[name](space, 3, Config(), 0, latencies, [budget])
+    generator = torch.Generator().manual_seed(0)
+    observation = torch.ones(3)
+    for _ in range(5):
+        draws = learner.propose(observation, budget, 4, generator)
+        assert set(draws.tolist()) <= {0, 1, 2, 3}
+        learner.learn(
+            Outcome(
+                observation=observation,
+                settings=draws,
+                quality=torch.ones(4),
+                latency=torch.tensor(latencies)[draws],
+                budget=budget,
+            )
+        )
+    learner.settle(observation[None])
+    assert learner.decide(observation, budget) in {0, 1, 2, 3}

@@ -3,6 +3,8 @@
 The fake clock stands still except where a delay is put, so every assertion is an equality.
 """
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -81,6 +83,55 @@ BLOCKS = "model.language_model.layers"
 def test_a_delay_before_the_first_token_lands_in_its_stage(bundled, demo_batch, clock, slow, path, expected):
     slow(path)
     assert stages(measured(bundled.model, demo_batch, clock)) == expected
+
+
+def moved(model, *, drop_first=0, drop_last=0, before=(), after=()):
+    """The decoder blocks as a recorder would see them whose boundaries are wrong."""
+    blocks = [model.get_submodule(f"{BLOCKS}.{index}") for index in range(drop_first, 8 - drop_last)]
+    return [*map(model.get_submodule, before), *blocks, *map(model.get_submodule, after)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "path", "expected"),
+    [
+        ({"drop_first": 1}, f"{BLOCKS}.0", only(**IN_PREFILL, llm_prefill_ms=7)),
+        ({"drop_last": 1}, f"{BLOCKS}.7", only(**IN_PREFILL, llm_prefill_ms=7)),
+        ({"before": ["model.language_model.embed_tokens"]}, "model.language_model.embed_tokens", None),
+        ({"after": ["model.language_model.norm"]}, "model.language_model.norm", None),
+    ],
+    ids=["starts one block late", "ends one block early", "starts one module early", "ends one module late"],
+)
+def test_the_delays_above_notice_a_boundary_that_moved_by_one_block(
+    bundled, demo_batch, clock, slow, monkeypatch, wrong, path, expected
+):
+    expected = expected or only(**IN_PREFILL, prefill_rest_ms=7)
+    slow(path)
+    assert stages(measured(bundled.model, demo_batch, clock)) == expected
+    monkeypatch.undo()
+    slow(path)
+    monkeypatch.setattr("chronostat.measure.stages.running_blocks", lambda model, _: moved(model, **wrong))
+    assert stages(measured(bundled.model, demo_batch, clock)) != expected
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "path"),
+    [
+        ("vision", "model.vision_tower.encoder", "model.vision_tower.layernorm"),
+        ("vision", "model.vision_tower.encoder.layer.1", "model.vision_tower.encoder.layer.0"),
+        ("projector", "model.multi_modal_projector.linear_2", "model.multi_modal_projector.linear_1"),
+    ],
+)
+def test_the_delays_above_notice_a_part_that_was_found_too_small(
+    bundled, demo_batch, clock, slow, monkeypatch, part, wrong, path
+):
+    slow(path)
+    right = stages(measured(bundled.model, demo_batch, clock))
+    assert right[f"{part}_ms"] == 7
+    monkeypatch.undo()
+    slow(path)
+    mistaken = dataclasses.replace(anatomy_of(bundled.model), **{part: (wrong,)})
+    monkeypatch.setattr("chronostat.measure.call.anatomy_of", lambda _: mistaken)
+    assert stages(measured(bundled.model, demo_batch, clock)) != right
 
 
 @pytest.mark.parametrize("path", [f"{BLOCKS}.0", f"{BLOCKS}.7", "lm_head", ""])

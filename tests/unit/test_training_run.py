@@ -6,11 +6,13 @@ import pytest
 import torch
 
 import chronostat.training
+import chronostat.trials
 from chronostat.config import load_config
 from chronostat.control.controller import FOLDER, load_controller
 from chronostat.errors import StoreError
 from chronostat.files import read_tensors
-from chronostat.records import Budget
+from chronostat.progress import Silent
+from chronostat.records import Budget, Setting
 from chronostat.training import CHECKPOINT, train, training_box_s
 from stand_ins.runs import fail_under, interrupt_after, prefill_ms
 
@@ -199,3 +201,68 @@ def test_training_gets_what_validation_leaves():
     # a box below that is kept
     assert training_box_s(config(**(whole | {"train__seconds": 4})), elapsed_s=40, execution_s=0.1) == 4
     assert training_box_s(config(train__seconds=150), elapsed_s=1e6, execution_s=9) == 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learner", ["direct", "rloo"])
+def test_a_setting_that_keeps_failing_leaves_the_action_space_and_training_goes_on(stand_in, monkeypatch, learner):
+    out = Setting(moe_topk=1, block_skip=(1, 2))
+    progress = Warnings()
+    with stand_in.session("train.trials=15", f"train.learner={learner}", progress=progress) as session:
+        fail_in_training(monkeypatch, session, out)
+        controller = train(session)
+    store = stand_in.store()
+    failed = [e for trial in store.trials("train") for e in trial.executions if e.invalid]
+    assert {e.setting for e in failed} == {out}
+    assert {e.invalid for e in failed} == {"ValueError: bad shapes"}
+    assert len(failed) == 3
+    assert len(store.trials("train")) == 15
+    assert store.facts["taken_out"] == {str(out): "ValueError: bad shapes"}
+    assert controller.facts.taken_out == (str(out),)
+    assert len(progress.said) == 1
+    assert "failed 3 times in a row and is used no more: ValueError: bad shapes" in progress.said[0]
+    assert all(torch.isfinite(value).all() for value in controller.learner.policy_state().values())
+    for phase in store.facts["phases"]:  # failed calls are calls
+        assert store.facts["phases"][phase]["generate_calls"] == executions(store, phase)
+
+
+class Warnings(Silent):
+    def __init__(self):
+        self.said = []
+
+    def warn(self, text):
+        self.said.append(text)
+
+
+def fail_in_training(monkeypatch, session, setting):
+    """Let the model raise under a setting once training has begun, and let the policy draw that setting."""
+    real, run = chronostat.trials.execute, session.runner.run
+    now = []
+
+    def watched(phase, index, request, chosen, **options):
+        now[:] = [phase]
+        return run(phase, index, request, chosen, **options)
+
+    def execute(model, request, **options):
+        if now == ["train"] and options["setting"] == setting:
+            model.generate(**request.batch, max_new_tokens=1)  # it fails inside the call, so the call is counted
+            raise ValueError("bad shapes")
+        return real(model, request, **options)
+
+    monkeypatch.setattr(session.runner, "run", watched)
+    monkeypatch.setattr(chronostat.trials, "execute", execute)
+
+
+def test_every_trial_of_the_training_records_the_drift(stand_in):
+    store = trained(stand_in)
+    assert all(trial.drift is None for phase in ("warmup", "calibrate") for trial in store.trials(phase))
+    for trial in store.trials("train"):
+        assert trial.drift.point == 1.0  # the fake machine takes 22 ms for full, always
+        assert trial.drift.low < 1 < trial.drift.high
+
+
+@pytest.mark.slow
+def test_training_can_end_after_so_many_executed_seconds(stand_in):
+    store = trained(stand_in, "train.trials=1000", "train.executed_seconds=0.5")
+    last, before = store.steps()[-1], store.steps()[-2]
+    assert before.executed_ms < 500 <= last.executed_ms

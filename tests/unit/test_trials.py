@@ -1,18 +1,20 @@
 """Trials: random order from the seed, shared draws, the anchor by time, failures with their reason and no number."""
 
+import sys
+
 import pytest
 import torch
 
 from chronostat.control.calibration import check_source
 from chronostat.data.quality import exact
-from chronostat.errors import KnobError, MeasurementError
+from chronostat.errors import DataError, KnobError, MeasurementError
 from chronostat.execution import BatchRequest
-from chronostat.knobs import find_knob
+from chronostat.knobs import applied
 from chronostat.measure.clock import FakeClock
-from chronostat.records import Budget, Setting
+from chronostat.records import Budget, Estimate, Setting
 from chronostat.trials import TrialRunner
 from stand_ins.molmo_like import molmo_batch, molmo_like
-from stand_ins.observing import delay
+from stand_ins.observing import Snapshot, delay
 
 FULL = Setting(moe_topk=2, block_skip=())
 FAST = Setting(moe_topk=1, block_skip=(1,))
@@ -28,7 +30,8 @@ def clock():
 @pytest.fixture
 def model():
     model = molmo_like()
-    find_knob("block_skip", model, None)  # looks at the model once, so that the calls of a test are its own
+    with applied(FAST, model, None):
+        """The knobs look at the model once, so that the calls of a test are its own."""
     return model
 
 
@@ -150,11 +153,72 @@ def test_a_failed_anchor_is_tried_again_in_the_next_trial(runner, model, monkeyp
     assert runner.run("train", 1, REQUEST, [FAST]).anchor is not None
 
 
-@pytest.mark.parametrize("error", [ValueError("odd"), KeyboardInterrupt(), KnobError("no")])
-def test_everything_but_what_torch_raises_rises(runner, model, monkeypatch, error):
+@pytest.mark.parametrize("error", [ValueError("odd"), IndexError("far"), AssertionError("never"), TypeError("what")])
+def test_whatever_the_model_raises_is_a_failure_of_one_execution(runner, model, monkeypatch, error):
+    state = Snapshot(model)
+    with monkeypatch.context() as broken:
+        fail_in(broken, model, 1, error)
+        trial = runner.run("train", 0, REQUEST, [FAST, OTHERS[1]])
+    failed = next(execution for execution in trial.executions if execution.setting == OTHERS[1])
+    assert failed.invalid == f"{type(error).__name__}: {error}"
+    state.assert_equals(model)
+    assert runner.run("train", 1, REQUEST, [OTHERS[1]]).executions[0].timing is not None  # the next one runs
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), KnobError("no"), DataError("no")])
+def test_what_ends_a_process_or_is_meant_for_a_person_rises(runner, model, monkeypatch, error):
     fail_in(monkeypatch, model, 0, error)
     with pytest.raises(type(error)):
         runner.run("train", 0, REQUEST, [FAST])
+
+
+def test_a_generation_beyond_its_time_limit_has_failed(model, clock, monkeypatch):
+    delay(monkeypatch, clock, model.model.transformer["blocks"][1], 1_200)
+    runner = make_runner(model, clock, time_limit_s=1.0)
+    trial = runner.run("train", 0, REQUEST, [FAST])  # FAST leaves block 1 out, the anchor does not
+    by_setting = {execution.setting: execution for execution in trial.executions}
+    assert by_setting[FAST].invalid is None
+    assert by_setting[FULL].invalid.startswith("GenerationTimeout: ")
+    assert by_setting[FULL].timing is None
+
+
+def test_memory_is_freed_once_the_error_is_gone(runner, model, monkeypatch):
+    freed = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(sys.exc_info()[1]))
+    fail_in(monkeypatch, model, 1, torch.OutOfMemoryError("2 GiB asked for"))
+    runner.run("train", 0, REQUEST, [OTHERS[1]])
+    assert freed == [None, None]  # full and OTHERS[1] use block 1; no error holds on to their tensors any more
+
+
+def test_a_setting_that_runs_again_is_one_more_execution_of_the_trial(runner):
+    trial = runner.run("test", 0, REQUEST, [FULL, FAST], again=[FULL])
+    assert sorted(map(str, settings_in_order(trial))) == sorted(map(str, [FULL, FULL, FAST]))
+    assert trial.executions[trial.anchor].setting == FULL
+    assert [trial.executions[i].setting for i in trial.draws] == [FULL, FAST]
+
+
+class Line:
+    """A drift that says 1 more after each trial it has seen."""
+
+    def __init__(self):
+        self.seen = []
+
+    def at(self, started_s):
+        return Estimate(point=1.0 + len(self.seen), low=started_s, high=9.0)
+
+    def add(self, trial):
+        self.seen.append(trial)
+
+
+def test_a_trial_records_the_drift_that_was_known_before_it(runner, clock):
+    assert runner.run("train", 0, REQUEST, [FAST]).drift is None
+    runner.drift = Line()
+    clock.advance_ms(500)
+    first, second = (runner.run("train", index, REQUEST, [FAST]) for index in (1, 2))
+    assert (first.drift.point, second.drift.point) == (1.0, 2.0)
+    assert first.drift.low == first.started_s == 0.5
+    assert runner.drift.seen == [first, second]
 
 
 def break_hooks(monkeypatch, model):

@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from chronostat.control.controller import FOLDER, POLICY
+import chronostat.trials
+from chronostat.control.controller import FOLDER, POLICY, load_controller
 from chronostat.control.observation import Observer
 from chronostat.errors import BudgetError, ConfigError, DataError, MeasurementError, UnlikeConditions
 from chronostat.files import read_tensors
@@ -18,6 +19,7 @@ from chronostat.verbs.loop import _shortcomings
 from stand_ins.observing import delay
 from stand_ins.runs import COUNTS, StandIn, fail_under, prefill_ms
 
+FULL = {Setting(moe_topk=2, block_skip=())}
 BUDGETS = [
     Budget(kind="mean", fraction=0.7),
     Budget(kind="mean", fraction=0.9),
@@ -66,8 +68,9 @@ def test_each_test_sample_is_judged_once(judged):
     assert [trial.sample_id for trial in trials] == [f"test-{i}" for i in range(6)]
     assert verdict.samples == 6
     for trial in trials:
-        ran = [execution.setting for execution in trial.executions]
-        assert len(ran) == len(set(ran))
+        ran = Counter(execution.setting for execution in trial.executions)
+        twice = {setting for setting, n in ran.items() if n > 1}
+        assert twice == (FULL if trial.index in {0, 5} else set())  # the noise floor, on every fifth sample
         assert {execution.split for execution in trial.executions} == {"test"}
     assert {trial.sample_id for trial in store.trials("select")} == {f"validation-{i}" for i in range(8)}
 
@@ -310,3 +313,93 @@ def test_an_interrupted_validation_keeps_what_it_measured(stand_in, monkeypatch)
     assert len(store.decisions()) == 3 * 3
     assert store.facts["phases"]["test"]["generate_calls"] == executions(store, "test")
     assert not store.holds("validation.json")
+
+
+def test_each_rival_gets_a_verdict_for_accuracy_and_for_latency(judged):
+    verdict, _ = judged
+    compared = {(c.budget, c.policy): c for c in verdict.comparisons}
+    assert set(compared) == {(str(s.budget), s.policy) for s in verdict.scores if s.policy != "controller"}
+    for budget in BUDGETS:
+        full = compared[str(budget), "full"]
+        assert full.gain.point == pytest.approx(scores(verdict, budget)["full"].gain.point)
+        assert full.latency.metric == "prefill_ms"
+        assert full.latency.pairs == 6
+        assert full.latency.ratio.point <= 1  # nothing costs more than full
+        # 6 samples: the interval of 95 % goes from the smallest to the largest difference
+        assert full.latency.verdict in {"faster", "undecided", "same"}
+    assert verdict.stop == "all samples were judged"
+
+
+def test_the_noise_floor_is_measured(judged):
+    verdict, store = judged
+    noise = verdict.noise
+    assert (noise.asked, noise.comparison.pairs, noise.left_out) == (2, 2, {})
+    assert (noise.spread, noise.comparison.ratio.point) == (0, 1)  # the fake clock has no noise
+    assert len(store.trials("test")) == 6
+
+
+@pytest.mark.slow
+def test_without_a_noise_floor(stand_in):
+    with stand_in.session("validation.aa_every=0") as session:
+        verdict = validate(session, train(session))
+    assert verdict.noise is None
+    for trial in stand_in.store().trials("test"):
+        assert len({e.setting for e in trial.executions}) == len(trial.executions)
+
+
+@pytest.mark.slow
+def test_disturbed_executions_are_left_out_of_latencies_and_counted(stand_in, monkeypatch):
+    with stand_in.session("validation.aa_every=1") as session:
+        controller = train(session)
+        disturb_full(monkeypatch, samples={"test-1"})
+        verdict = validate(session, controller)
+    for compared in verdict.comparisons:
+        left_out = compared.latency.left_out
+        assert left_out == {"stolen CPU time": 1} if compared.policy == "full" else sum(left_out.values()) <= 1
+        assert compared.latency.pairs == 6 - sum(left_out.values())
+    assert verdict.noise.left_out == {"stolen CPU time": 1}
+    assert verdict.noise.comparison.pairs == 5
+    assert verdict.samples == 6  # for accuracy all of them count
+    stored = [e for trial in stand_in.store().trials("test") for e in trial.executions if e.disturbed]
+    assert {e.sample_id for e in stored} == {"test-1"}
+
+
+def disturb_full(monkeypatch, samples):
+    """Let ``full`` lose its CPU on some samples."""
+    real = chronostat.trials.execute
+
+    def execute(model, request, *, setting, **options):
+        execution = real(model, request, setting=setting, **options)
+        hit = request.id in samples and {setting} == FULL
+        return dataclasses.replace(execution, disturbed="stolen CPU time 20 ms") if hit else execution
+
+    monkeypatch.setattr(chronostat.trials, "execute", execute)
+
+
+@pytest.mark.slow
+def test_judging_ends_when_everything_is_decided_if_that_is_asked_for(tmp_path, monkeypatch):
+    stand_in = StandIn(tmp_path, monkeypatch, {"test": 60})
+    with stand_in.session("validation.stop=decided", "validation.samples=60", "validation.margin=0.9") as session:
+        verdict = validate(session, train(session))
+    judged = len(stand_in.store().trials("test"))
+    assert judged == verdict.samples < 60
+    assert verdict.stop == "every verdict was known"
+    assert {c.latency.verdict for c in verdict.comparisons} == {"same"}  # within 90 %
+
+
+@pytest.mark.slow
+def test_what_training_took_out_is_never_judged(stand_in, monkeypatch):
+    out = Setting(moe_topk=1, block_skip=())
+    with stand_in.session("train.trials=10") as session:
+        fail_under(monkeypatch, session, out)
+        controller = train(session)
+        assert controller.facts.taken_out == (str(out),)
+        executed = sum(e.setting == out for trial in session.store.trials() for e in trial.executions)
+        verdict = validate(session, controller)
+        again = sum(e.setting == out for trial in session.store.trials() for e in trial.executions)
+    assert again == executed  # not once more
+    assert str(out) not in {setting for score in verdict.scores for setting, _ in score.settings}
+    assert verdict.counted.executions == verdict.counted.generate_calls
+    loaded = load_controller(stand_in.store().folder / FOLDER, stand_in.model, None)
+    assert loaded.facts.taken_out == (str(out),)
+    assert not bool(loaded.learner.state()["limits.legal"][loaded.space.index(out)])

@@ -1,5 +1,6 @@
 """Rebuilds a model of the zoo and its request by the steps of README.md."""
 
+import copy
 import json
 from functools import cache
 from pathlib import Path
@@ -53,9 +54,16 @@ def expectations() -> Expectations:
     return Expectations(frozenset(read["held_out"]), read["architectures"], read["full_size"])
 
 
-def build(name: str) -> ZooModel:
-    """Random weights, the same at each call; the answer has the length that is asked for."""
-    entry = _described()[name]
+def build(name: str, **text: object) -> ZooModel:
+    """Random weights, the same at each call; the answer has the length that is asked for.
+
+    Args:
+        name: the architecture.
+        text: what replaces entries of its text configuration.
+    """
+    entry = copy.deepcopy(_described()[name])
+    if text:
+        entry["config"]["text_config"] |= text
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = getattr(transformers, entry["config_class"])(**entry["config"])

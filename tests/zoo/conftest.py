@@ -34,7 +34,15 @@ def warm():
 @pytest.fixture(scope="session")
 def tally(request):
     """``tally["anatomy"][name] = True``, ``tally["source"][name] = "measured"``, ``tally["moe_topk"].add(name)``."""
-    empty = {"anatomy": {}, "source": {}, "block_skip": set(), "moe_topk": set()}
+    empty = {
+        "anatomy": {},
+        "source": {},
+        "block_skip": set(),
+        "equal": set(),
+        "text": set(),
+        "anew": set(),
+        "moe_topk": set(),
+    }
     return request.config.stash.setdefault(_TALLY, empty)
 
 
@@ -52,5 +60,8 @@ def pytest_terminal_summary(terminalreporter, config):
         f"zoo: anatomy right {len(right)} of {len(tally['anatomy'])} "
         f"(held out {len(right & held_out)} of {len(held_out & set(tally['anatomy']))}); "
         + ", ".join(f"{kind} {sources[kind]}" for kind in ("measured", "total_only", "refused"))
-        + "".join(f"; {knob} offered by {len(tally[knob])}" for knob in ("block_skip", "moe_topk"))
+        + f"; block_skip offered by {len(tally['block_skip'])}, equal to a model built without the block in "
+        + f"{len(tally['equal'])}, on text alone in {len(tally['text'])} more, to skipping without a cache in "
+        + f"{len(tally['anew'])} where no such model is one"
+        + f"; moe_topk offered by {len(tally['moe_topk'])}"
     )

@@ -1,17 +1,16 @@
 """Before training: can the stages be seen, what does each setting cost here, and which budgets can bind."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from chronostat.control.failures import Failures
 from chronostat.errors import MeasurementError
 from chronostat.knobs.space import ActionSpace
-from chronostat.records import Budget, Execution, LatencyMetric, Source, Trial
+from chronostat.records import Budget, Execution, LatencyMetric, Setting, Source, Trial
 from chronostat.trials import Subject, TrialRunner
 
-ANCHOR_WINDOW = 15  # anchors that the current latency of full is the median of
 BUDGETS_PER_KIND = 8
 
 
@@ -21,43 +20,25 @@ class Calibration:
 
     Attributes:
         full_ms: median latency of ``full``.
-        fractions: mean latency of each setting divided by ``full_ms``, in the order of the space.
-        samples: samples that were measured under every setting.
+        fractions: mean latency of each setting divided by ``full_ms``, in the order of the space; NaN where every
+            execution failed.
+        samples: samples that were measured.
+        streaks: how often each setting failed in a row at the end, in the order of the space.
+        reasons: why, by position.
     """
 
     full_ms: float
     fractions: tuple[float, ...]
     samples: int
+    streaks: tuple[int, ...] = ()
+    reasons: Mapping[int, str] = field(default_factory=dict)
 
     def budgets(self) -> tuple[Budget, ...]:
         """Means and deadlines spread evenly over what the settings cost here, so that they bind somewhere."""
-        low, high = np.quantile(self.fractions, [0.05, 0.95])
+        low, high = np.nanquantile(self.fractions, [0.05, 0.95])
         grid = np.linspace(low, high, BUDGETS_PER_KIND)
         means = tuple(Budget(kind="mean", fraction=float(fraction)) for fraction in grid)
         return (*means, *(Budget(kind="deadline", fraction=budget.fraction) for budget in means))
-
-
-class Anchors:
-    """The current latency of ``full``: the median of the last measurements."""
-
-    def __init__(self, latencies_ms: Iterable[float] = ()) -> None:
-        self.window_ms = deque(latencies_ms, maxlen=ANCHOR_WINDOW)
-
-    def add(self, trial: Trial, metric: LatencyMetric) -> None:
-        """Take the anchor of a trial, if it has one that was measured."""
-        if trial.anchor is not None and trial.executions[trial.anchor].timing is not None:
-            self.window_ms.append(trial.executions[trial.anchor].latency_ms(metric))
-
-    @property
-    def full_ms(self) -> float:
-        """Median in milliseconds.
-
-        Raises:
-            MeasurementError: none was measured yet.
-        """
-        if not self.window_ms:
-            raise MeasurementError("full was not measured yet, so latencies have nothing to be a fraction of")
-        return float(np.median(self.window_ms))
 
 
 def check_source(probe: Execution, on_unmeasured: str) -> Source:
@@ -68,12 +49,14 @@ def check_source(probe: Execution, on_unmeasured: str) -> Source:
     """
     if probe.timing is None:
         raise MeasurementError(f"the start-up check failed: {probe.invalid}")
-    if probe.timing.source != "measured" and on_unmeasured == "stop":
+    if probe.timing.source == "measured":
+        return "measured"
+    if on_unmeasured == "stop":
         raise MeasurementError(
             f"the stages of this model cannot be seen ({probe.timing.unseen}) and measure.on_unmeasured = 'stop'; name "
             "the parts with model.layout, or allow measure.on_unmeasured = 'total'"
         )
-    return probe.timing.source
+    return "estimated" if on_unmeasured == "estimate" else "total_only"
 
 
 def calibrate(
@@ -86,6 +69,8 @@ def calibrate(
 ) -> Calibration:
     """Measure all settings on one sample after the other until the time is over.
 
+    A setting that fails on three samples in a row is not executed any more.
+
     Args:
         runner: executes them.
         space: the settings.
@@ -95,32 +80,36 @@ def calibrate(
         advance: told the share that is done, and a note for people, after each sample.
 
     Raises:
-        MeasurementError: some setting could not be measured on any sample; says which and why.
+        MeasurementError: ``full`` failed three times in a row or could not be measured on any sample; says why.
     """
     start_s = runner.elapsed_s
     trials: list[Trial] = []
+    failures = Failures(space)
     for index, subject in enumerate(subjects):
-        trials.append(runner.run("calibrate", index, runner.request(subject), space.settings))
+        trial = runner.run("calibrate", index, runner.request(subject), failures.legal_settings)
+        failures.add(trial)
+        trials.append(trial)
         used = (runner.elapsed_s - start_s) / seconds
-        advance(used, f"{len(trials)} samples under {len(space)} settings")
+        advance(used, f"{len(trials)} samples under {len(failures.legal_settings)} settings")
         if used >= 1:
             break
-    anchors = Anchors()
-    for trial in trials:
-        anchors.add(trial, metric)
-    if not anchors.window_ms:
-        raise MeasurementError(f"full could not be measured: {trials[0].executions[trials[0].draws[0]].invalid}")
-    full_ms = anchors.full_ms
-    fractions = tuple(_mean_fraction(trials, i, metric, full_ms) for i in range(len(space)))
-    return Calibration(full_ms=full_ms, fractions=fractions, samples=len(trials))
+    full_ms = [e.latency_ms(metric) for e in _executions(trials, space.full) if e.timing is not None]
+    if not full_ms:
+        raise MeasurementError(f"full could not be measured: {_executions(trials, space.full)[0].invalid}")
+    median_ms = float(np.median(full_ms))
+    return Calibration(
+        full_ms=median_ms,
+        fractions=tuple(_mean_fraction(trials, setting, metric, median_ms) for setting in space.settings),
+        samples=len(trials),
+        streaks=failures.streaks,
+        reasons=failures.reasons,
+    )
 
 
-def _mean_fraction(trials: Sequence[Trial], position: int, metric: LatencyMetric, full_ms: float) -> float:
-    executions = [trial.executions[trial.draws[position]] for trial in trials]
-    measured_ms = [execution.latency_ms(metric) for execution in executions if execution.timing is not None]
-    if not measured_ms:
-        raise MeasurementError(
-            f"setting {executions[0].setting} failed on all {len(executions)} samples: {executions[0].invalid}; "
-            "leave its value out of the knobs section"
-        )
-    return float(np.mean(measured_ms)) / full_ms
+def _executions(trials: Sequence[Trial], setting: Setting) -> list[Execution]:
+    return [execution for trial in trials for execution in trial.executions if execution.setting == setting]
+
+
+def _mean_fraction(trials: Sequence[Trial], setting: Setting, metric: LatencyMetric, full_ms: float) -> float:
+    measured_ms = [e.latency_ms(metric) for e in _executions(trials, setting) if e.timing is not None]
+    return float(np.mean(measured_ms)) / full_ms if measured_ms else float("nan")

@@ -40,6 +40,7 @@ class ControllerFacts(BaseModel):
 
     Attributes:
         levels: of each knob, the full one first.
+        pruned: combinations of them that are not in the action space, with the reason for each.
         metric: the latency that budgets limit.
         full_ms: median of that latency at ``full``; budgets in ms are read against it.
         learner: its name.
@@ -50,9 +51,10 @@ class ControllerFacts(BaseModel):
         model_fingerprint: of the only model it may be used with.
         conditions: under which it was trained.
         trials: measured trials that it learned from.
+        taken_out: settings that it never chooses, because they kept failing.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     levels: Mapping[str, tuple[KnobValue, ...]]
     metric: LatencyMetric
@@ -65,12 +67,14 @@ class ControllerFacts(BaseModel):
     model_fingerprint: str
     conditions: Conditions
     trials: int
+    taken_out: tuple[str, ...] = ()
+    pruned: Mapping[str, str] = Field(default_factory=dict)
 
 
 class _Saved(BaseModel):
     """The content of ``controller.json``; the digest holds it together with the tensors beside it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     controller: ControllerFacts
     observation_size: int
@@ -96,7 +100,7 @@ class Controller:
     @cached_property
     def space(self) -> ActionSpace:
         """The settings that it chooses among."""
-        return ActionSpace(self.facts.levels)
+        return ActionSpace(self.facts.levels, self.facts.pruned)
 
     @property
     def metric(self) -> LatencyMetric:
@@ -126,6 +130,12 @@ class Controller:
         """
         self.learner.settle(observations, torch.tensor(latency_means, dtype=torch.float64))
         return self.recalibrated(full_ms, model)
+
+    def without(self, settings: Sequence[Setting]) -> "Controller":
+        """The same policy, which never chooses some settings; changes its learner."""
+        self.learner.take_out([self.space.index(setting) for setting in settings])
+        taken_out = tuple(dict.fromkeys([*self.facts.taken_out, *map(str, settings)]))
+        return replace(self, facts=self.facts.model_copy(update={"taken_out": taken_out}))
 
     def choose(self, request: Request, budget: Budget, clock: Clock) -> Choice:
         """The setting for a request under a budget.
@@ -281,7 +291,7 @@ def _restore(facts: ControllerFacts, observation_size: int, tensors: Mapping[str
         RuntimeError: the tensors are not those of this learner; so does KeyError.
     """
     learner = learner_by_name(facts.learner)(
-        space=ActionSpace(facts.levels),
+        space=ActionSpace(facts.levels, facts.pruned),
         observation_size=observation_size,
         config=facts.config,
         seed=facts.config.seed,

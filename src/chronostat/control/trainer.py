@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from chronostat.control.calibration import Anchors
+from chronostat.control.failures import Failures
 from chronostat.control.learners.base import Learner, Outcome
 from chronostat.control.observation import Observer
 from chronostat.errors import StoreError
 from chronostat.execution import Request, identity
 from chronostat.knobs.space import ActionSpace
-from chronostat.records import Budget, LatencyMetric, Setting, Step, Trial
+from chronostat.records import Budget, Execution, LatencyMetric, Setting, Step, Trial
 from chronostat.trials import Subject, TrialRunner
 
 
@@ -26,7 +27,12 @@ class Trainer:
 
     Attributes:
         budgets: the budgets that are drawn from.
-        anchors: the current latency of ``full``.
+        full_ms: latency of ``full`` in the calibration.
+        latency: what a latency is a fraction of in rewards: ``raw``: ``full_ms``; ``drift_corrected``: ``full_ms``
+            times the drift that the trial recorded.
+        repeats: how often each drawn setting is executed; the median of its latencies counts.
+        failures: settings that keep failing leave the action space.
+        take_out: told of each setting that leaves, with the reason, after the learner.
         keep: called with the record of every step (the store).
         next_step: number of the step that comes next.
         executed_ms: milliseconds spent inside ``generate()`` so far.
@@ -38,10 +44,14 @@ class Trainer:
     learner: Learner
     budgets: tuple[Budget, ...]
     metric: LatencyMetric
-    anchors: Anchors
+    full_ms: float
     group_size: int
     seed: int
     keep: Callable[[Step], None]
+    failures: Failures
+    latency: Literal["raw", "drift_corrected"] = "drift_corrected"
+    repeats: int = 1
+    take_out: Callable[[Setting, str], None] = lambda setting, reason: None
     next_step: int = 0
     executed_ms: float = 0.0
     _stored: dict[int, Trial] = field(default_factory=dict, init=False)
@@ -62,15 +72,17 @@ class Trainer:
 
         trial = self._stored.pop(index, None)
         if trial is None:
-            trial = self.runner.run("train", index, request, settings, budget=budget, controller_ms=controller_ms)
+            again = list(dict.fromkeys(settings)) * (self.repeats - 1)
+            trial = self.runner.run(
+                "train", index, request, settings, budget=budget, controller_ms=controller_ms, again=again
+            )
         elif not _repeats(trial, request, settings, budget):
             raise StoreError(f"stored trial {index} does not continue the checkpoint; resume with the same config")
         return self._learn(trial, budget, draws, observation)
 
     def _learn(self, trial: Trial, budget: Budget, draws: Tensor, observation: Tensor) -> Step:
-        self.anchors.add(trial, self.metric)
         self.executed_ms += sum(e.timing.total_ms for e in trial.executions if e.timing is not None)
-        outcome = outcome_of(trial, draws, observation, budget, self.metric, self.anchors.full_ms)
+        outcome = outcome_of(trial, draws, observation, budget, self.metric, self._full_ms(trial))
         measured = len(outcome.settings)
         metrics = self.learner.learn(outcome) if measured else {}
         step = Step(
@@ -82,26 +94,33 @@ class Trainer:
             metrics=metrics,
         )
         self.next_step += 1
+        for position in self.failures.add(trial):
+            self.learner.take_out([position])
+            self.take_out(self.space.settings[position], self.failures.reasons[position])
         self.keep(step)
         return step
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, float | list[float]]]:
+    def _full_ms(self, trial: Trial) -> float:
+        """What the latencies of a trial are fractions of."""
+        drift = trial.drift if self.latency == "drift_corrected" else None
+        return self.full_ms * (1.0 if drift is None else drift.point)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain numbers from which ``resume`` continues bit for bit."""
         numbers = {
             "next_step": self.next_step,
             "executed_ms": self.executed_ms,
-            "anchors_ms": list(self.anchors.window_ms),
+            "streaks": list(self.failures.streaks),
+            "reasons": {str(position): reason for position, reason in self.failures.reasons.items()},
         }
         return self.learner.state(), numbers
 
-    def resume(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, float | list[float]]) -> None:
+    def resume(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Continue from what ``state`` gave."""
         self.learner.load_state(tensors)
-        next_step, executed_ms, anchors_ms = (numbers[k] for k in ("next_step", "executed_ms", "anchors_ms"))
-        assert isinstance(next_step, int)
-        assert isinstance(executed_ms, float)
-        assert isinstance(anchors_ms, list)
-        self.next_step, self.executed_ms, self.anchors = next_step, executed_ms, Anchors(anchors_ms)
+        self.next_step, self.executed_ms = int(numbers["next_step"]), float(numbers["executed_ms"])
+        reasons = {int(position): reason for position, reason in numbers["reasons"].items()}
+        self.failures = Failures(self.space, numbers["streaks"], reasons)
 
     def replay(self, trials: list[Trial]) -> None:
         """Stored trials that the coming steps learn from instead of executing them again."""
@@ -119,20 +138,33 @@ def outcome_of(
 ) -> Outcome:
     """A measured trial as the learner sees it: draws whose execution failed, or has no quality, are left out.
 
+    Executions that something else on the machine disturbed count: learning averages over them, and over the anchors
+    that the same machine disturbed.
+
     Args:
         trial: the executions.
         draws: index of each drawn setting in the space, shape [G].
         observation: shape [D].
         budget: the budget the group was drawn under.
         metric: the latency that counts; ``controller_ms`` is added.
-        full_ms: the current latency of ``full``.
+        full_ms: the latency of ``full`` that these are fractions of.
     """
     executions = [trial.executions[i] for i in trial.draws]
-    valid = [i for i, e in enumerate(executions) if e.timing is not None and e.quality is not None]
+    valid = [i for i, e in enumerate(executions) if _measured(trial, e.setting)]
+    latencies = [_median_ms(trial, executions[i].setting, metric) / full_ms for i in valid]
+    qualities = [_measured(trial, executions[i].setting)[0].quality for i in valid]
     return Outcome(
         observation=observation,
         settings=draws[valid],
-        quality=torch.tensor([executions[i].quality for i in valid], dtype=torch.float32),
-        latency=torch.tensor([executions[i].charged_ms(metric) / full_ms for i in valid], dtype=torch.float32),
+        quality=torch.tensor(qualities, dtype=torch.float32),
+        latency=torch.tensor(latencies, dtype=torch.float32),
         budget=budget,
     )
+
+
+def _measured(trial: Trial, setting: Setting) -> list[Execution]:
+    return [e for e in trial.executions if e.setting == setting and e.timing is not None and e.quality is not None]
+
+
+def _median_ms(trial: Trial, setting: Setting, metric: LatencyMetric) -> float:
+    return float(np.median([e.charged_ms(metric) for e in _measured(trial, setting)]))

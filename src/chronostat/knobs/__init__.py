@@ -3,7 +3,7 @@
 A new knob is one file with a subclass of ``Knob`` and one line in ``KNOBS``.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from chronostat.errors import KnobError
 from chronostat.knobs.base import Knob
 from chronostat.knobs.block_skip import BlockSkip
 from chronostat.knobs.moe_topk import MoeTopk
-from chronostat.knobs.space import ActionSpace
+from chronostat.knobs.space import ActionSpace, pruning
 from chronostat.knobs.vision_tokens import VisionTokens
 from chronostat.records import KnobValue, Setting
 
@@ -32,35 +32,56 @@ def find_knob(name: str, model: PreTrainedModel, processor: ProcessorMixin | Non
 
 
 def find_space(
-    model: PreTrainedModel, processor: ProcessorMixin | None, levels: Mapping[str, Sequence[KnobValue] | None]
+    model: PreTrainedModel, processor: ProcessorMixin | None, levels: Mapping[str, Any]
 ) -> tuple[ActionSpace, dict[str, str]]:
     """The action space of a model, and for each absent knob the reason.
 
     Args:
         model: the model.
         processor: its processor; without one (ready batches) there is no ``vision_tokens``.
-        levels: values to offer by knob; None or absent: what the knob offers by itself.
+        levels: values to offer by knob; None or absent: what the knob offers by itself. What shapes that
+            (``Knob.options``) may be among them.
 
     Raises:
-        KnobError: an illegal value, a value asked for on a knob that the model does not have, or no knob at all.
+        KnobError: an illegal value, a value or option asked for on a knob that the model does not have, an option that
+            does not fit the model, or no knob at all.
     """
+    options = {name: levels.get(name) for kind in KNOBS.values() for name in kind.options}
+    knobs: dict[str, Knob] = {}
     found: dict[str, tuple[KnobValue, ...]] = {}
     absent: dict[str, str] = {}
-    for name in dict.fromkeys([*levels, *KNOBS]):
+    for name in dict.fromkeys([*(name for name in levels if name not in options), *KNOBS]):
         asked = levels.get(name)
         try:
             knob = find_knob(name, model, processor)
         except KnobError as error:
-            if asked is not None or name not in KNOBS:
+            if asked is not None or name not in KNOBS or any(options[option] for option in KNOBS[name].options):
                 raise
             absent[name] = str(error)
             continue
         for value in asked or ():
             knob.check(value)
-        found[name] = tuple(dict.fromkeys([knob.full, *(asked if asked is not None else knob.levels)]))
+        knobs[name] = knob
+        found[name] = tuple(dict.fromkeys([knob.full, *(asked if asked is not None else knob.offered(options))]))
     if not found:
         raise KnobError(f"{type(model).__name__} has no knob: {'; '.join(absent.values())}")
-    return ActionSpace(found), absent
+    return _pruned_space(knobs, found), absent
+
+
+def _pruned_space(knobs: Mapping[str, Knob], levels: Mapping[str, Sequence[KnobValue]]) -> ActionSpace:
+    """The legal combinations that differ in what they do, of the values that are left in any of them."""
+
+    def objection(setting: Setting) -> str | None:
+        reasons = (knob.objection(setting[name], setting) for name, knob in knobs.items())
+        return next((reason for reason in reasons if reason), None)
+
+    def effect(setting: Setting) -> Hashable:
+        return tuple(knob.effect(setting[name], setting) for name, knob in knobs.items())
+
+    pruned = pruning(levels, objection, effect)
+    kept = ActionSpace(levels, pruned).settings
+    used = {name: [value for value in values if any(s[name] == value for s in kept)] for name, values in levels.items()}
+    return ActionSpace(used, pruned)
 
 
 def image_arguments(setting: Setting, model: PreTrainedModel, processor: ProcessorMixin) -> dict[str, Any]:

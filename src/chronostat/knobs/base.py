@@ -1,12 +1,14 @@
 """What a knob is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedModel, ProcessorMixin
 
 from chronostat.errors import KnobError
+from chronostat.measure.work import WorkName
 from chronostat.records import KnobValue
 
 
@@ -18,9 +20,13 @@ class Knob(ABC):
 
     Attributes:
         levels: the values offered to a controller, the full one first.
+        work: the counts of ``measure/work.py`` that other values than full change; one of them proves that it acts.
+        options: fields of the configuration's section ``[knobs]`` that shape the values offered by default.
     """
 
     name: ClassVar[str]
+    work: ClassVar[tuple[WorkName, ...]] = ("prefill_inputs", "forwards")
+    options: ClassVar[tuple[str, ...]] = ()
     levels: tuple[KnobValue, ...]
 
     @classmethod
@@ -45,12 +51,37 @@ class Knob(ABC):
         """The value that changes nothing."""
         return self.levels[0]
 
+    @property
+    def mechanism(self) -> str:
+        """What it changes on this model, in one line; what the class says of itself if it does not say more."""
+        return (type(self).__doc__ or self.name).strip().partition("\n")[0].rstrip(".")
+
+    def offered(self, options: Mapping[str, object]) -> tuple[KnobValue, ...]:
+        """The values offered to a controller under some options of the configuration, the full one first.
+
+        Raises:
+            KnobError: an option that does not fit this model.
+        """
+        return self.levels
+
+    def effect(self, value: KnobValue, setting: Mapping[str, KnobValue]) -> Hashable:
+        """What a value comes to beside the other knobs' values; values of equal effect are one to the action space."""
+        return value
+
+    def objection(self, value: KnobValue, setting: Mapping[str, KnobValue]) -> str | None:
+        """Why a legal value is illegal beside the other knobs' values; None if it is not."""
+        return None
+
     def image_arguments(self, value: KnobValue) -> dict[str, Any]:
         """What the image processor is called with under this value."""
         return {}
 
     def applied(self, model: PreTrainedModel, value: KnobValue) -> AbstractContextManager[None]:
-        """The model under this value, for the length of the ``with``; bit-equal afterwards."""
+        """The model under this value, for the length of the ``with``; bit-equal afterwards.
+
+        It surrounds the preprocessing of a sample as well as ``generate()``, so a knob may set the processor that it
+        was found with.
+        """
         return nullcontext()
 
     def refuse(self, value: KnobValue, legal: str) -> KnobError:

@@ -1,184 +1,117 @@
 """``block_skip``: which decoder blocks do not run."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self, TypeGuard, cast
-from weakref import WeakKeyDictionary
+from typing import ClassVar, Self, cast
 
-import torch
-from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from chronostat.errors import KnobError
 from chronostat.knobs.base import Knob
-from chronostat.models.anatomy import SkippedBlock, anatomy_of, running_blocks
+from chronostat.knobs.block_form import block_forms
+from chronostat.knobs.block_limits import BlockLimits, block_limits
+from chronostat.knobs.cache_keeping import skipped_blocks
+from chronostat.models.anatomy import anatomy_of
 from chronostat.records import KnobValue
 
-_KEY_VALUE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-_PROBED_TOKENS = 2
-
-
-class CacheKeepingBlock(SkippedBlock):
-    """Passes the hidden states on, and appends one head of zeros to its layer of the key/value cache.
-
-    Length and masks are read from the first layer of a cache, so a layer that is left empty would shift the positions
-    of all later tokens. Nothing ever attends to the appended zeros: the attention of this layer does not run. Where a
-    block takes and returns its keys and values itself, without a cache object, zeros of the whole length are returned.
-
-    Args:
-        block: the block whose place this takes; its plain attributes (``attention_type``) can be read here too.
-        position: its index in the list of blocks.
-        rest: of what the block returns after the hidden states, which are its (keys, values), the others being None;
-            None if it returns the hidden states bare.
-    """
-
-    def __init__(self, block: nn.Module, position: int, rest: tuple[bool, ...] | None) -> None:
-        super().__init__()
-        plain = {name: value for name, value in vars(block).items() if not name.startswith("_") and name != "forward"}
-        vars(self).update(plain)
-        self._layer_index = _layer_index(block, position)
-        self._rest = rest
-
-    def forward(self, hidden_states: Tensor, *others: object, **named: object) -> object:
-        """Hidden states of shape [1, q, d] in and out, in the form in which the block returns them."""
-        given = (*others, *named.values())
-        cache = next((value for value in given if isinstance(value, Cache)), None)
-        if cache is not None:
-            zeros = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
-            cache.update(zeros, zeros, self._layer_index)
-        if self._rest is None:
-            return hidden_states
-        past = next((value[0].shape[-2] for value in given if _is_keys_and_values(value)), 0)
-        zeros = hidden_states.new_zeros(hidden_states.shape[0], 1, past + hidden_states.shape[1], 1)
-        return (hidden_states, *((zeros, zeros) if own else None for own in self._rest))
+_OFFERED_QUARTERS = (0, 1, 2)
 
 
 class BlockSkip(Knob):
     """A set of block indices to leave out, as an ascending tuple; the empty one runs all blocks.
 
-    Offered by default: none, the central quarter and the central half of the blocks.
+    Offered by default: none, a quarter and half of the blocks: the central ones, or the least important ones where
+    ``knobs.block_order`` orders them.
+
+    Args:
+        block_count: decoder blocks of the model.
+        block_list: where they are, for people.
+        limits: which of them have to run.
     """
 
     name = "block_skip"
+    work = ("blocks_run",)
+    options: ClassVar[tuple[str, ...]] = ("block_order",)
 
-    def __init__(self, block_count: int) -> None:
+    def __init__(self, block_count: int, block_list: str = "the decoder", limits: BlockLimits | None = None) -> None:
         self._block_count = block_count
-        self.levels = tuple(dict.fromkeys(_central(block_count, block_count * part // 4) for part in (0, 1, 2)))
+        self._block_list = block_list
+        self._limits = limits or BlockLimits()
+        self.skippable = tuple(index for index in range(block_count) if index not in self._limits.producers)
+        self.levels = self._legal(_central(self.skippable, count) for count in self._counts(len(self.skippable)))
 
     @classmethod
     def find(cls, model: PreTrainedModel, processor: ProcessorMixin | None) -> Self:
-        """Count the decoder blocks, and see from one short forward what they return."""
-        _require_plain_cache(model)
-        _output_rest(model)
-        return cls(len(anatomy_of(model).blocks))
+        """Count the decoder blocks, and see from a short forward what they return and which of them have to run."""
+        limits = block_limits(model)
+        anatomy = anatomy_of(model)
+        return cls(len(anatomy.blocks), anatomy.block_list, limits)
+
+    @property
+    def mechanism(self) -> str:
+        """Which list the blocks are taken out of."""
+        return f"taken out of the {self._block_count} decoder blocks of {self._block_list}"
 
     def check(self, value: KnobValue) -> None:
-        """Any ascending tuple of block indices that leaves at least one block."""
-        legal = range(self._block_count)
-        if not _is_ascending(value) or not set(cast("tuple[int, ...]", value)) < set(legal):
+        """Any ascending tuple of skippable block indices that leaves at least one block."""
+        last = self._block_count - 1
+        if not _is_ascending(value) or not set(cast("tuple[int, ...]", value)) < set(range(last + 1)):
             raise self.refuse(
-                value,
-                f"a tuple of ascending distinct block indices from 0 to {legal[-1]}, at most {legal[-1]} of them",
+                value, f"a tuple of ascending distinct block indices from 0 to {last}, at most {last} of them"
             )
+        objection = self._limits.objection(cast("tuple[int, ...]", value))
+        if objection:
+            raise self.refuse(
+                value, f"a tuple of ascending distinct indices out of {list(self.skippable)}; here {objection}"
+            )
+
+    def offered(self, options: Mapping[str, object]) -> tuple[KnobValue, ...]:
+        """The default values, by importance where ``block_order`` is given.
+
+        Raises:
+            KnobError: the order is not one of this model's blocks.
+        """
+        order = options.get("block_order")
+        if order is None:
+            return self.levels
+        given = list(cast("Sequence[int]", order))
+        if not given or len(set(given)) != len(given) or not set(given) <= set(range(self._block_count)):
+            raise KnobError(
+                f"knobs.block_order = {given} does not order the blocks of this model; name distinct blocks from 0 to "
+                f"{self._block_count - 1}, the least important first"
+            )
+        known = [index for index in given if index in self.skippable]
+        return self._legal(levels_by_importance(known, self._counts(len(known))))
 
     @contextmanager
     def applied(self, model: PreTrainedModel, value: KnobValue) -> Generator[None]:
         """Put a block that only keeps the cache right in the place of each skipped one."""
         assert isinstance(value, tuple)
-        blocks = model.get_submodule(anatomy_of(model).block_list)
-        assert isinstance(blocks, nn.ModuleList)
-        rest = _output_rest(model)
-        taken_out = {index: blocks[index] for index in value}
-        try:
-            for index, block in taken_out.items():
-                blocks[index] = CacheKeepingBlock(block, index, rest)
+        with skipped_blocks(model, value, block_forms(model).forms):
             yield
-        finally:
-            for index, block in taken_out.items():
-                blocks[index] = block
+
+    def _counts(self, most: int) -> list[int]:
+        """How many blocks the default values skip."""
+        return [min(self._block_count * part // 4, most) for part in _OFFERED_QUARTERS]
+
+    def _legal(self, values: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+        return tuple(value for value in dict.fromkeys(values) if self._limits.objection(value) is None)
 
 
-def _central(count: int, width: int) -> tuple[int, ...]:
-    start = (count - width) // 2
-    return tuple(range(start, start + width))
+def levels_by_importance(order: Sequence[int], counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """For each count the blocks that matter least, as ascending tuples, equal ones once.
+
+    Args:
+        order: block indices, the least important first.
+        counts: how many to skip.
+    """
+    return tuple(dict.fromkeys(tuple(sorted(order[:count])) for count in counts))
+
+
+def _central(indices: Sequence[int], width: int) -> tuple[int, ...]:
+    start = (len(indices) - width) // 2
+    return tuple(indices[start : start + width])
 
 
 def _is_ascending(value: KnobValue) -> bool:
     return isinstance(value, tuple) and all(type(index) is int for index in value) and list(value) == sorted(set(value))
-
-
-def _is_keys_and_values(value: object) -> TypeGuard[tuple[Tensor, Tensor]]:
-    """Whether this is a pair of tensors of shape [1, heads, tokens, head size]."""
-    parts = cast("tuple[object, ...]", value) if isinstance(value, tuple | list) else ()
-    return len(parts) == 2 and all(isinstance(part, Tensor) and part.ndim == 4 for part in parts)
-
-
-def _layer_index(block: nn.Module, position: int) -> int:
-    """The block's own index into the cache, where its attention names one."""
-    named = (getattr(module, "layer_idx", None) for module in block.modules())
-    return next((index for index in named if isinstance(index, int)), position)
-
-
-def _require_plain_cache(model: PreTrainedModel) -> None:
-    """Refuse models where a layer's cache is more than keys and values of its own.
-
-    Raises:
-        KnobError: says which and why.
-    """
-    name = type(model).__name__
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise KnobError(f"block_skip: {name} is an encoder-decoder, whose blocks cannot be skipped")
-    config = model.config.get_text_config(decoder=True)
-    if getattr(config, "num_kv_shared_layers", 0):
-        raise KnobError(f"block_skip: blocks of {name} read the keys and values of others, so none can be skipped")
-    others = set(getattr(config, "layer_types", None) or ()) - _KEY_VALUE_LAYERS
-    if others:
-        raise KnobError(f"block_skip: {name} has layers of type {', '.join(sorted(others))}, which keep another state")
-
-
-_known: WeakKeyDictionary[nn.Module, tuple[bool, ...] | None] = WeakKeyDictionary()
-
-
-def _output_rest(model: PreTrainedModel) -> tuple[bool, ...] | None:
-    """Which of what the model's blocks return after the hidden states are keys and values; None if they return no more.
-
-    Seen once for each model, in a forward of two text tokens.
-
-    Raises:
-        KnobError: the forward fails, or the blocks return something that a skipped block could not.
-    """
-    if model not in _known:
-        output = _output_of_first_block(model)
-        rest = list(output)[1:] if isinstance(output, tuple | list) else []
-        own = tuple(_is_keys_and_values(part) and part[0].shape[-2] == _PROBED_TOKENS for part in rest)
-        if any(part is not None and not is_own for part, is_own in zip(rest, own, strict=True)):
-            raise KnobError(
-                f"block_skip: the blocks of {type(model).__name__} return more than the hidden states "
-                f"({', '.join(type(part).__name__ for part in rest)}), so none can be skipped"
-            )
-        _known[model] = None if isinstance(output, Tensor) else own
-    return _known[model]
-
-
-@torch.no_grad()
-def _output_of_first_block(model: PreTrainedModel) -> object:
-    outputs: list[object] = []
-
-    def keep(_: nn.Module, __: object, output: object) -> None:
-        outputs.append(output)
-
-    handle = running_blocks(model, anatomy_of(model))[0].register_forward_hook(keep)
-    ids = torch.zeros(1, _PROBED_TOKENS, dtype=torch.long, device=model.device)
-    arguments: Mapping[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": True}
-    try:
-        model(**arguments)
-    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
-        raise KnobError(
-            f"block_skip: cannot see what the blocks of {type(model).__name__} return, its forward of two text tokens "
-            f"fails ({type(error).__name__}: {error})"
-        ) from error
-    finally:
-        handle.remove()
-    if not outputs:
-        raise KnobError(f"block_skip: the blocks of {type(model).__name__} are not called as modules")
-    return outputs[0]

@@ -5,11 +5,11 @@ CUDA. Marks never synchronise; ``synchronize`` does, once before and once after 
 """
 
 from abc import ABC, abstractmethod
-from time import perf_counter_ns
+from time import CLOCK_MONOTONIC_RAW, clock_gettime_ns, perf_counter_ns
 
 import torch
 
-from chronostat.errors import ModelError
+from chronostat.errors import ConfigError, GenerationTimeout, ModelError
 
 Mark = int | torch.cuda.Event
 _NS_PER_MS = 1_000_000
@@ -37,6 +37,10 @@ class Clock(ABC):
     @abstractmethod
     def host_ns(self) -> int:
         """Monotonic host time in nanoseconds."""
+
+    def witness_ns(self) -> int:
+        """Host time of a second clock, which nobody sets or slews: what ``host_ns`` is checked against."""
+        return clock_gettime_ns(CLOCK_MONOTONIC_RAW)
 
     def host_ms_since(self, start_ns: int) -> float:
         """Host milliseconds since ``host_ns`` gave ``start_ns``."""
@@ -116,6 +120,50 @@ class FakeClock(CpuClock):
     def host_ns(self) -> int:
         """The fake time."""
         return self._now_ns
+
+    def witness_ns(self) -> int:
+        """The fake time: there is no other."""
+        return self._now_ns
+
+
+class TimeLimit:
+    """A limit on host time since ``start``, looked at wherever a mark is taken.
+
+    Args:
+        clock: tells the host time.
+        limit_s: seconds; None: no limit.
+
+    Raises:
+        ConfigError: the limit is not a positive number.
+    """
+
+    def __init__(self, clock: Clock, limit_s: float | None) -> None:
+        if limit_s is not None and not limit_s > 0:
+            raise ConfigError(
+                f"time_limit_s = {limit_s!r}: a generation needs some time; give seconds above 0, or none"
+            )
+        self._clock = clock
+        self._limit_s = limit_s
+        self._start_ns: int | None = None
+
+    def start(self, start_ns: int) -> None:
+        """Count from ``start_ns``, a time of the clock's ``host_ns``."""
+        self._start_ns = start_ns
+
+    def check(self) -> None:
+        """Go on while there is time left.
+
+        Raises:
+            GenerationTimeout: there is none.
+        """
+        if self._limit_s is None or self._start_ns is None:
+            return
+        passed_s = self._clock.host_ms_since(self._start_ns) / 1e3
+        if passed_s > self._limit_s:
+            raise GenerationTimeout(
+                f"the generation took {passed_s:.3g} s, more than its limit of {self._limit_s:.3g} s, and was ended; "
+                "raise the limit, or ask for fewer new tokens"
+            )
 
 
 _cuda_clocks: dict[torch.device, CudaClock] = {}  # one pool of events per device and process

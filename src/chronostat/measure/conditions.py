@@ -3,23 +3,35 @@
 import os
 import platform
 import re
+import subprocess
+from functools import cache
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import PreTrainedModel
 
+from chronostat.measure.compiled import is_compiled
+from chronostat.measure.gpu import GpuFacts, gpu_of
+from chronostat.measure.linux import Linux
+from chronostat.measure.steady import flushes_denormals
 from chronostat.records import Conditions
+from chronostat.version import VERSION
+
+_GIT_S = 10
 
 
 def read_conditions(model: PreTrainedModel) -> Conditions:
     """Conditions of this process and model."""
     device = model.device
     on_cuda = device.type == "cuda"
+    gpu = gpu_of(device)
+    card = gpu.facts() if gpu else GpuFacts(uuid="unknown" if on_cuda else "none", driver="unknown")
+    cpus = sorted(os.sched_getaffinity(0))
     return Conditions(
         machine=platform.node(),
         cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=len(cpus),
         device=torch.cuda.get_device_name(device) if on_cuda else "cpu",
         driver=_cuda_driver() if on_cuda else "none",
         threads=torch.get_num_threads(),
@@ -27,6 +39,18 @@ def read_conditions(model: PreTrainedModel) -> Conditions:
         transformers=transformers.__version__,
         dtype=str(model.dtype).removeprefix("torch."),
         attention=str(getattr(model.config, "_attn_implementation", None)),  # the library has no public name for it
+        gpu=card.uuid,
+        max_sm_clock_mhz=card.max_sm_clock_mhz,
+        application_sm_clock_mhz=card.application_sm_clock_mhz,
+        persistence=card.persistence,
+        mig=card.mig,
+        governor=", ".join(Linux().governors(cpus)) or "unknown",
+        flush_denormals=flushes_denormals(),
+        compiled=any(map(is_compiled, model.modules())),
+        cache=_cache_name(model),
+        python=platform.python_version(),
+        affinity=_ranges(cpus),
+        commit=_commit(),
     )
 
 
@@ -42,3 +66,37 @@ def _cuda_driver() -> str:
     file = Path("/proc/driver/nvidia/version")
     version = re.search(r"\b\d+\.\d+(\.\d+)?\b", file.read_text(encoding="utf-8")) if file.is_file() else None
     return version.group() if version else "unknown"
+
+
+def _cache_name(model: PreTrainedModel) -> str:
+    return str(getattr(getattr(model, "generation_config", None), "cache_implementation", None) or "default")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``0-3,8`` for ascending numbers, as Linux writes sets of CPUs."""
+    groups: list[list[int]] = []
+    for number in numbers:
+        if groups and number == groups[-1][-1] + 1:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return ",".join(str(group[0]) if len(group) == 1 else f"{group[0]}-{group[-1]}" for group in groups)
+
+
+@cache
+def _commit() -> str:
+    """The commit of the source this process runs, with ``+changes`` where files differ; its version without one."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists() or not (root / "src/chronostat").is_dir():
+        return VERSION  # installed, and perhaps inside the repository of something else
+    try:
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src")
+    except (OSError, subprocess.SubprocessError):
+        return VERSION  # there is no git, or it does not trust the folder
+    return f"{commit}+changes" if changed else commit
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ("git", "-C", str(root), *arguments)
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_GIT_S).stdout.strip()

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,11 +16,11 @@ import torch
 from torch import nn
 from transformers import GenerationMixin, StoppingCriteria
 
-from chronostat.measure.clock import Clock, Mark
-from chronostat.measure.intervals import Interval, length, length_outside
+from chronostat.measure.clock import Clock, Mark, TimeLimit
+from chronostat.measure.compiled import leaves_outside_graphs, require_hooks_fire
+from chronostat.measure.witness import StreamWitness
 from chronostat.models.anatomy import Anatomy, running_blocks
 from chronostat.models.locate import ancestors, library_part
-from chronostat.records import StageTiming
 
 ENCODE, FORWARD, VISION, PROJECTOR, BLOCKS = (
     "image encoding",
@@ -34,13 +35,18 @@ class TokenMarks(StoppingCriteria):
     """Takes a mark for each new token: ``generate()`` asks once per token whether to stop; this never says so.
 
     Attributes:
+        marks: one for each token, or for each round of beams and assisted decoding.
+        sequence: what it was asked about last, shape [batch, tokens].
         first_length: tokens of the sequence when it was first asked: the prompt as the loop sees it, and the first
             new token. Some models shorten or drop the prompt before their language model generates.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, limit: TimeLimit, at_first: Callable[[Mark], None]) -> None:
         self._clock = clock
+        self._limit = limit
+        self._at_first = at_first
         self.marks: list[Mark] = []
+        self.sequence: torch.Tensor | None = None
         self.first_length = 0
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - the base class is annotated for tuples
@@ -48,45 +54,81 @@ class TokenMarks(StoppingCriteria):
     ) -> torch.Tensor:
         """Shape [batch], all False."""
         self.marks.append(self._clock.mark())
-        self.first_length = self.first_length or input_ids.shape[1]
+        self.sequence = input_ids
+        if len(self.marks) == 1:
+            self.first_length = input_ids.shape[1]
+            self._at_first(self.marks[0])
+        self._limit.check()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
 @dataclass
-class _Span:
+class Span:
     """The calls of one stage before the first token: finished ones, and the depth of the one that is open.
 
     Attributes:
         missed: some of the stage's work ran while no call of it was open.
+        elsewhere: some of the stage's work ran in another thread.
         called: modules whose calls were seen, by identity.
     """
 
-    finished: list[tuple[Mark, Mark]]
+    finished: list[tuple[Mark, Mark]] = field(default_factory=list[tuple[Mark, Mark]])
     depth: int = 0
     start: Mark | None = None
     missed: bool = False
+    elsewhere: bool = False
     called: set[int] = field(default_factory=set[int])
 
 
 class StageRecorder:
     """Context manager around one ``generate()`` call.
 
-    Only calls before the first token are recorded, and of nested calls of one stage only the outermost.
+    Only calls before the first token are recorded, and of nested calls of one stage only the outermost. At the first
+    token all hooks are taken out, before a compiled decode step could trace them.
 
     Args:
         model: the model whose ``generate`` will run.
         anatomy: its parts.
         clock: takes the marks.
+        limit: on the whole call; looked at in every hook and at every token.
+        streams: notes where the marks were recorded.
+        chunked: whether the prefill runs in chunks, which ``generate()`` compiles where it compiles decode steps.
+
+    Attributes:
+        spans: calls by stage.
+        tokens: the criterion to pass to ``generate()``.
+        must_be_called: stages, and modules of theirs that have to be called for every image, by identity.
+        ran: some part of the model was seen to run.
+        compiled: ``generate()`` compiled the decode step.
+
+    Raises:
+        ModelError: a part lies in a compiled module.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, clock: Clock) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        clock: Clock,
+        *,
+        limit: TimeLimit,
+        streams: StreamWitness,
+        chunked: bool,
+    ) -> None:
+        require_hooks_fire(model, (*anatomy.vision, *anatomy.projector, *anatomy.encoders, *anatomy.blocks))
         self._clock = clock
-        self._spans: defaultdict[str, _Span] = defaultdict(lambda: _Span([]))
+        self._limit = limit
+        self._streams = streams
+        self._chunked = chunked
         self._installed = ExitStack()
         self._model: nn.Module | None = model
         self._anatomy = anatomy
-        self._must_be_called: list[tuple[str, int]] = []
-        self.tokens = TokenMarks(clock)
+        self._thread = get_ident()
+        self.spans: defaultdict[str, Span] = defaultdict(Span)
+        self.must_be_called: list[tuple[str, int]] = []
+        self.tokens = TokenMarks(clock, limit, self._first_token)
+        self.ran = False
+        self.compiled = False
 
     def __enter__(self) -> Self:
         assert self._model is not None
@@ -101,6 +143,11 @@ class StageRecorder:
     ) -> None:
         self._installed.close()
         self._model = None
+
+    def _first_token(self, mark: Mark) -> None:
+        self._streams.beside(mark)
+        if all(span.depth == 0 for span in self.spans.values()):  # else a module is going through its hooks now
+            self._installed.close()
 
     def _install(self, model: nn.Module) -> None:
         anatomy = self._anatomy
@@ -119,6 +166,10 @@ class StageRecorder:
                 self._wrap(tower, "encode", VISION)
         blocks = running_blocks(model, anatomy)
         self._hook(blocks[0], blocks[-1], BLOCKS)
+        self._notice_running(blocks[0])
+        for module in model.modules():
+            if hasattr(module, "get_compiled_call"):
+                self._see_compiling(module)
         # generate() may encode images before the first forward, through this method of the base model
         base = getattr(model, "base_model", model)
         if hasattr(base, "get_image_features"):
@@ -159,16 +210,43 @@ class StageRecorder:
         Hooks do not fire where a model calls ``module.forward()`` or a method of its own; those inside still do. With
         nothing inside, the module has to be called for every image.
         """
-        inside = next((part for part in module.modules() if part is not module and _is_leaf_with_weights(part)), None)
+        inside = next(leaves_outside_graphs(module), None)
         if inside is None:
-            self._must_be_called.append((stage, id(module)))
+            self.must_be_called.append((stage, id(module)))
             return
 
         def notice(*_: object) -> None:
-            span = self._spans[stage]
+            span = self.spans[stage]
             span.missed |= span.depth == 0 and not self.tokens.marks
+            span.elsewhere |= get_ident() != self._thread
+            self.ran = True
 
         self._installed.callback(inside.register_forward_pre_hook(notice).remove)
+
+    def _notice_running(self, block: nn.Module) -> None:
+        """See that the model runs, also where it calls ``block.forward()``."""
+        inside = next(leaves_outside_graphs(block), None)
+        if inside is None:
+            return
+
+        def notice(*_: object) -> None:
+            self.ran = True
+
+        self._installed.callback(inside.register_forward_pre_hook(notice).remove)
+
+    def _see_compiling(self, module: Any) -> None:  # noqa: ANN401 - a model of transformers
+        """Notice that ``generate()`` compiles its decode step; a prefill in chunks it compiles as well."""
+        original = module.get_compiled_call
+
+        @functools.wraps(original)
+        def seen(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passes through
+            self.compiled = True
+            if self._chunked:
+                self._installed.close()
+            return original(*args, **kwargs)
+
+        self._installed.callback(restorer(module, "get_compiled_call"))
+        module.get_compiled_call = seen
 
     def _wrap(self, owner: nn.Module, name: str, stage: str) -> None:
         """Record the calls of a method."""
@@ -182,17 +260,16 @@ class StageRecorder:
             finally:
                 self._close(stage)
 
-        own = vars(owner)
-        if name in own:
-            self._installed.callback(setattr, owner, name, own[name])
-        else:
-            self._installed.callback(delattr, owner, name)
+        self._installed.callback(restorer(owner, name))
         setattr(owner, name, recorded)
 
     def _open(self, stage: str, caller: int | None = None) -> None:
+        self._limit.check()
+        self.ran = True
         if self.tokens.marks:
             return
-        span = self._spans[stage]
+        span = self.spans[stage]
+        span.elsewhere |= get_ident() != self._thread
         if caller is not None:
             span.called.add(caller)
         if span.depth == 0:
@@ -200,80 +277,33 @@ class StageRecorder:
         span.depth += 1
 
     def _close(self, stage: str) -> None:
-        span = self._spans[stage]
+        span = self.spans[stage]
         if self.tokens.marks or span.depth == 0:
             return
         span.depth -= 1
         if span.depth == 0 and span.start is not None:
-            span.finished.append((span.start, self._clock.mark()))
-
-    def timing(self, *, entry: Mark, total_ms: float, new_tokens: int, sees_image: bool, one_path: bool) -> StageTiming:
-        """The stages of the call that has ended and was synchronised.
-
-        Args:
-            entry: mark at the entry of ``generate()``.
-            total_ms: host time of the whole call.
-            new_tokens: length of the answer in tokens.
-            sees_image: whether the batch holds an image that has to be encoded.
-            one_path: False for beams and assisted decoding, where decode per token has no meaning.
-
-        Returns:
-            Source ``measured``, or ``total_only`` where a stage that must have run was not seen as often as it ran.
-        """
-        unseen = self._unseen(new_tokens=new_tokens, sees_image=sees_image, one_path=one_path)
-        steps = len(self.tokens.marks) - 1 if not one_path and self.tokens.marks else max(new_tokens - 1, 0)
-        if unseen:
-            return StageTiming(
-                source="total_only", total_ms=total_ms, new_tokens=new_tokens, decode_steps=steps, unseen=unseen
-            )
-        marks = [self._clock.between_ms(entry, mark) for mark in self.tokens.marks]
-        vision, projector, blocks = (self._intervals(stage, entry) for stage in (VISION, PROJECTOR, BLOCKS))
-        prefill = [*self._intervals(ENCODE, entry), *self._intervals(FORWARD, entry), *vision, *projector]
-        prefill_ms, decode_ms = length(prefill), marks[-1] - marks[0]
-        return StageTiming(
-            source="measured",
-            total_ms=total_ms,
-            new_tokens=new_tokens,
-            decode_steps=steps,
-            ttft_ms=marks[0],
-            prefill_ms=prefill_ms,
-            vision_ms=length_outside(vision, projector) if vision else None,
-            projector_ms=length(projector) if projector else None,
-            llm_prefill_ms=length(blocks),
-            prefill_rest_ms=length_outside(prefill, [*vision, *projector, *blocks]),
-            decode_ms=decode_ms if steps else None,
-            decode_ms_per_token=decode_ms / steps if steps and one_path else None,
-            other_ms=total_ms - prefill_ms - decode_ms,
-        )
-
-    def _unseen(self, *, new_tokens: int, sees_image: bool, one_path: bool) -> str | None:
-        """Names what must have happened and was not seen as often as it did; None if everything was."""
-        with_parts = [stage for stage in (ENCODE, VISION, PROJECTOR) if self._paths(stage)]
-        must_run = [FORWARD, BLOCKS, *(stage for stage in with_parts if sees_image or stage == ENCODE)]
-        reasons = [stage for stage, span in self._spans.items() if span.missed or span.depth > 0]
-        if sees_image and not with_parts:
-            reasons.append(f"{VISION} (found neither a vision tower nor a projector; name them with model.layout)")
-        reasons += [stage for stage in must_run if not self._spans[stage].finished and stage not in reasons]
-        silent = {stage for stage, module in self._must_be_called if module not in self._spans[stage].called}
-        reasons += sorted(silent.difference(reasons)) if sees_image else []
-        passes, forwards = len(self._spans[BLOCKS].finished), len(self._spans[FORWARD].finished)
-        if 0 < passes < forwards:
-            reasons.append(f"{BLOCKS} in {forwards - passes} of {forwards} forwards")
-        marks = len(self.tokens.marks)
-        if not marks or (one_path and marks != new_tokens):
-            reasons.append(f"{marks} token marks for {new_tokens} tokens")
-        return f"not seen: {', '.join(reasons)}" if reasons else None
+            end = self._clock.mark()
+            span.finished.append((span.start, end))
+            if stage == BLOCKS:
+                self._streams.beside(end)
 
     def _paths(self, stage: str) -> tuple[str, ...]:
         """Where the modules of a stage are that may run anywhere before the first token."""
         anatomy = self._anatomy
         return {VISION: anatomy.vision, PROJECTOR: anatomy.projector, ENCODE: anatomy.encoders}[stage]
 
-    def _intervals(self, stage: str, entry: Mark) -> list[Interval]:
-        return [
-            (self._clock.between_ms(entry, start), self._clock.between_ms(entry, end))
-            for start, end in self._spans[stage].finished
-        ]
+    @property
+    def with_parts(self) -> tuple[str, ...]:
+        """The stages, beside the forward and its blocks, that this model has modules for."""
+        return tuple(stage for stage in (ENCODE, VISION, PROJECTOR) if self._paths(stage))
+
+
+def restorer(owner: object, name: str) -> Callable[[], None]:
+    """What undoes a later ``setattr(owner, name, ...)`` on the object itself."""
+    own = vars(owner)
+    return (
+        functools.partial(setattr, owner, name, own[name]) if name in own else functools.partial(delattr, owner, name)
+    )
 
 
 def _generates_on_its_own(model: nn.Module) -> bool:
@@ -283,7 +313,3 @@ def _generates_on_its_own(model: nn.Module) -> bool:
 
 def _is_image_tokenizer(module: nn.Module) -> bool:
     return isinstance(getattr(module, "quantize", None), nn.Module) and hasattr(module, "encode")
-
-
-def _is_leaf_with_weights(module: nn.Module) -> bool:
-    return not any(True for _ in module.children()) and any(True for _ in module.parameters(recurse=False))

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +33,36 @@ class PairedBootstrap:
         counts = np.random.default_rng(seed).multinomial(samples, np.full(samples, 1 / samples), size=RESAMPLES)
         self._counts = counts.astype(np.float64)  # [R, n]: how often each sample was drawn
 
-    def mean(self, values: Floats) -> Estimate:
-        """Mean of one value per sample, shape [n], with its 95 % interval; NaN bounds for fewer than 2 samples."""
+    def mean(self, values: Floats, where: NDArray[np.bool_] | None = None) -> Estimate:
+        """Mean of one value per sample, shape [n], with its 95 % interval; NaN bounds for fewer than 2 samples.
+
+        Args:
+            values: shape [n].
+            where: the samples that count, shape [n]; all of them if absent.
+        """
+        if where is not None and not where.all():
+            return self.ratio(np.where(where, values, 0.0), where.astype(np.float64))
         point = float(np.mean(values))
         if self._n < 2:
             return Estimate(point=point, low=float("nan"), high=float("nan"))
         tail = (1 - _CONFIDENCE) / 2
         low, high = np.quantile(self._counts @ values / self._n, [tail, 1 - tail])  # whole counts: a gain of 0 is 0
+        return Estimate(point=point, low=float(low), high=float(high))
+
+    def ratio(self, numerators: Floats, denominators: Floats) -> Estimate:
+        """Ratio of two means over the same samples, shape [n] each, with its 95 % interval.
+
+        The bounds are NaN for fewer than 2 samples.
+
+        Only where the mean denominator is clearly not 0 has such a ratio a meaning: look at its own interval first.
+        """
+        point = float(np.mean(numerators) / np.mean(denominators))
+        if self._n < 2:
+            return Estimate(point=point, low=float("nan"), high=float("nan"))
+        tail = (1 - _CONFIDENCE) / 2
+        below = self._counts @ denominators
+        drawn = below != 0  # a resample without any denominator has no ratio
+        low, high = np.quantile((self._counts[drawn] @ numerators) / below[drawn], [tail, 1 - tail])
         return Estimate(point=point, low=float(low), high=float(high))
 
 
@@ -89,3 +114,36 @@ def median_interval(values: Sequence[float]) -> Estimate:
         rank += 1
     low, high = (ordered[rank - 1], ordered[n - rank]) if rank else (np.nan, np.nan)
     return Estimate(point=float(np.median(ordered)), low=float(low), high=float(high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseFloor:
+    """What the same arm differs by from itself, measured (A/A).
+
+    Attributes:
+        spread: half of all pairs of successive repeats differ by more than this share; NaN below 2 repeats.
+        repeats: that it was taken from.
+    """
+
+    spread: float
+    repeats: int
+
+    def pairs_to_separate(self, difference: float, power: float = 0.9) -> int | None:
+        """About how many interleaved pairs tell two arms apart that truly differ by the share ``difference``.
+
+        ``n = ((z(0.975) + z(power)) * s / ln(1 + difference)) ** 2`` with the robust deviation of a pair's log ratio,
+        ``s = ln(1 + spread) / z(0.75)`` (Lehmann, Nonparametrics, 1975, section 4.2); None where the spread is unknown.
+        """
+        if not math.isfinite(self.spread):
+            return None
+        normal = NormalDist()
+        deviation = math.log1p(self.spread) / normal.inv_cdf(0.75)
+        z = normal.inv_cdf(1 - (1 - _CONFIDENCE) / 2) + normal.inv_cdf(power)
+        return max(1, math.ceil((z * deviation / math.log1p(difference)) ** 2))
+
+
+def noise_floor(latencies_ms: Sequence[float]) -> NoiseFloor:
+    """From repeats of one arm in the order they ran; slow drift cancels between neighbours."""
+    steps = np.abs(np.diff(np.log(np.asarray(latencies_ms, dtype=np.float64))))
+    spread = float(np.expm1(np.median(steps))) if len(steps) else math.nan
+    return NoiseFloor(spread=spread, repeats=len(latencies_ms))

@@ -20,6 +20,7 @@ from chronostat.models.molmo import first_molmo_class
 BUNDLED = Path(__file__).parent.parent / "assets" / "demo_vlm"
 _PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 _SAMPLED = 64  # values of each weight that enter the fingerprint
 
 
@@ -43,6 +44,8 @@ def load_vlm(
     *,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    attention: Attention = "auto",
+    revision: str | None = None,
     trust_remote_code: bool = False,
     layout: Mapping[str, str | Sequence[str]] | None = None,
 ) -> Vlm:
@@ -50,21 +53,33 @@ def load_vlm(
 
     Code for transformers 4 is repaired where it is that of the first Molmo generation (``models/molmo.py``).
 
+    Args:
+        path: directory or hub name.
+        device: where it runs; ``auto`` takes CUDA if there is a device.
+        dtype: of the weights; ``auto`` is float32 on the CPU and bfloat16 on CUDA.
+        attention: implementation of all attention; ``auto`` leaves the choice to transformers.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run code that comes with the checkpoint.
+        layout: module paths of parts that are not found by themselves.
+
     Raises:
         ModelError: not a model directory, only pickled weights, missing weights, no processor, not an
-            image-text-to-text model, own code without ``trust_remote_code``, no such device, or a wrong ``layout``.
+            image-text-to-text model, own code without ``trust_remote_code``, no such device, an attention that the
+            model or this machine does not have, a revision of a directory, or a wrong ``layout``.
     """
     source = str(path or BUNDLED)
     place = _device(device)
     kind = _dtype(dtype, place)
     if Path(source).exists() or _looks_like_path(source):
-        _check_directory(Path(source))
+        _check_directory(Path(source), revision)
+    named: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        kind_of_model = _model_class(source, config, trusted=trust_remote_code)
-        processor = _load_processor(source, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(source, **named)
+        kind_of_model = _model_class(source, config, trusted=trust_remote_code, revision=revision)
+        processor = _load_processor(source, **named)
+        chosen = {} if attention == "auto" else {"attn_implementation": attention}
         loaded: Any = kind_of_model.from_pretrained(
-            source, dtype=kind, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
+            source, dtype=kind, use_safetensors=True, output_loading_info=True, **named, **chosen
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         # what transformers and safetensors raise for unusable directories
@@ -117,7 +132,9 @@ def _looks_like_path(source: str) -> bool:
     return source.startswith((".", "~", "/")) or source.count("/") > 1
 
 
-def _check_directory(path: Path) -> None:
+def _check_directory(path: Path, revision: str | None) -> None:
+    if revision is not None:
+        raise ModelError(f"{path} is a path, which has no revision {revision!r}; revisions are those of hub models")
     if not path.is_dir():
         raise ModelError(f"{path} is no directory; name a save_pretrained folder or a hub model")
     if not (path / "config.json").is_file():
@@ -134,12 +151,18 @@ def _check_complete(source: str, missing: Collection[str]) -> None:
         raise ModelError(f"{source} lacks {len(missing)} weights of the model ({some}); they would be random numbers")
 
 
-def _model_class(source: str, config: Any, *, trusted: bool) -> Any:  # noqa: ANN401 - any class with from_pretrained
+def _model_class(
+    source: str,
+    config: Any,  # noqa: ANN401 - of any model
+    *,
+    trusted: bool,
+    revision: str | None,
+) -> Any:  # noqa: ANN401 - any class with from_pretrained
     auto_map = getattr(config, "auto_map", None) or {}
     own_code = trusted and "AutoModelForImageTextToText" in auto_map
     if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or own_code:
         return AutoModelForImageTextToText
-    first_molmo = first_molmo_class(source, auto_map) if trusted else None
+    first_molmo = first_molmo_class(source, auto_map, revision) if trusted else None
     if first_molmo is None:
         raise ModelError(
             f"{source} is a {config.model_type!r} model, which takes no image: Chronostat needs an image-text-to-text "
@@ -148,9 +171,9 @@ def _model_class(source: str, config: Any, *, trusted: bool) -> Any:  # noqa: AN
     return first_molmo
 
 
-def _load_processor(source: str, *, trust_remote_code: bool) -> ProcessorMixin:
+def _load_processor(source: str, **named: Any) -> ProcessorMixin:  # noqa: ANN401 - revision, trust_remote_code
     try:
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+        processor = AutoProcessor.from_pretrained(source, **named)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ModelError(f"{source} has no usable processor ({error}); save one into the folder") from error
     if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:

@@ -17,16 +17,17 @@ _AUTO_CLASS = "AutoModelForCausalLM"
 _IMAGE_INPUTS = ("images", "image_masks", "image_input_idx")
 
 
-def first_molmo_class(source: str, auto_map: object) -> type[PreTrainedModel] | None:
+def first_molmo_class(source: str, auto_map: object, revision: str | None = None) -> type[PreTrainedModel] | None:
     """The repaired class of such a checkpoint; None for any other. Runs the checkpoint's own code.
 
     Args:
         source: folder or hub name.
         auto_map: of its configuration.
+        revision: branch, tag or commit of a hub model.
     """
     if not isinstance(auto_map, dict) or _AUTO_CLASS not in auto_map or "AutoModelForImageTextToText" in auto_map:
         return None
-    kind: Any = get_class_from_dynamic_module(cast("dict[str, str]", auto_map)[_AUTO_CLASS], source)
+    kind: Any = get_class_from_dynamic_module(cast("dict[str, str]", auto_map)[_AUTO_CLASS], source, revision=revision)
     if not hasattr(kind, "generate_from_batch"):
         return None
     return type(kind.__name__, (_OnTransformers5, kind), {"config_class": kind.config_class})

@@ -1,4 +1,4 @@
-"""From a sample to tensors: the chat template and the processor, under a setting's arguments."""
+"""From a sample to tensors under a setting's arguments, and how many of its tokens are the image's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,25 +31,74 @@ def prepare(
         image_arguments: passed to the image processor, for example ``{"max_patches": 4}``.
 
     Raises:
-        DataError: the processor has no chat template.
+        DataError: the processor has no chat template, nor a method ``process`` of its own; or it takes one image.
     """
+    own: Any = getattr(processor, "process", None)
+    batch = (_by_template if own is None else _by_own_method)(processor, images, prompt, image_arguments)
+    return {
+        key: value.to(device, dtype if value.is_floating_point() else None)
+        for key, value in batch.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _by_template(
+    processor: ProcessorMixin, images: Sequence[Image], prompt: str, image_arguments: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    template: Any = processor
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]
     conversation = [{"role": "user", "content": content}]
     if getattr(processor, "chat_template", None) is None:
         raise DataError(f"{type(processor).__name__} has no chat template; add one to the model's processor")
-    batch: Any = processor.apply_chat_template(
-        conversation,  # pyright: ignore[reportArgumentType] - annotated for text only
+    if _reads_pages(processor):
+        if len(images) > 1:
+            raise DataError(f"{type(processor).__name__} takes one image a request, this one has {len(images)}")
+        text = template.apply_chat_template(conversation, add_generation_prompt=True)
+        return template(images=list(images), text=[text], images_kwargs=dict(image_arguments), return_tensors="pt")
+    return template.apply_chat_template(
+        conversation,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
         processor_kwargs={"images_kwargs": dict(image_arguments)},
     )
-    return {
-        key: value.to(device, dtype if value.is_floating_point() else None)
-        for key, value in batch.items()
-        if isinstance(value, Tensor)
-    }
+
+
+def _reads_pages(processor: ProcessorMixin) -> bool:
+    """GOT-OCR takes a list of lists, which the library makes of a conversation, for the pages of one document."""
+    defaults: Any = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
+    return hasattr(processor, "multi_page") or any("multi_page" in kept for kept in defaults.values())
+
+
+def _by_own_method(
+    processor: ProcessorMixin, images: Sequence[Image], prompt: str, image_arguments: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The first Molmo generation: ``process`` writes the prompt's format itself and returns one request unbatched."""
+    own: Any = processor
+    made = own.process(images=list(images), text=prompt, images_kwargs=dict(image_arguments))
+    return {key: value.unsqueeze(0) for key, value in made.items() if isinstance(value, Tensor)}
+
+
+def count_image_tokens(model: nn.Module, batch: Mapping[str, Any]) -> int | None:
+    """How many image tokens the language model reads in one request; None where that is not known.
+
+    The placeholders in ``input_ids``; with tiles that are read by cross-attention (Mllama) the positions it reads,
+    those of padded tiles included; in the first Molmo generation the places that ``image_input_idx`` names.
+    """
+    vision: Any = getattr(getattr(model, "config", None), "vision_config", None)
+    pixels, places = batch.get("pixel_values"), batch.get("image_input_idx")
+    if (
+        batch.get("cross_attention_mask") is not None
+        and isinstance(pixels, Tensor)
+        and hasattr(vision, "max_num_tiles")
+    ):
+        images, tiles = pixels.shape[1:3]  # [1, images, tiles, channels, height, width]
+        return int(images * tiles * ((vision.image_size // vision.patch_size) ** 2 + 1))
+    if isinstance(places, Tensor):
+        return int((places >= 0).sum())
+    placeholder, ids = image_token_id(model), batch.get("input_ids")
+    return None if placeholder is None or not isinstance(ids, Tensor) else int((ids == placeholder).sum())
 
 
 def image_token_id(model: nn.Module) -> int | None:

@@ -1,19 +1,15 @@
 """The interactive figures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import plotly.graph_objects as go
-from markupsafe import Markup
 from plotly.subplots import make_subplots
 
 from chronostat.records import Estimate, PolicyScore, Setting, Step
 from chronostat.report.gather import (
     STAGES,
-    AnchorPoint,
     KnobChoices,
     RunView,
-    anchor_points,
     choices_by_budget,
     choices_by_kind,
     learning_steps,
@@ -21,32 +17,11 @@ from chronostat.report.gather import (
     stage_means,
 )
 from chronostat.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from chronostat.report.plot import PageFigure, page_figure
 from chronostat.report.text import is_full, setting_lines
 
 _STAGE_COLOURS = (BLUE, SKY, VERMILLION, ORANGE, GREEN, GREY)
 _SMOOTHED_SHARE = 20  # the curve is smoothed over a twentieth of the steps
-_ANCHOR_WINDOW = 15  # what the trainer reads the current latency of full from
-
-
-@dataclass(frozen=True, kw_only=True)
-class PageFigure:
-    """One figure of the page.
-
-    Attributes:
-        name: id of its element.
-        title: heading.
-        summary: what it shows, for readers who do not see it.
-        caption: units and source.
-        height_px: of the plot.
-        json: data and layout for plotly.js, safe inside a script element.
-    """
-
-    name: str
-    title: str
-    summary: str
-    caption: str
-    height_px: int
-    json: Markup
 
 
 def page_figures(run: RunView) -> list[PageFigure]:
@@ -73,7 +48,7 @@ def accuracy_figure(run: RunView) -> PageFigure | None:
     figure.update_xaxes(title_text=f"mean {run.metric} + controller_ms (ms)", rangemode="tozero")
     figure.update_yaxes(title_text="accuracy", ticksuffix=" %")
     n = run.validation.samples
-    return _page_figure(
+    return page_figure(
         figure,
         name="accuracy",
         title="Accuracy against latency",
@@ -174,7 +149,7 @@ def stage_figure(run: RunView) -> PageFigure | None:
     figure.update_layout(barmode="relative")
     figure.update_xaxes(title_text="mean time inside generate() (ms)")
     figure.update_yaxes(autorange="reversed", automargin=True)
-    return _page_figure(
+    return page_figure(
         figure,
         name="stages",
         title="Where the time goes",
@@ -197,7 +172,7 @@ def budget_choice_figure(run: RunView) -> PageFigure | None:
     choices = choices_by_budget(run)
     if not choices.columns:
         return None
-    return _page_figure(
+    return page_figure(
         _choice_map(choices, "budget as a fraction of full"),
         name="choices-by-budget",
         title="Knob choices by budget",
@@ -214,7 +189,7 @@ def kind_choice_figure(run: RunView) -> PageFigure | None:
     if budget is None:
         return None
     choices = choices_by_kind(run, budget)
-    return _page_figure(
+    return page_figure(
         _choice_map(choices, f"kind of question, budget {budget}"),
         name="choices-by-kind",
         title="Knob choices by kind of question",
@@ -272,7 +247,7 @@ def learning_figure(run: RunView) -> PageFigure | None:
         )
         figure.update_yaxes(title_text=name, row=row, col=1)
     figure.update_xaxes(title_text="seconds spent inside executions", row=2, col=1)
-    return _page_figure(
+    return page_figure(
         figure,
         name="learning",
         title="Learning curve",
@@ -291,67 +266,10 @@ def _rolling_mean(values: Sequence[float], window: int) -> list[float]:
     return [sum(span) / len(span) for span in spans]
 
 
-def anchor_figure(run: RunView) -> PageFigure | None:
-    """How the machine drifted."""
-    points = anchor_points(run)
-    if not points:
-        return None
-    figure = go.Figure()
-    phases = dict.fromkeys(point.phase for point in points)
-    for phase, colour in zip(phases, (BLUE, ORANGE, GREEN, PURPLE, SKY), strict=False):
-        _add_anchors(figure, phase, [point for point in points if point.phase == phase], colour)
-    figure.update_xaxes(title_text="time since the run began (s)")
-    figure.update_yaxes(title_text=f"{run.metric} of full (ms)", rangemode="tozero")
-    return _page_figure(
-        figure,
-        name="anchors",
-        title="Anchors: did the machine drift?",
-        summary=f"{len(points)} executions of full over the time of the run, by phase.",
-        caption=f"{run.metric} of the setting full in milliseconds, executed now and then, with the mean of the last "
-        f"{_ANCHOR_WINDOW}. Samples differ, so single points scatter; the line should be level. Source: the stored "
-        f"executions, {run.source}.",
-        height_px=380,
-    )
-
-
-def _add_anchors(figure: go.Figure, phase: str, points: Sequence[AnchorPoint], colour: str) -> None:
-    at_s, latency_ms = [point.at_s for point in points], [point.latency_ms for point in points]
-    marker = {"color": colour, "size": 5, "opacity": 0.5}
-    figure.add_scatter(name=phase, x=at_s, y=latency_ms, mode="markers", marker=marker, legendgroup=phase)
-    smooth = _rolling_mean(latency_ms, _ANCHOR_WINDOW)
-    line = {"color": colour, "width": 2.5}
-    figure.add_scatter(
-        name=f"{phase}, mean", x=at_s, y=smooth, mode="lines", line=line, legendgroup=phase, showlegend=False
-    )
-
-
 _FIGURES: tuple[Callable[[RunView], PageFigure | None], ...] = (
     accuracy_figure,
     stage_figure,
     budget_choice_figure,
     kind_choice_figure,
     learning_figure,
-    anchor_figure,
 )
-
-
-def _page_figure(figure: go.Figure, *, name: str, title: str, summary: str, caption: str, height_px: int) -> PageFigure:
-    figure.update_layout(
-        template="none",
-        height=height_px,
-        margin={"l": 60, "r": 12, "t": 12, "b": 50},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
-        hoverlabel={"namelength": -1},
-    )
-    text = figure.to_json(engine="json")
-    assert text is not None
-    return PageFigure(
-        name=name,
-        title=title,
-        summary=summary,
-        caption=caption,
-        height_px=height_px,
-        json=Markup(text.replace("<", "\\u003c")),  # now nothing in it can close the script element
-    )

@@ -68,14 +68,6 @@ class StageMeans(NamedTuple):
     means_ms: tuple[float, ...]
 
 
-class AnchorPoint(NamedTuple):
-    """One execution of ``full``."""
-
-    phase: str
-    at_s: float
-    latency_ms: float
-
-
 def look_at(store: RunStore) -> RunView:
     """Read a run and make sure that it has one source, one metric and one set of conditions.
 
@@ -84,6 +76,7 @@ def look_at(store: RunStore) -> RunView:
         StoreError: the run cannot be read.
     """
     facts = store.facts
+    store.require_like_executions()
     validation = Validation.from_json(store.read_json(VALIDATION)) if store.holds(VALIDATION) else None
     return RunView(
         store=store,
@@ -125,7 +118,7 @@ def _known(value: str, allowed: tuple[Any, ...], what: str) -> Any:  # noqa: ANN
 def _like_conditions(facts: Mapping[str, Any], validation: Validation | None) -> Validation | None:
     """The validation, if it was measured under the run's conditions."""
     if validation is not None and validation.conditions is not None and facts.get("conditions"):
-        Conditions(**facts["conditions"]).require_like(validation.conditions)
+        Conditions.from_json(facts["conditions"]).require_like(validation.conditions)
     return validation
 
 
@@ -171,22 +164,6 @@ def stage_means(run: RunView) -> tuple[str, list[StageMeans]]:
     wanted = dict.fromkeys([*full, *(setting for setting, _ in chosen.most_common()), *(() if chosen else measured)])
     shown = [measured[setting] for setting in wanted if setting in measured and any(measured[setting].means_ms)]
     return phases, sorted(shown[:MOST_BARS], key=lambda means: -sum(means.means_ms))
-
-
-def anchor_points(run: RunView) -> list[AnchorPoint]:
-    """The anchors in the order they ran; processes that measured one after the other are laid end to end."""
-    rows = run.store.query(
-        f"SELECT phase, started_s, {run.metric} FROM executions WHERE is_anchor AND phase <> 'warmup' "
-        f"AND {run.metric} IS NOT NULL ORDER BY record"
-    ).fetchall()
-    points: list[AnchorPoint] = []
-    offset_s, previous_s = 0.0, 0.0
-    for phase, started_s, latency_ms in rows:
-        if started_s < previous_s:
-            offset_s += previous_s
-        previous_s = started_s
-        points.append(AnchorPoint(phase, offset_s + started_s, latency_ms))
-    return points
 
 
 def learning_steps(run: RunView) -> list[Step]:

@@ -12,9 +12,19 @@ from plotly.offline import get_plotlyjs
 from chronostat.records import Estimate
 from chronostat.report.figures import page_figures
 from chronostat.report.gather import RunView, look_at
+from chronostat.report.machine_figures import machine_figures
+from chronostat.report.machine_tables import machine_tables
 from chronostat.report.tables import page_tables
 from chronostat.report.templates import environment
-from chronostat.report.text import ABSENT, METRIC_DEFINITIONS, SOURCE_DEFINITIONS, count, milliseconds, points_interval
+from chronostat.report.text import (
+    ABSENT,
+    METRIC_DEFINITIONS,
+    SOURCE_DEFINITIONS,
+    count,
+    milliseconds,
+    percent,
+    points_interval,
+)
 from chronostat.store import RunStore
 from chronostat.store.atomic import write_whole
 
@@ -37,7 +47,7 @@ def write_report(store: RunStore) -> Path:
 
 
 def _page(run: RunView) -> str:
-    figures = page_figures(run)
+    figures = [*page_figures(run), *machine_figures(run)]
     return (
         environment()
         .get_template("report.html.j2")
@@ -49,7 +59,7 @@ def _page(run: RunView) -> str:
             source_definition=SOURCE_DEFINITIONS[run.source],
             conclusions=list(_conclusions(run)),
             missing=_missing(run),
-            tables=page_tables(run),
+            tables=page_tables(run) | machine_tables(run),
             figures={figure.name: figure for figure in figures},
             config=json.dumps(run.facts.get("config") or {}, indent=2, ensure_ascii=False),
             plotly=Markup(get_plotlyjs()) if figures else None,
@@ -70,6 +80,13 @@ def _facts(run: RunView) -> Iterator[tuple[str, str]]:
     yield "command", str(facts.get("command", ABSENT))
     yield "seed", str(facts.get("seed", ABSENT))
     yield "version", f"chronostat {facts.get('version', ABSENT)}"
+    noise = run.validation.noise if run.validation else None
+    if noise is not None:
+        yield (
+            "noise floor",
+            f"{percent(noise.spread)}: half of {count(noise.comparison.pairs)} pairs of full against itself differ by "
+            "more",
+        )
     low_high = facts.get("budget_range")
     if low_high:
         yield "budgets", f"drawn from {low_high[0]:.2f} to {low_high[1]:.2f} of full while training"
@@ -87,13 +104,16 @@ def _conclusions(run: RunView) -> Iterator[str]:
     """One sentence a budget: the controller against the best fixed setting."""
     scores = run.validation.scores if run.validation else ()
     kept = {score.budget: score.kept for score in scores if score.policy == "controller"}
+    compared = run.validation.comparisons if run.validation else ()
+    verdicts = {each.budget: each.accuracy for each in compared if each.policy == "best fixed"}
     for rival in scores:
         if rival.policy != "best fixed" or rival.gain is None or rival.budget not in kept:
             continue
         budget = rival.budget
+        verdict = verdicts.get(str(budget)) or _verdict(rival.gain)
         yield (
             f"{budget}: the controller is {points_interval(rival.gain)} points from the best fixed setting: "
-            f"{_verdict(rival.gain)}; the {budget.kind} budget was {'kept' if kept[budget] else 'NOT kept'}."
+            f"{verdict}; the {budget.kind} budget was {'kept' if kept[budget] else 'NOT kept'}."
         )
 
 

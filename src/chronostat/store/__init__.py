@@ -1,6 +1,25 @@
 """What a run leaves on the disk: append-only Parquet tables and two JSON files (docs/records.md)."""
 
 from chronostat.store.run import RunStore
-from chronostat.store.validation import Counted, FixedScore, KindScore, KindsDiffer, Selected, Validation
+from chronostat.store.validation import (
+    Counted,
+    FixedScore,
+    KindScore,
+    KindsDiffer,
+    NoiseFloor,
+    PolicyComparison,
+    Selected,
+    Validation,
+)
 
-__all__ = ["Counted", "FixedScore", "KindScore", "KindsDiffer", "RunStore", "Selected", "Validation"]
+__all__ = [
+    "Counted",
+    "FixedScore",
+    "KindScore",
+    "KindsDiffer",
+    "NoiseFloor",
+    "PolicyComparison",
+    "RunStore",
+    "Selected",
+    "Validation",
+]

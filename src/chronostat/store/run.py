@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from chronostat.errors import StoreError
 from chronostat.records import Decision, Phase, Step, Trial
 from chronostat.store.atomic import disk_errors, write_whole
+from chronostat.store.likeness import require_like
 from chronostat.store.lock import WriterLock
 from chronostat.store.parts import (
     Part,
@@ -132,11 +133,27 @@ class RunStore:
             merge_parts(self.folder / kind.name, kind.schema)
 
     def trials(self, phase: Phase | None = None) -> list[Trial]:
-        """The trials in the order they were stored; those of one phase if it is given."""
+        """The trials in the order they were stored; those of one phase if it is given.
+
+        Raises:
+            UnlikeConditions: some executions cannot be compared with others; names what differs. ``query`` reads them.
+            StoreError: a part is missing or damaged, or the conditions of an execution are not known.
+        """
+        self.require_like_executions()
         table = self.table("executions")
         if phase is not None:
             table = table.filter(pc.field("phase") == phase)
         return list(TABLES["executions"].records_of(table.to_pylist()))
+
+    def require_like_executions(self) -> None:
+        """Accept a run whose executions can all be compared.
+
+        Raises:
+            UnlikeConditions: names what differs.
+            StoreError: the conditions of an execution are not known.
+        """
+        fingerprints = self.table("executions").column("conditions").unique().to_pylist()
+        require_like([each for each in fingerprints if each is not None], self.facts)
 
     def decisions(self) -> list[Decision]:
         """The decisions in the order they were stored."""

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from chronostat.errors import StoreError
-from chronostat.records import Budget, Decision, Execution, Setting, StageTiming, Step, Trial
+from chronostat.records import Budget, Decision, Estimate, Execution, Setting, StageTiming, Step, Trial
 
 Record = Trial | Decision | Step
 Row = dict[str, Any]
@@ -31,6 +31,9 @@ EXECUTIONS = pa.schema(
         "draw_count": _WHOLE,
         "is_anchor": _FLAG,
         "started_s": _REAL,
+        "drift": _REAL,
+        "drift_low": _REAL,
+        "drift_high": _REAL,
         **_BUDGET,
         "sample_id": _TEXT,
         "split": _TEXT,
@@ -39,6 +42,8 @@ EXECUTIONS = pa.schema(
         "source": _TEXT,
         "invalid": _TEXT,
         "unseen": _TEXT,
+        "disturbed": _TEXT,
+        "conditions": _TEXT,
         "preprocess_ms": _REAL,
         "controller_ms": _REAL,
         "total_ms": _REAL,
@@ -86,6 +91,7 @@ STEPS = pa.schema(
 TRIALS_VIEW = """
 CREATE VIEW trials AS
 SELECT record, first(phase) AS phase, first(trial_index) AS trial_index, first(started_s) AS started_s,
+       first(drift) AS drift, first(drift_low) AS drift_low, first(drift_high) AS drift_high,
        first(budget_kind) AS budget_kind, first(budget_fraction) AS budget_fraction,
        first(sample_id) AS sample_id, first(split) AS split, first(kind) AS kind,
        first(len(draws)) AS draws, count(*) AS executions, count(invalid) AS invalid_executions,
@@ -133,6 +139,7 @@ def _trial_rows(number: int, trial: Trial) -> list[Row]:
         "trial_index": trial.index,
         "draws": trial.draws,
         "started_s": trial.started_s,
+        **_drift_row(trial.drift),
         **_budget_row(trial.budget),
     }
     return [
@@ -180,6 +187,7 @@ def _trials(rows: Iterable[Row]) -> Iterator[Trial]:
             anchor=next((row["position"] for row in executions if row["is_anchor"]), None),
             budget=_budget(first),
             started_s=first["started_s"],
+            drift=_drift(first),
         )
 
 
@@ -210,6 +218,18 @@ def _steps(rows: Iterable[Row]) -> Iterator[Step]:
     for row in rows:
         plain = {name: row[name] for name in _STEP}
         yield Step(index=row["step_index"], **plain, budget=_need_budget(row), metrics=dict(row["metrics"]))
+
+
+def _drift_row(drift: Estimate | None) -> Row:
+    if drift is None:
+        return dict.fromkeys(("drift", "drift_low", "drift_high"))
+    return {"drift": drift.point, "drift_low": drift.low, "drift_high": drift.high}
+
+
+def _drift(row: Row) -> Estimate | None:
+    if row["drift"] is None:
+        return None
+    return Estimate(point=row["drift"], low=row["drift_low"], high=row["drift_high"])
 
 
 def _setting_row(setting: Setting) -> Row:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from chronostat.errors import StoreError
-from chronostat.records import Conditions, Estimate, LatencyMetric, PolicyScore, Source
+from chronostat.records import Comparison, Conditions, Estimate, LatencyMetric, PolicyScore, Source
+
+AccuracyVerdict = Literal["better", "worse", "same", "undecided", "invalid"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,42 @@ class Counted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PolicyComparison:
+    """The controller against one policy under one budget, paired by sample.
+
+    Attributes:
+        budget: ``str(Budget)``.
+        policy: ``best fixed``, ``static mix`` or ``full``.
+        gain: accuracy of the controller less that of the policy, with the interval that the verdict is from.
+        accuracy: what that says of the controller.
+        latency: the controller's latency / the policy's.
+    """
+
+    budget: str
+    policy: str
+    gain: Estimate
+    accuracy: AccuracyVerdict
+    latency: Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseFloor:
+    """``full`` twice on the same samples (A/A): what the machine makes of no difference at all.
+
+    Attributes:
+        comparison: later / earlier execution of the undisturbed pairs.
+        spread: half of these pairs differ by more than this share; NaN without any.
+        asked: pairs that were executed.
+        left_out: pairs that were not used, by reason.
+    """
+
+    comparison: Comparison
+    spread: float
+    asked: int
+    left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Validation:
     """The judgement of one run.
 
@@ -74,6 +112,9 @@ class Validation:
         fixed: every fixed setting that was measured on the judged samples.
         samples: judged samples.
         selection: by ``str(Budget)``, how the best fixed setting was found.
+        comparisons: the verdicts, one for each budget and rival.
+        noise: the noise floor; absent: it was not measured.
+        stop: why judging ended after so many samples.
         metric: the latency that was compared; absent: the run's.
         source: where it came from; absent: the run's.
         conditions: under which it was measured; absent: the run's.
@@ -86,6 +127,9 @@ class Validation:
     selection: Mapping[str, Selected] = field(default_factory=dict)
     kinds_differ: KindsDiffer | None = None
     counted: Counted | None = None
+    comparisons: tuple[PolicyComparison, ...] = ()
+    noise: NoiseFloor | None = None
+    stop: str | None = None
     metric: LatencyMetric | None = None
     source: Source | None = None
     conditions: Conditions | None = None

@@ -1,43 +1,25 @@
 """The frozen controller against fixed settings on samples that neither has seen, measured afresh and interleaved."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from chronostat.control.controller import FOLDER, Controller
 from chronostat.errors import ConfigError, MeasurementError, UnlikeConditions
 from chronostat.execution import Request, identity
-from chronostat.measure.statistics import PairedBootstrap, dependence_p_value
-from chronostat.records import Budget, Decision, PolicyScore
+from chronostat.measure.sequential import is_look
+from chronostat.records import Budget, Decision, Setting
 from chronostat.session import Session
-from chronostat.store import Counted, FixedScore, KindScore, KindsDiffer, Selected, Validation
+from chronostat.store import Validation
 from chronostat.store.run import VALIDATION
-from chronostat.validation.policies import Measurements, Played, Pool, score
-from chronostat.validation.selection import Selection, full_ms, select_rivals
+from chronostat.validation.policies import Measurements
+from chronostat.validation.selection import Selection, select_rivals
+from chronostat.validation.summary import Judged, compared, summary
+from chronostat.validation.verdicts import Verdicts
 
 _LEAST_SAMPLES = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """What was measured on the judged samples.
-
-    Attributes:
-        kinds: kind of question of each sample of the pool, length n.
-        settings: for each budget the controller's choice on each sample, shape [n].
-        controller_ms: for each budget what choosing cost, shape [n].
-    """
-
-    pool: Pool
-    kinds: tuple[str, ...]
-    settings: dict[Budget, np.ndarray]
-    controller_ms: dict[Budget, np.ndarray]
-
-    def controller(self, budget: Budget) -> Played:
-        """What the controller did under a budget."""
-        return self.pool.played(self.settings[budget], self.controller_ms[budget])
 
 
 def validate(session: Session, controller: Controller) -> Validation:
@@ -55,15 +37,21 @@ def validate(session: Session, controller: Controller) -> Validation:
     """
     budgets = _budgets(session)
     _check(session, controller, budgets)
+    if session.runner.drift is None and "calibration" in session.store.facts:
+        session.follow_drift(session.store.facts["calibration"]["full_ms"])
     selection = select_rivals(
-        session, budgets, lambda request: controller.choose(request, budgets[0], session.clock).controller_ms
+        session,
+        budgets,
+        lambda request: controller.choose(request, budgets[0], session.clock).controller_ms,
+        [Setting.parse(text) for text in controller.facts.taken_out],
     )
-    renewed = controller.renewed(
+    renewed = controller.without(selection.taken_out).renewed(
         selection.latency_means, session.unseen_observations(), selection.full_ms, session.material.vlm.model
     )
     renewed.save(session.store.folder / FOLDER)
-    judged = _measure(session, renewed, budgets, selection)
-    validation = _summary(session, selection, judged)
+    judging = _Judging(session=session, controller=renewed, budgets=budgets, selection=selection)
+    judged = judging.run()
+    validation = summary(session, selection, judged, judging.verdicts, judging.ended)
     session.store.write_json(VALIDATION, validation.to_json())
     return validation
 
@@ -92,28 +80,84 @@ def _check(session: Session, controller: Controller, budgets: Sequence[Budget]) 
     controller.choose_each(session.runner.request(session.samples("validation")[0]), budgets, session.clock)
 
 
-def _measure(session: Session, controller: Controller, budgets: Sequence[Budget], selection: Selection) -> Judged:
-    """Each sample under every rival's setting and the controller's choice for every budget, in random order."""
-    table = Measurements(space=session.space, metric=session.metric)
-    decisions: dict[Budget, list[Decision]] = {budget: [] for budget in budgets}
-    fixed = [session.space.settings[i] for i in dict.fromkeys([0, *selection.settings])]
-    runner, config = session.runner, session.config.validation
-    samples = session.samples("test")[: config.samples]
-    box_s = session.box_s(config.seconds)
-    with session.phase("test", box_s):
-        start_s = runner.elapsed_s
-        for index, sample in enumerate(samples):
-            used = (runner.elapsed_s - start_s) / box_s
-            if used >= 1 and index >= _LEAST_SAMPLES:
-                break
-            request = runner.request(sample)
-            chosen = _decide(session, controller, request, budgets, index)
-            table.add(runner.run("test", index, request, [*fixed, *(decision.setting for decision in chosen)]))
-            session.store.append(chosen)
-            for decision in chosen:
-                decisions[decision.budget].append(decision)
-            session.progress.advance(max(used, (index + 1) / len(samples)), f"{index + 1} samples")
-    return _judged(session, table, decisions, fixed=[session.space.index(setting) for setting in fixed])
+@dataclass(kw_only=True)
+class _Judging:
+    """The test split, sample by sample: every rival's setting and the controller's choice for every budget.
+
+    Attributes:
+        selection: the rivals.
+        verdicts: of all comparisons so far.
+        ended: why there are no more samples.
+    """
+
+    session: Session
+    controller: Controller
+    budgets: Sequence[Budget]
+    selection: Selection
+    ended: str = ""
+    decisions: dict[Budget, list[Decision]] = field(init=False)
+    table: Measurements = field(init=False)
+    verdicts: Verdicts = field(init=False)
+    _last_look: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        session, config = self.session, self.session.config.validation
+        self.decisions = {budget: [] for budget in self.budgets}
+        self.table = Measurements(space=session.space, metric=session.metric)
+        self.verdicts = Verdicts(
+            metric=session.metric, stop=config.stop, margin=config.margin, seed=session.config.seed
+        )
+
+    @property
+    def fixed(self) -> list[int]:
+        """Positions of the settings that run on every sample, ``full`` first."""
+        return list(dict.fromkeys([0, *self.selection.settings]))
+
+    def run(self) -> Judged:
+        """Measure until the samples or the time end, or everything is decided if that is asked for.
+
+        Raises:
+            MeasurementError: too few samples could be measured.
+        """
+        session, config = self.session, self.session.config.validation
+        runner, samples = session.runner, session.samples("test")[: config.samples]
+        box_s = session.box_s(config.seconds)
+        self.ended = "all samples were judged"
+        with session.phase("test", box_s):
+            start_s = runner.elapsed_s
+            for index, sample in enumerate(samples):
+                used = (runner.elapsed_s - start_s) / box_s
+                if used >= 1 and index >= _LEAST_SAMPLES:
+                    self.ended = "the time box ended"
+                    break
+                self._judge(index, runner.request(sample))
+                session.progress.advance(max(used, (index + 1) / len(samples)), f"{index + 1} samples")
+                if self._is_decided(index + 1):
+                    self.ended = "every verdict was known"
+                    break
+        judged = self._judged()
+        self.verdicts.look(compared(self.selection, judged), final=True)
+        return judged
+
+    def _judge(self, index: int, request: Request) -> None:
+        session, every = self.session, self.session.config.validation.aa_every
+        chosen = _decide(session, self.controller, request, self.budgets, index)
+        draws = [session.space.settings[i] for i in self.fixed] + [decision.setting for decision in chosen]
+        again = [session.space.full] if every and index % every == 0 else []
+        self.table.add(session.runner.run("test", index, request, draws, again=again))
+        session.store.append(chosen)
+        for decision in chosen:
+            self.decisions[decision.budget].append(decision)
+
+    def _is_decided(self, samples: int) -> bool:
+        if self.session.config.validation.stop != "decided" or not is_look(samples, self._last_look):
+            return False
+        self._last_look = samples
+        judged = self._judged(least=0)
+        return bool(len(judged.pool)) and self.verdicts.look(compared(self.selection, judged))
+
+    def _judged(self, least: int = _LEAST_SAMPLES) -> Judged:
+        return _judged(self.session, self.table, self.decisions, self.fixed, least)
 
 
 def _decide(
@@ -128,122 +172,23 @@ def _decide(
     ]
 
 
-def _judged(session: Session, table: Measurements, decisions: dict[Budget, list[Decision]], fixed: list[int]) -> Judged:
+def _judged(
+    session: Session, table: Measurements, decisions: dict[Budget, list[Decision]], fixed: list[int], least: int
+) -> Judged:
     """Only the samples on which every policy could be measured are compared."""
     settings = {b: np.array([session.space.index(d.setting) for d in made]) for b, made in decisions.items()}
     pool = table.complete(fixed)
     measured = np.isfinite(np.array(table.quality))
     everywhere = [np.take_along_axis(measured, chosen[:, None], axis=1)[:, 0] for chosen in settings.values()]
     rows = pool.rows[np.all([finite[pool.rows] for finite in everywhere], axis=0)]
-    if len(rows) < _LEAST_SAMPLES:
+    if len(rows) < least:
         raise MeasurementError(
             f"only {len(rows)} of {len(table.quality)} test samples could be measured under every policy: executions "
             "failed, or answers could not be scored; see the failures in the run"
         )
     return Judged(
-        pool=Pool(quality=np.array(table.quality)[rows], latency_ms=np.array(table.latency_ms)[rows], rows=rows),
+        pool=table.at(rows),
         kinds=tuple(next(iter(decisions.values()))[i].kind or "any" for i in rows),
         settings={budget: chosen[rows] for budget, chosen in settings.items()},
         controller_ms={b: np.array([d.controller_ms for d in made])[rows] for b, made in decisions.items()},
-    )
-
-
-def _summary(session: Session, selection: Selection, judged: Judged) -> Validation:
-    counts = session.store.facts["phases"]
-    phases = [counts[phase] for phase in ("select", "test")]
-    stored = sum(len(trial.executions) for phase in ("select", "test") for trial in session.store.trials(phase))
-    bootstrap = PairedBootstrap(len(judged.pool), session.config.seed)
-    budgets = list(judged.settings)
-    means = [budget for budget in budgets if budget.kind == "mean"] or budgets
-    return Validation(
-        scores=tuple(s for budget in budgets for s in _scores(session, selection, judged, budget, bootstrap)),
-        samples=len(judged.pool),
-        fixed=tuple(_fixed_scores(session, judged.pool, bootstrap)),
-        by_kind=tuple(s for budget in budgets for s in _kind_scores(session, selection, judged, budget)),
-        selection={
-            str(budget): Selected(
-                setting=str(session.space.settings[rivals.fixed]),
-                n=selection.samples,
-                validation_accuracy=rivals.accuracy,
-            )
-            for budget, rivals in selection.rivals.items()
-        },
-        kinds_differ=_kinds_differ(session, judged, means[len(means) // 2]),
-        counted=Counted(executions=stored, generate_calls=sum(phase["generate_calls"] for phase in phases)),
-        metric=session.metric,
-        source=session.source,
-        conditions=session.conditions,
-    )
-
-
-def _scores(
-    session: Session, selection: Selection, judged: Judged, budget: Budget, bootstrap: PairedBootstrap
-) -> list[PolicyScore]:
-    pool, rivals = judged.pool, selection.rivals[budget]
-    limit_ms = budget.ms(full_ms(pool))
-    ours = judged.controller(budget)
-    others = {"best fixed": pool.fixed(rivals.fixed)}
-    if rivals.mix is not None:
-        others["static mix"] = pool.mix(rivals.mix.low, rivals.mix.high, rivals.mix.share)
-    others["full"] = pool.fixed(0)
-    return [
-        score("controller", ours, budget, limit_ms, session.space, bootstrap),
-        *(
-            score(name, played, budget, limit_ms, session.space, bootstrap, against=ours)
-            for name, played in others.items()
-        ),
-    ]
-
-
-def _fixed_scores(session: Session, pool: Pool, bootstrap: PairedBootstrap) -> list[FixedScore]:
-    """Of the settings that were measured on every sample."""
-    scores: list[FixedScore] = []
-    for position in np.flatnonzero(np.isfinite(pool.quality).all(axis=0)).tolist():
-        played = pool.fixed(position)
-        scores.append(
-            FixedScore(
-                setting=str(session.space.settings[position]),
-                n=len(pool),
-                accuracy=bootstrap.mean(played.accuracy),
-                mean_ms=bootstrap.mean(played.mean_ms),
-                p95_ms=played.quantile_ms(0.95),
-            )
-        )
-    return scores
-
-
-def _kind_scores(session: Session, selection: Selection, judged: Judged, budget: Budget) -> list[KindScore]:
-    policies = {
-        "controller": judged.controller(budget),
-        "best fixed": judged.pool.fixed(selection.rivals[budget].fixed),
-    }
-    scores: list[KindScore] = []
-    for kind in sorted(set(judged.kinds)):
-        rows = np.array([each == kind for each in judged.kinds])
-        for name, played in policies.items():
-            used = Counter(str(session.space.settings[i]) for i in played.settings[0, rows].tolist())
-            n = int(rows.sum())
-            scores.append(
-                KindScore(
-                    kind=kind,
-                    budget=str(budget),
-                    policy=name,
-                    n=n,
-                    accuracy=float(played.accuracy[rows].mean()),
-                    setting_shares={setting: count / n for setting, count in used.most_common()},
-                )
-            )
-    return scores
-
-
-def _kinds_differ(session: Session, judged: Judged, budget: Budget) -> KindsDiffer:
-    """Whether what the controller chooses depends on the kind of question, which it does not see."""
-    choices = judged.settings[budget].tolist()
-    by_kind: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for kind, choice in zip(judged.kinds, choices, strict=True):
-        by_kind[kind][str(session.space.settings[choice])] += 1
-    return KindsDiffer(
-        budget=str(budget),
-        p_value=dependence_p_value(judged.kinds, choices, session.config.seed),
-        most_chosen={kind: counts.most_common(1)[0][0] for kind, counts in sorted(by_kind.items())},
     )

@@ -1,7 +1,7 @@
 """What policies did on samples that were measured: fixed settings, mixes of two, a controller. Arithmetic only."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,8 @@ from chronostat.records import Budget, LatencyMetric, PolicyScore, Trial
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
+Flags = NDArray[np.bool_]
+LEAST_CALM = 0.5  # of the samples; where fewer are undisturbed none is left out of the latencies
 DEADLINE_SHARE = 0.95  # of the requests that have to be within a deadline
 
 
@@ -23,29 +25,43 @@ class Measurements:
     Attributes:
         quality: one row of S values in [0, 1] per sample.
         latency_ms: one row of S values of the run's metric per sample, without ``controller_ms``.
+        disturbed: per sample why executions were disturbed, by the position of their setting.
     """
 
     space: ActionSpace
     metric: LatencyMetric
     quality: list[Floats] = field(default_factory=list)
     latency_ms: list[Floats] = field(default_factory=list)
+    disturbed: list[Mapping[int, str]] = field(default_factory=list)
 
     def add(self, trial: Trial) -> None:
-        """Take one sample's executions."""
+        """Take one sample's executions; of a setting that ran more than once the first."""
         quality, latency_ms = np.full(len(self.space), np.nan), np.full(len(self.space), np.nan)
-        for execution in trial.executions:
+        disturbed: dict[int, str] = {}
+        for execution in reversed(trial.executions):
             if execution.timing is not None and execution.quality is not None:
                 position = self.space.index(execution.setting)
                 quality[position] = execution.quality
                 latency_ms[position] = execution.latency_ms(self.metric)
+                disturbed.pop(position, None)
+                if execution.disturbed is not None:
+                    disturbed[position] = execution.disturbed
         self.quality.append(quality)
         self.latency_ms.append(latency_ms)
+        self.disturbed.append(disturbed)
 
     def complete(self, settings: Sequence[int]) -> "Pool":
         """The samples on which all of some settings were measured."""
-        quality, latency_ms = np.array(self.quality), np.array(self.latency_ms)
-        rows = np.isfinite(quality[:, settings]).all(axis=1)
-        return Pool(quality=quality[rows], latency_ms=latency_ms[rows], rows=np.flatnonzero(rows))
+        return self.at(np.flatnonzero(np.isfinite(np.array(self.quality)[:, settings]).all(axis=1)))
+
+    def at(self, rows: Indices) -> "Pool":
+        """Some of the samples."""
+        return Pool(
+            quality=np.array(self.quality)[rows],
+            latency_ms=np.array(self.latency_ms)[rows],
+            rows=rows,
+            disturbed=tuple(self.disturbed[row] for row in rows.tolist()),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +72,13 @@ class Pool:
         quality: shape [n, S].
         latency_ms: shape [n, S].
         rows: which of the measured samples these are, shape [n].
+        disturbed: of each sample why executions were disturbed, by the position of their setting; empty: none was.
     """
 
     quality: Floats
     latency_ms: Floats
     rows: Indices
+    disturbed: Sequence[Mapping[int, str]] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,6 +95,7 @@ class Pool:
             settings=np.vstack([one.settings, other.settings]),
             quality=np.vstack([one.quality, other.quality]),
             charged_ms=np.vstack([one.charged_ms, other.charged_ms]),
+            disturbed=tuple(a or b for a, b in zip(one.disturbed, other.disturbed, strict=True)),
         )
 
     def played(self, settings: Indices, controller_ms: Floats | float = 0.0) -> "Played":
@@ -87,7 +106,13 @@ class Pool:
             settings=settings[None],
             quality=self.quality[each, settings][None],
             charged_ms=(self.latency_ms[each, settings] + controller_ms)[None],
+            disturbed=self._why(settings),
         )
+
+    def _why(self, settings: Indices) -> tuple[str | None, ...]:
+        if not self.disturbed:
+            return (None,) * len(self)
+        return tuple(why.get(i) for why, i in zip(self.disturbed, settings.tolist(), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +124,23 @@ class Played:
         settings: position in the space, shape [k, n].
         quality: shape [k, n].
         charged_ms: metric plus ``controller_ms``, shape [k, n].
+        disturbed: why an execution of a sample was disturbed, length n.
     """
 
     weights: Floats
     settings: Indices
     quality: Floats
     charged_ms: Floats
+    disturbed: Sequence[str | None]
+
+    @property
+    def timed(self) -> Flags:
+        """The samples whose latency counts, shape [n]: those that nothing disturbed.
+
+        All of them on a machine that disturbs more than half: what it takes is what it takes there.
+        """
+        calm = np.array([reason is None for reason in self.disturbed], dtype=np.bool_)
+        return calm if calm.mean() >= LEAST_CALM else np.ones_like(calm)
 
     @property
     def accuracy(self) -> Floats:
@@ -123,13 +159,13 @@ class Played:
     def keeps(self, budget: Budget, limit_ms: float) -> bool:
         """Whether the budget is kept by its own rule."""
         if budget.kind == "mean":
-            return float(self.mean_ms.mean()) <= limit_ms
-        return float(self.within(limit_ms).mean()) >= DEADLINE_SHARE
+            return float(self.mean_ms[self.timed].mean()) <= limit_ms
+        return float(self.within(limit_ms)[self.timed].mean()) >= DEADLINE_SHARE
 
     def quantile_ms(self, q: float) -> float:
         """Quantile of the latency over all requests."""
-        weights = np.repeat(self.weights, self.charged_ms.shape[1])
-        return weighted_quantile(self.charged_ms.ravel(), weights, q)
+        charged_ms = self.charged_ms[:, self.timed]
+        return weighted_quantile(charged_ms.ravel(), np.repeat(self.weights, charged_ms.shape[1]), q)
 
     def shares(self, space: ActionSpace) -> tuple[tuple[str, float], ...]:
         """Settings with the share of requests that got them, most used first."""
@@ -207,10 +243,10 @@ def score(
         samples=played.settings.shape[1],
         settings=played.shares(space),
         accuracy=bootstrap.mean(played.accuracy),
-        mean_ms=bootstrap.mean(played.mean_ms),
+        mean_ms=bootstrap.mean(played.mean_ms, played.timed),
         p50_ms=played.quantile_ms(0.5),
         p95_ms=played.quantile_ms(0.95),
-        share_within=bootstrap.mean(played.within(limit_ms)),
+        share_within=bootstrap.mean(played.within(limit_ms), played.timed),
         gain=None if against is None else bootstrap.mean(against.accuracy - played.accuracy),
         kept=played.keeps(budget, limit_ms),
     )

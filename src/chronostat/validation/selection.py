@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from chronostat.control.failures import IN_A_ROW, Failures
 from chronostat.errors import MeasurementError
 from chronostat.execution import Request
-from chronostat.records import Budget
+from chronostat.records import Budget, Setting
 from chronostat.session import Session
 from chronostat.validation.policies import Measurements, Mix, Pool, best_fixed, best_mix
 
@@ -40,12 +41,14 @@ class Selection:
         samples: validation samples on which the finalists were compared.
         full_ms: median latency of ``full``.
         latency_means: of every setting plus the mean ``controller_ms``, as fractions of ``full``; NaN if not measured.
+        taken_out: settings that kept failing, those of the training among them.
     """
 
     samples: int
     rivals: dict[Budget, Rivals]
     full_ms: float
     latency_means: tuple[float, ...]
+    taken_out: tuple[Setting, ...] = ()
 
     @property
     def settings(self) -> list[int]:
@@ -55,7 +58,10 @@ class Selection:
 
 
 def select_rivals(
-    session: Session, budgets: Sequence[Budget], choosing_ms: Callable[[Request], float] = lambda request: 0.0
+    session: Session,
+    budgets: Sequence[Budget],
+    choosing_ms: Callable[[Request], float] = lambda request: 0.0,
+    taken_out: Sequence[Setting] = (),
 ) -> Selection:
     """Measure fixed settings on validation samples until the time box ends.
 
@@ -66,13 +72,16 @@ def select_rivals(
         session: what executes.
         budgets: those that rivals are wanted for.
         choosing_ms: has a controller choose for a request, and says what that took.
+        taken_out: settings that are not executed, since they kept failing.
 
     Raises:
-        MeasurementError: no sample could be measured under all settings that are compared.
+        MeasurementError: ``full`` keeps failing, or no sample could be measured under all settings that are compared.
     """
     config = session.config.validation
     table = Measurements(space=session.space, metric=session.metric)
-    running, costs_ms = list(range(len(session.space))), list[float]()
+    failures = Failures(session.space, [IN_A_ROW if s in taken_out else 0 for s in session.space.settings])
+    running, costs_ms = [i for i, s in enumerate(session.space.settings) if s not in taken_out], list[float]()
+    is_open = True
     runner, seconds = session.runner, config.select_seconds
     samples = session.samples("validation")[: config.select_samples]
     with session.phase("select", seconds):
@@ -81,11 +90,15 @@ def select_rivals(
             used = (runner.elapsed_s - start_s) / seconds
             if used >= 1 and index >= _LEAST_SAMPLES:
                 break
-            if used >= _OPEN_SHARE and index >= _LEAST_SAMPLES and len(running) == len(session.space):
-                running = finalists(_complete(table, running), budgets)
+            if used >= _OPEN_SHARE and index >= _LEAST_SAMPLES and is_open:
+                running, is_open = finalists(_complete(table, running), budgets, running), False
             settings = [session.space.settings[i] for i in running]
             request = runner.request(sample)
-            table.add(runner.run("select", index, request, settings))
+            trial = runner.run("select", index, request, settings)
+            table.add(trial)
+            for position in failures.add(trial):
+                session.take_out(session.space.settings[position], failures.reasons[position])
+                running.remove(position)
             costs_ms.append(choosing_ms(request))
             note = f"{index + 1} samples, {len(running)} settings"
             session.progress.advance(max(used, (index + 1) / len(samples)), note)
@@ -95,6 +108,7 @@ def select_rivals(
         rivals={budget: _rivals(pool, running, budget) for budget in budgets},
         full_ms=full_ms(pool),
         latency_means=latency_means(table, float(np.mean(costs_ms))),
+        taken_out=tuple(session.space.settings[position] for position in failures.taken_out),
     )
 
 
@@ -124,14 +138,19 @@ def full_ms(pool: Pool) -> float:
     return float(np.median(pool.latency_ms[:, 0]))
 
 
-def finalists(pool: Pool, budgets: Sequence[Budget]) -> list[int]:
+def finalists(pool: Pool, budgets: Sequence[Budget], candidates: Sequence[int] | None = None) -> list[int]:
     """``full``, the fastest, and for each budget the settings of highest accuracy that keep it with some slack.
 
     The vertices of the upper hull of accuracy over latency stay as well: every best mix of two consists of them.
+
+    Args:
+        pool: samples on which all candidates were measured.
+        budgets: that rivals are wanted for.
+        candidates: settings in the race, ``full`` among them; all if absent.
     """
-    everything = range(pool.quality.shape[1])
-    mean_ms = pool.latency_ms.mean(axis=0)
-    kept = {0, int(mean_ms.argmin()), *_upper_hull(mean_ms, pool.quality.mean(axis=0))}
+    everything = list(range(pool.quality.shape[1]) if candidates is None else candidates)
+    mean_ms, accuracy = pool.latency_ms[:, everything].mean(axis=0), pool.quality[:, everything].mean(axis=0)
+    kept = {0, *(everything[i] for i in (int(mean_ms.argmin()), *_upper_hull(mean_ms, accuracy)))}
     for budget in budgets:
         limit_ms = _SLACK * budget.ms(full_ms(pool))
         left = list(everything)

@@ -16,13 +16,14 @@ from chronostat.control.controller import FOLDER, Controller, load_controller
 from chronostat.errors import ConfigError, StoreError
 from chronostat.execution import request_for
 from chronostat.material import Material, load_data, load_model
-from chronostat.records import Phase
+from chronostat.records import Conditions, Phase
 from chronostat.report import write_picture, write_report
+from chronostat.report.text import percent
 from chronostat.session import Session, begin, begin_with, reopen, reopen_with, require_like
 from chronostat.store import RunStore, Validation
 from chronostat.store.atomic import disk_errors
 from chronostat.store.run import FACTS, VALIDATION
-from chronostat.survey import survey
+from chronostat.survey import Arm, Plan, repeated
 from chronostat.training import JUDGED_SETTINGS, training_box_s
 from chronostat.training import train as run_training
 from chronostat.validation import validate as run_validation
@@ -51,7 +52,13 @@ def resume(folder: Path, out: Console) -> None:
     store = RunStore.open(folder)
     if _is_trained(store):
         raise StoreError(f"{folder} has finished training; next: chronostat validate {folder}")
-    with reopen(store, config=_stored_config(store), progress=Bars(out)) as session:
+    if "ranking" in store.facts:
+        raise StoreError(
+            f"{folder} holds a ranking of blocks; continue it with: chronostat rank-blocks --resume {folder}"
+        )
+    with reopen(store, config=stored_config(store), progress=Bars(out)) as session:
+        for told in Conditions.from_json(store.facts["conditions"]).differences(session.conditions)[1]:
+            out.print(f"this run began elsewhere, its latencies are compared all the same: {told}")
         run_training(session)
         session.store.compact()
     _say_trained(folder, out)
@@ -60,13 +67,14 @@ def resume(folder: Path, out: Console) -> None:
 def validate(run: Path, to: Path | None, overrides: Sequence[str], command: str, out: Console) -> None:
     """The verdict on a trained controller."""
     trained = RunStore.open(run)
-    config = _with_overrides(_stored_config(trained), overrides)
+    config = _with_overrides(stored_config(trained), overrides)
     if not _is_trained(trained):
         raise StoreError(f"{run} holds no controller yet; continue it with: chronostat train --resume {run}")
     if to is None:
         _require_unjudged(trained)
     material = Material.load(config)
-    require_like(material, trained)
+    with material.steady():
+        require_like(material, trained)
     progress = Bars(out)
     if to is None:
         opened = reopen_with(material, trained, progress=progress)
@@ -140,8 +148,9 @@ def forecast(config: Config, out: Console) -> None:
     vlm = load_model(config)
     material = Material.of(config, vlm, dataset)
     request = request_for(dataset.split("train")[0], vlm.processor, None)
-    probed = survey(vlm, request, material.space.settings, repeats=1, max_new_tokens=config.measure.max_new_tokens)
-    requests_ms = [e.request_ms or 0.0 for runs in probed.executions.values() for e in runs]
+    arms = [Arm(name=str(s), vlm=vlm, setting=s, requests=[request]) for s in material.space.settings]
+    probed = repeated(arms, Plan(repeats=1, max_new_tokens=config.measure.max_new_tokens))
+    requests_ms = [shot.execution.request_ms or 0.0 for shot in probed]
     execution_s = sum(requests_ms) / len(requests_ms) / 1e3
     table = Table("phase", "about how many executions", "seconds")
     whole_s = 0.0
@@ -176,7 +185,12 @@ def _is_trained(store: RunStore) -> bool:
     return store.holds(f"{FOLDER}/{CONTROLLER_FACTS}")
 
 
-def _stored_config(store: RunStore) -> Config:
+def stored_config(store: RunStore) -> Config:
+    """The configuration that a run began with.
+
+    Raises:
+        StoreError: it was not written by this version.
+    """
     try:
         return Config.model_validate(store.facts["config"])
     except KeyError:
@@ -206,7 +220,12 @@ def _say_trained(folder: Path, out: Console) -> None:
 
 def _say_verdict(verdict: Validation, out: Console) -> None:
     out.print(verdict_table(verdict))
-    counted, differ = verdict.counted, verdict.kinds_differ
+    counted, differ, noise = verdict.counted, verdict.kinds_differ, verdict.noise
+    if noise is not None:
+        out.print(
+            f"noise floor: half of {noise.comparison.pairs} pairs of full against itself differ by more than "
+            f"{percent(noise.spread)}; {noise.asked - noise.comparison.pairs} of {noise.asked} pairs left out"
+        )
     if counted is not None:
         out.print(f"validation: {counted.executions:,} stored executions, {counted.generate_calls:,} generate() calls")
     if differ is not None:

@@ -1,59 +1,194 @@
-"""measure: the stages of one request."""
+"""measure: the stages of requests, under one or several models and settings."""
 
 import json
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
 from chronostat.config import Config
-from chronostat.console import survey_table
+from chronostat.console import survey_tables
 from chronostat.data.demo import DemoTask
 from chronostat.data.jsonl import load_images
+from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import Sample
-from chronostat.errors import ConfigError, StoreError
+from chronostat.errors import ConfigError, DataError
 from chronostat.execution import SampleRequest, request_for
 from chronostat.material import load_model
 from chronostat.models.load import Vlm
 from chronostat.records import Setting
-from chronostat.survey import survey
+from chronostat.survey import Arm, Plan, Survey, survey
+from chronostat.surveyed import condition_rows, notes, survey_page
+from chronostat.verbs.output import write_json, write_text
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+ONE_ARM, COMPARED, MANY_REQUESTS = 10, 20, 1  # repeats, where the user names none
 
 
-def measure(
-    config: Config,
-    images: Sequence[Path],
-    prompt: str | None,
-    settings: Sequence[str],
-    repeats: int,
-    json_file: Path | None,
-    out: Console,
-) -> None:
-    """The stages of one request under some settings."""
-    wanted = list(dict.fromkeys(Setting.parse(text) for text in settings))
-    vlm = load_model(config)
-    request = _request(vlm, images, prompt, own_model=config.model.path is not None)
-    measured = survey(vlm, request, wanted, repeats=repeats, max_new_tokens=config.measure.max_new_tokens)
-    out.print(survey_table(measured))
-    if json_file is not None:
-        _write_json(json_file, measured.to_json())
-        out.print(f"every repeat: {json_file}")
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What the user wants measured.
+
+    Attributes:
+        models: a configuration for each model, the first the one that others are compared with.
+        images: of the one request.
+        folder: of images, each a request.
+        task: a task by name, each sample a request.
+        requests: most of them.
+        repeats: None: as many as suit.
+        command: as it was typed.
+    """
+
+    models: Sequence[Config]
+    settings: Sequence[str]
+    images: Sequence[Path] = ()
+    folder: Path | None = None
+    prompt: str | None = None
+    task: str | None = None
+    requests: int = 20
+    repeats: int | None = None
+    exact_tokens: bool = False
+    json_file: Path | None = None
+    html_file: Path | None = None
+    command: str = "chronostat measure"
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write where the user said, in place: it may be a pipe or a device."""
-    try:
-        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}; name another file with --json") from None
+def measure(ask: Ask, out: Console) -> None:
+    """Measure, and show: a table, verdicts between arms, conditions, and what a reader has to know."""
+    settings = list(dict.fromkeys(Setting.parse(text) for text in ask.settings))
+    samples = _samples(ask)
+    vlms = [load_model(config) for config in ask.models]
+    arms = [
+        Arm(name=name, vlm=vlm, setting=setting, requests=requests)
+        for vlm, requests in [(vlm, _requests(vlm, samples, scored=not ask.exact_tokens)) for vlm in vlms]
+        for setting in settings
+        for name in [_name(vlm, setting, models=len(vlms), settings=len(settings))]
+    ]
+    few = COMPARED if len(arms) > 1 else ONE_ARM
+    plan = Plan(
+        repeats=ask.repeats or (MANY_REQUESTS if len(samples) > 1 else few),
+        max_new_tokens=ask.models[0].measure.max_new_tokens,
+        exact_tokens=ask.exact_tokens,
+        seed=ask.models[0].seed,
+    )
+    with out.status("measuring") as status:
+        found = survey(arms, plan, advance=lambda share, note: status.update(f"measuring: {100 * share:.0f} %, {note}"))
+    _show(found, ask, out)
 
 
-def _request(vlm: Vlm, images: Sequence[Path], prompt: str | None, *, own_model: bool) -> SampleRequest:
+def one_request(vlm: Vlm, images: Sequence[Path], prompt: str | None, *, own_model: bool) -> SampleRequest:
+    """What the user gave as the one request; one of the bundled task for the bundled model.
+
+    Raises:
+        ConfigError: half a request, or none for an own model.
+        DataError: an image cannot be read.
+    """
+    return request_for(one_sample(images, prompt, own_model=own_model), vlm.processor, None)
+
+
+def one_sample(images: Sequence[Path], prompt: str | None, *, own_model: bool) -> Sample:
+    """The sample of that request.
+
+    Raises:
+        ConfigError: half a request, or none for an own model.
+        DataError: an image cannot be read.
+    """
     if images and prompt:
-        sample = Sample(
-            id="request", split="test", prompt=prompt, references=(), load_images=lambda: load_images(images)
-        )
-        return request_for(sample, vlm.processor, None)
+        return _sample("request", prompt, images)
     if images or prompt or own_model:
         raise ConfigError("give --image FILE and --prompt TEXT together; without both, the bundled model is measured")
-    return request_for(DemoTask().split("validation")[0], vlm.processor, None)
+    return DemoTask().split("validation")[0]
+
+
+def read_layout(file: Path) -> dict[str, str | tuple[str, ...]]:
+    """The parts of a model by name of the part, from a JSON or TOML file.
+
+    Raises:
+        ConfigError: it cannot be read, is neither, or is not one table of paths.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--layout {file}: cannot be read ({error}); name a JSON or TOML file") from None
+    table = _parsed(text)
+    wanted = 'a table such as {"vision": "model.visual", "blocks": "model.layers"}'
+    if table is None:
+        raise ConfigError(f"--layout {file} is neither JSON nor TOML; it holds {wanted}")
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"--layout {file} holds a {type(table).__name__}; it must hold {wanted}")
+    layout: dict[str, str | tuple[str, ...]] = {}
+    for part, value in cast("Mapping[str, object]", table).items():
+        paths = cast("list[object]", value) if isinstance(value, list) else [value]
+        if not all(isinstance(path, str) for path in paths):
+            raise ConfigError(f"--layout {file}: {part} = {value!r}; allowed are a module path or a list of them")
+        layout[part] = value if isinstance(value, str) else tuple(map(str, paths))
+    return layout
+
+
+def _parsed(text: str) -> Any:  # noqa: ANN401 - any JSON value; None: neither language
+    readers: tuple[Callable[[str], Any], ...] = (json.loads, tomllib.loads)
+    for read in readers:
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _samples(ask: Ask) -> list[Sample]:
+    """What is asked, without the processors of the models."""
+    ways = [flag for flag, given in (("--image", ask.images), ("--images", ask.folder), ("--task", ask.task)) if given]
+    if len(ways) > 1:
+        raise ConfigError(f"{' and '.join(ways)} each say what the requests are; give one of them")
+    if ask.task is not None:
+        if ask.prompt:
+            raise ConfigError("--task brings its own prompts; leave --prompt out")
+        return list(DemoTask().split("validation")[: ask.requests])
+    if ask.folder is not None:
+        if not ask.prompt:
+            raise ConfigError("--images DIR needs --prompt TEXT, which is asked of each image")
+        return [_sample(file.name, ask.prompt, [file]) for file in _image_files(ask.folder)[: ask.requests]]
+    own = any(config.model.path is not None for config in ask.models)
+    return [one_sample(ask.images, ask.prompt, own_model=own)]
+
+
+def _image_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(f"--images {folder} is no directory; name a folder of images, or files with --image")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(f"--images {folder} holds no image; read are {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return files
+
+
+def _sample(name: str, prompt: str, images: Sequence[Path]) -> Sample:
+    loaded = load_images(images)  # before any model, so that a wrong file is said at once
+    return Sample(id=name, split="test", prompt=prompt, references=(), load_images=lambda: loaded)
+
+
+def _requests(vlm: Vlm, samples: Sequence[Sample], *, scored: bool) -> list[SampleRequest]:
+    quality = quality_by_name("exact") if scored else None  # an answer made too long is never right
+    return [request_for(sample, vlm.processor, quality if sample.references else None) for sample in samples]
+
+
+def _name(vlm: Vlm, setting: Setting, *, models: int, settings: int) -> str:
+    if models == 1:
+        return str(setting)
+    return vlm.name if settings == 1 and not setting else f"{vlm.name}: {setting}"
+
+
+def _show(found: Survey, ask: Ask, out: Console) -> None:
+    for table in survey_tables(found):
+        out.print(table)
+    out.print("; ".join(f"{name.replace('_', ' ')} {' / '.join(cells)}" for name, cells in condition_rows(found)))
+    for note in notes(found):
+        out.print(note)
+    if ask.json_file is not None:
+        write_json(ask.json_file, found.to_json())
+        out.print(f"every execution: {ask.json_file}")
+    if ask.html_file is not None:
+        write_text(ask.html_file, survey_page(found, ask.command), flag="--html")
+        out.print(f"page with waterfall: {ask.html_file}")

@@ -14,6 +14,8 @@ class MolmoV1Config(PretrainedConfig):
         vocab_size=32,
         moe_num_experts=4,
         moe_top_k=2,
+        pixels=6,
+        patches_per_token=2,
         use_position_ids=True,
         use_cache=True,
         **others,
@@ -24,6 +26,8 @@ class MolmoV1Config(PretrainedConfig):
         self.vocab_size = vocab_size
         self.moe_num_experts = moe_num_experts
         self.moe_top_k = moe_top_k
+        self.pixels = pixels  # numbers of one patch
+        self.patches_per_token = patches_per_token
         self.use_position_ids = use_position_ids
         self.use_cache = use_cache
         super().__init__(**others)

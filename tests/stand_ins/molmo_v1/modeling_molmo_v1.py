@@ -17,14 +17,15 @@ PIXELS, POOLED = 6, 2
 class VisionBackbone(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.image_vit = nn.Sequential(nn.Linear(PIXELS, config.d_model), nn.GELU())
-        self.image_pooling_2d = nn.Linear(2 * config.d_model, config.d_model)
+        self.joined = config.patches_per_token
+        self.image_vit = nn.Sequential(nn.Linear(config.pixels, config.d_model), nn.GELU())
+        self.image_pooling_2d = nn.Linear(self.joined * config.d_model, config.d_model)
         self.image_projector = nn.Sequential(nn.Linear(config.d_model, config.d_model))
 
     def forward(self, images: Tensor, image_masks: Tensor) -> tuple[Tensor, None]:
         """[1, crops, patches, pixels], [1, crops, patches] -> ([1, crops, pooled, d], None)."""
         features = self.image_vit(images) * image_masks[..., None]
-        pooled = self.image_pooling_2d(features.unflatten(2, (POOLED, -1)).flatten(3))
+        pooled = self.image_pooling_2d(features.unflatten(2, (-1, self.joined)).flatten(3))
         return self.image_projector(pooled), None
 
 
@@ -109,7 +110,8 @@ class MolmoV1(nn.Module):
         x = self.transformer.wte(input_ids)
         if images is not None:
             features, _ = self.vision_backbone(images, image_masks)
-            x = x.index_add(1, image_input_idx.flatten(), features.flatten(1, 2))
+            places = image_input_idx.flatten()  # below 0: another crop has this part of the image
+            x = x.index_add(1, places[places >= 0], features.flatten(1, 2)[:, places >= 0])
         x = x + self.transformer.wpe(position_ids)
         lowest = torch.finfo(torch.float32).min
         bias = torch.full((past + length, past + length), lowest, device=x.device).triu(1)[None, None]

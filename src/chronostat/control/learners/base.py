@@ -39,7 +39,8 @@ class Learner(ABC):
         observation_size: D.
         config: the run's configuration.
         seed: seed of the weights and of everything that learning draws.
-        latency_means: mean latency of each setting in the calibration of this run, as fractions of ``full``, length S.
+        latency_means: mean latency of each setting in the calibration of this run, as fractions of ``full``, length S;
+            NaN where it could not be measured.
         budgets: the budgets that training draws from.
     """
 
@@ -74,6 +75,22 @@ class Learner(ABC):
 
         Returns:
             Numbers for the learning curve, by name.
+        """
+
+    def head_gradients(self) -> Mapping[str, float]:
+        """Length of the last update's gradient at what chooses the values of each knob, by the knob's name.
+
+        Knobs with one value have none. Empty before the first update, and for a learner without gradients; the
+        start-up check of a run stops where one of them is 0 (``selfcheck.py``).
+        """
+        return {}
+
+    @abstractmethod
+    def take_out(self, settings: Sequence[int]) -> None:
+        """Never propose or decide for some settings again, and give them no probability.
+
+        Args:
+            settings: positions in the space; one at least is left.
         """
 
     @abstractmethod

@@ -107,6 +107,7 @@ class DirectLearner(Learner):
         budgets: Sequence[Budget],
     ) -> None:
         self._config = config.direct
+        self._levels = space.levels
         self._reward = config.reward
         self._generator = torch.Generator().manual_seed(seed)
         self._model = QualityModel(space, observation_size, self._config.members, self._config.hidden, self._generator)
@@ -123,6 +124,7 @@ class DirectLearner(Learner):
         quality = self._quality(observation[None])[:, 0]  # [M, S]
         members = torch.randint(len(quality), (draws,), generator=generator)
         scores = quality[members] - self._limits.mean_price() * self._limits.latencies.means
+        scores = self._limits.only_legal(scores)
         return (scores / self._config.temperature).softmax(dim=-1).multinomial(1, generator=generator)[:, 0]
 
     def learn(self, outcome: Outcome) -> dict[str, float]:
@@ -153,6 +155,17 @@ class DirectLearner(Learner):
         self._optimizer.step()
         return float(loss.detach()) / self._config.members
 
+    def head_gradients(self) -> Mapping[str, float]:
+        """Of each knob's steps and of the output, in the member where it is shortest; see ``Learner``."""
+        steps, offset = self._model.levels.grad, self._model.offset.grad
+        if steps is None or offset is None:
+            return {}
+        rows = steps.split([len(values) - 1 for values in self._levels.values()], dim=1)  # [M, steps of a knob, H] each
+        heads = {name: row for name, row in zip(self._levels, rows, strict=True) if row.shape[1]}
+        return {
+            name: float(gradient.flatten(1).norm(dim=1).min()) for name, gradient in {**heads, "output": offset}.items()
+        }
+
     @torch.no_grad()
     def _move_prices(self, observation: Tensor) -> None:
         means, prices = self._limits.latencies.means, self._limits.prices
@@ -165,6 +178,10 @@ class DirectLearner(Learner):
     def _quality(self, observations: Tensor) -> Tensor:
         """Predicted quality [M, N, S] of observations [N, D]."""
         return self._model(self._scale(observations)).sigmoid()
+
+    def take_out(self, settings: Sequence[int]) -> None:
+        """Mask them in draws and choices; see ``Learner``."""
+        self._limits.take_out(settings)
 
     @torch.no_grad()
     def decide(self, observation: Tensor, budget: Budget) -> int:

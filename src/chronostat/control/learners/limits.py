@@ -37,7 +37,8 @@ class LatencyMeans:
     """Mean measured latency of each setting, and how far above its setting's mean a slow request lies.
 
     Args:
-        calibrated: means of the calibration, as fractions of ``full``, length S.
+        calibrated: means of the calibration, as fractions of ``full``, length S; NaN where there is none: counted as
+            dear as the dearest until it has been measured.
 
     Attributes:
         means: fractions of ``full``, float64 of shape [S].
@@ -46,7 +47,8 @@ class LatencyMeans:
     """
 
     def __init__(self, calibrated: Sequence[float]) -> None:
-        self.means = torch.tensor(calibrated, dtype=torch.float64)
+        means = torch.tensor(calibrated, dtype=torch.float64)
+        self.means = torch.where(means.isfinite(), means, means.nan_to_num(nan=-torch.inf).max())
         self.tail = 1.0
         self._counts = torch.full_like(self.means, _CALIBRATION_WEIGHT)
         self._ratios = torch.zeros(0, dtype=torch.float64)
@@ -102,12 +104,22 @@ class Limits:
     Attributes:
         latencies: what was measured of each setting.
         prices: the multiplier of each mean budget.
+        legal: which settings may be used, bool of shape [S].
     """
 
     def __init__(self, calibrated: Sequence[float], budgets: Sequence[Budget], *, margin: float = 0.0) -> None:
         self._margin = margin
         self.latencies = LatencyMeans(calibrated)
         self.prices = Multipliers([budget.fraction for budget in budgets if budget.kind == "mean"])
+        self.legal = torch.ones(len(calibrated), dtype=torch.bool)
+
+    def take_out(self, settings: Sequence[int]) -> None:
+        """Settings that may not be used any more."""
+        self.legal[list(settings)] = False
+
+    def only_legal(self, scores: Tensor) -> Tensor:
+        """Scores of settings, shape [..., S]; minus infinity for those that were taken out."""
+        return scores.masked_fill(~self.legal, -torch.inf)
 
     def penalised(self, scores: Tensor, budget: Budget, factor: Tensor | float = 1.0) -> Tensor:
         """Scores from which the best may be taken, shape [..., S]; at least one is finite.
@@ -117,11 +129,11 @@ class Limits:
             budget: of either kind.
             factor: scales the price, shape [..., 1].
         """
-        means = self.latencies.means
+        means, scores = self.latencies.means, self.only_legal(scores)
         if budget.kind == "mean":
             return penalised(scores, factor * self.prices.at(budget.fraction), means, budget.fraction)
         slow, limit = means * self.latencies.tail, budget.fraction * (1 - self._margin)
-        return scores.masked_fill(slow > max(limit, float(slow.min())), -torch.inf)
+        return scores.masked_fill(slow > max(limit, float(slow[self.legal].min())), -torch.inf)
 
     def choose(self, scores: Tensor, budget: Budget) -> int:
         """The best setting that the budget can pay.
@@ -145,7 +157,7 @@ class Limits:
 
     def cheapest(self, budget: Budget) -> float:
         """The tightest budget of this kind that some setting can meet, as a fraction of ``full``."""
-        cheapest = float(self.latencies.means.min())
+        cheapest = float(self.latencies.means[self.legal].min())
         return cheapest if budget.kind == "mean" else cheapest * self.latencies.tail
 
     def settle(
@@ -160,25 +172,35 @@ class Limits:
         """
         if latency_means is not None:
             self.latencies.renew(latency_means)
-        means = self.latencies.means
-        self.prices = Multipliers(np.geomspace(float(means.min()), float(means.max()), _SETTLED).tolist())
-        scores = [score_at(Budget(kind="mean", fraction=fraction)) for fraction in self.prices.fractions]
+        means, legal = self.latencies.means, self.latencies.means[self.legal]
+        self.prices = Multipliers(np.geomspace(float(legal.min()), float(legal.max()), _SETTLED).tolist())
+        scores = [
+            self.only_legal(score_at(Budget(kind="mean", fraction=fraction))) for fraction in self.prices.fractions
+        ]
         self.prices.fit(scores, means, margin=self._margin, lowest=lowest)
 
     def state(self) -> dict[str, Tensor]:
-        """Latencies and prices."""
-        return with_prefix("latencies", self.latencies.state()) | with_prefix("prices", self.prices.state())
+        """Latencies, prices and which settings are legal."""
+        return self._around(self.latencies.state())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what ``state`` gave."""
         self.latencies.load(without_prefix("latencies", state))
-        self.prices.load(without_prefix("prices", state))
+        self._load_around(state)
 
     def policy_state(self) -> dict[str, Tensor]:
         """Only what choices need."""
-        return with_prefix("latencies", self.latencies.policy_state()) | with_prefix("prices", self.prices.state())
+        return self._around(self.latencies.policy_state())
 
     def load_policy_state(self, state: Mapping[str, Tensor]) -> None:
         """Choose as with what ``policy_state`` gave."""
         self.latencies.load_policy_state(without_prefix("latencies", state))
+        self._load_around(state)
+
+    def _around(self, latencies: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        prices = with_prefix("prices", self.prices.state())
+        return with_prefix("latencies", latencies) | prices | {"legal": self.legal.clone()}
+
+    def _load_around(self, state: Mapping[str, Tensor]) -> None:
         self.prices.load(without_prefix("prices", state))
+        self.legal = state["legal"].clone()

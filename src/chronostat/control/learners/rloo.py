@@ -136,19 +136,23 @@ class Policy(nn.Module):
         self.budget_heads = nn.Parameter(torch.zeros(len(budgets), levels))
         self.register_buffer("start", start)
 
-    def forward(self, observations: Tensor, positions: Tensor) -> Tensor:
-        """Log-probabilities of all settings.
+    def forward(self, observations: Tensor, positions: Tensor, legal: Tensor | None = None) -> Tensor:
+        """Log-probabilities of all settings: one softmax over the legal ones, minus infinity for the others.
 
         Args:
             observations: scaled, shape [N, D].
             positions: of P budgets, shape [P, B].
+            legal: bool, shape [S]; all of them if absent.
 
         Returns:
             Shape [N, P, S]; their exponentials sum to 1 over S.
         """
         request = (observations @ self.request + self.bias).relu() @ self.heads  # [N, levels]: the heads side by side
         levels = request[:, None] + positions @ self.budget_heads  # [N, P, levels]
-        return (levels @ self._one_hot.T + positions @ self.start).log_softmax(dim=-1)
+        logits = levels @ self._one_hot.T + positions @ self.start
+        if legal is not None:
+            logits = logits.masked_fill(~legal, -torch.inf)
+        return logits.log_softmax(dim=-1)
 
     def position(self, budget: Budget) -> Tensor:
         """Weights of the budgets of the training in the place of any budget, shape [B]."""
@@ -192,6 +196,7 @@ class RlooLearner(Learner):
         budgets: Sequence[Budget],
     ) -> None:
         self._config = config.rloo
+        self._levels = space.levels
         self._reward = config.reward
         by_kind: dict[BudgetKind, list[float]] = {
             kind: sorted({b.fraction for b in budgets if b.kind == kind}) for kind in ("mean", "deadline")
@@ -199,11 +204,12 @@ class RlooLearner(Learner):
         self._budgets = tuple(Budget(kind=kind, fraction=f) for kind, group in by_kind.items() for f in group)
         self._multipliers: dict[BudgetKind, Multipliers] = {kind: Multipliers(g) for kind, g in by_kind.items()}
         self._generator = torch.Generator().manual_seed(seed)
-        start = torch.stack([start_logits(latency_means, budget) for budget in self._budgets])
+        self._limits = Limits(latency_means, [], margin=self._reward.margin)
+        known = self._limits.latencies.means.tolist()
+        start = torch.stack([start_logits(known, budget) for budget in self._budgets])
         self._policy = Policy(space, observation_size, self._budgets, start, self._config.hidden, self._generator)
         self._optimizer = self._make_optimizer()
         self._scale = Scale(observation_size)
-        self._limits = Limits(latency_means, [], margin=self._reward.margin)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         rate, fast = self._config.learning_rate, self._policy.budget_heads
@@ -232,14 +238,24 @@ class RlooLearner(Learner):
         return {**metrics[-1], "multiplier": own}
 
     def _update(self, observation: Tensor, settings: Tensor, drawn: Tensor, advantages: Tensor) -> dict[str, float]:
-        log_probabilities = self._policy(observation, torch.eye(len(self._budgets)))[0]  # [B, S]
+        log_probabilities = self._under_all_budgets(observation)  # [B, S]
         votes = policy_loss(log_probabilities[:, settings], drawn, advantages, self._config.weight_clip)  # [B, G]
-        entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1).mean()
+        legal = log_probabilities[:, self._limits.legal]  # the others have none: 0 times minus infinity is no number
+        entropy = -(legal.exp() * legal).sum(dim=-1).mean()
         loss = votes.mean() - self._config.entropy * entropy
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
         return {"loss": float(loss.detach()), "entropy": float(entropy.detach())}
+
+    def head_gradients(self) -> Mapping[str, float]:
+        """Of each knob's columns in both heads together; see ``Learner``."""
+        heads, budget_heads = self._policy.heads.grad, self._policy.budget_heads.grad
+        if heads is None or budget_heads is None:
+            return {}
+        columns = torch.cat([heads, budget_heads]).split([len(values) for values in self._levels.values()], dim=1)
+        named = zip(self._levels, columns, strict=True)
+        return {name: float(gradient.norm()) for name, gradient in named if gradient.shape[1] > 1}
 
     def _rewards(self, outcome: Outcome) -> Tensor:
         """Of each draw under every budget of the training, shape [B, G]."""
@@ -263,14 +279,22 @@ class RlooLearner(Learner):
 
     @torch.no_grad()
     def _move_multipliers(self, observation: Tensor) -> None:
-        probabilities = self._policy(observation, torch.eye(len(self._budgets)))[0].exp().double()
+        probabilities = self._under_all_budgets(observation).exp().double()
         costs = (probabilities @ self._limits.latencies.means).tolist()
         for group in self._multipliers.values():
             group.ascend([costs.pop(0) for _ in group.fractions], self._reward.multiplier_rate)
 
+    def _under_all_budgets(self, observation: Tensor) -> Tensor:
+        """Of all settings under every budget of the training for one scaled observation, [1, D] -> [B, S]."""
+        return self._policy(observation, torch.eye(len(self._budgets)), self._limits.legal)[0]
+
     def _log_probabilities(self, observations: Tensor, budget: Budget) -> Tensor:
         """Of all settings under one budget, [N, D] -> [N, S]."""
-        return self._policy(self._scale(observations), self._policy.position(budget)[None])[:, 0]
+        return self._policy(self._scale(observations), self._policy.position(budget)[None], self._limits.legal)[:, 0]
+
+    def take_out(self, settings: Sequence[int]) -> None:
+        """Mask them in the softmax and in choices; see ``Learner``."""
+        self._limits.take_out(settings)
 
     @torch.no_grad()
     def decide(self, observation: Tensor, budget: Budget) -> int:

@@ -1,0 +1,147 @@
+"""Results that are kept cell by cell, so that a long benchmark can go on where it stopped, and a time box."""
+
+import argparse
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks.common import RESULTS, commit
+from chronostat.errors import UnlikeConditions
+from chronostat.measure.conditions import read_conditions
+from chronostat.records import Conditions
+
+Cell = dict[str, Any]
+_SAVE_EVERY_S = 5.0
+
+
+class CellFile:
+    """``NAME.json`` with one entry for each cell, its conditions and commit in it; written aside and renamed.
+
+    Args:
+        name: of the benchmark.
+        folder: where it is written. What is not there yet is taken over from ``benchmarks/results``.
+        commit_name: the commit of the code that runs.
+    """
+
+    def __init__(self, name: str, folder: Path, commit_name: str) -> None:
+        self._name = name
+        self._path = folder / f"{name}.json"
+        self._commit = commit_name
+        self._saved_s = perf_counter()
+        earlier = next((path for path in (self._path, RESULTS / f"{name}.json") if path.is_file()), None)
+        read = json.loads(earlier.read_text(encoding="utf-8")) if earlier else {}
+        self.cells: dict[str, Cell] = read.get("cells", {})
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self._path
+
+    def open(self, key: str, model: PreTrainedModel, **facts: Any) -> Cell:  # noqa: ANN401 - plain data
+        """A cell to go on with: the earlier one if it was measured under like conditions with like facts, or a new one.
+
+        Unlike conditions are not mixed: such a cell is begun again, and this is said; what there was is kept beside it.
+        """
+        conditions = asdict(read_conditions(model))
+        earlier = self.cells.get(key)
+        if earlier is not None:
+            differs = _difference(earlier.get("conditions", {}), conditions) or _other_facts(earlier, facts)
+            if not differs:
+                return earlier
+            print(f"{key}: begun again, the earlier part differs ({differs})", flush=True)
+            if earlier.get("rows"):
+                self.cells[f"{key} (earlier)"] = earlier
+        self.cells[key] = {"commit": self._commit, "conditions": conditions, **facts}
+        return self.cells[key]
+
+    def save(self, *, now: bool = True) -> None:
+        """Write the file; with ``now=False`` only if the last time is some seconds ago."""
+        if not now and perf_counter() - self._saved_s < _SAVE_EVERY_S:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self._path.with_suffix(".part")
+        aside.write_text(json.dumps({"benchmark": self._name, "cells": _short(self.cells)}, indent=None) + "\n")
+        aside.replace(self._path)
+        self._saved_s = perf_counter()
+
+
+class TimeBox:
+    """So many seconds from now; None: no limit."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end_s = None if seconds is None else perf_counter() + seconds
+
+    def left_s(self) -> float:
+        """Seconds left, at least 0."""
+        return float("inf") if self._end_s is None else max(0.0, self._end_s - perf_counter())
+
+    def allows(self, seconds: float) -> bool:
+        """Whether so much can still be begun."""
+        return self.left_s() >= seconds
+
+
+def arguments(text: str | None, *, device: bool = True) -> argparse.ArgumentParser:
+    """The options that all resumable benchmarks have."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, help="stop after so many seconds; the next call goes on")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result (default benchmarks/results)")
+    parser.add_argument("--commit", help="commit of the code, where there is no git; or CHRONOSTAT_COMMIT")
+    parser.add_argument("--show", action="store_true", help="print the tables of what was measured; measure nothing")
+    if device:
+        parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where models run (default cpu)")
+    return parser
+
+
+def commit_of(options: argparse.Namespace) -> str:
+    """The commit that was given, or the one that git names."""
+    return options.commit or os.environ.get("CHRONOSTAT_COMMIT") or commit()
+
+
+def dtype_for(device: str) -> torch.dtype:
+    """bfloat16 on a GPU, float32 on a CPU."""
+    return torch.bfloat16 if device == "cuda" else torch.float32
+
+
+def split_key(key: str, *, tiles: int) -> tuple[str, int]:
+    """``model:tiles``, or ``model`` with the default number of tiles."""
+    name, _, number = key.partition(":")
+    return name, int(number) if number else tiles
+
+
+def grouped(keys: Iterable[str]) -> str:
+    """Cells for people."""
+    return ", ".join(keys) or "none"
+
+
+def _difference(stored: dict[str, Any], now: dict[str, Any]) -> str | None:
+    try:
+        Conditions(**stored).require_like(Conditions(**now))
+    except UnlikeConditions as error:
+        return str(error)
+    except TypeError:
+        return "its conditions have other fields"
+    return None
+
+
+def _other_facts(cell: Cell, facts: dict[str, Any]) -> str | None:
+    return next(
+        (f"{name}: {cell.get(name)} != {value}" for name, value in facts.items() if cell.get(name) != value), None
+    )
+
+
+def _short(value: Any) -> Any:  # noqa: ANN401 - plain data
+    """Plain data with numbers of five decimals (10 ns for milliseconds)."""
+    if isinstance(value, float):
+        return round(value, 5)
+    if isinstance(value, dict):
+        return {str(key): _short(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_short(item) for item in value]
+    return value

@@ -1,0 +1,124 @@
+"""Measured calls against bare ones, and stages against the profiler's kernels, at real sizes.
+
+``python -m benchmarks.truth --device cuda --seconds 500`` measures cell by cell, most valuable first, and goes on
+where it stopped. A cell is ``model:tiles`` of ``benchmarks/models.py``. In each block a bare and a measured
+``generate()`` run in random order, and in some of them a second bare one (A/A); all answers have the same number of
+tokens, greedy. The ratios are medians of pairs with distribution-free 95 % intervals.
+
+Beside the pairs, at the tiles that ``--extras`` names: where the time goes that is neither prefill nor decode; stages
+against the kernels of ``torch.profiler`` in the same call, with idle gaps; what marks distort that wait for the device;
+and whether marks on a wrong stream are caught. Raw values go to ``truth.json``.
+"""
+
+import argparse
+import gc
+import sys
+from time import perf_counter
+
+import torch
+
+from benchmarks.cells import CellFile, TimeBox, arguments, commit_of, dtype_for, split_key
+from benchmarks.models import Subject, build
+from benchmarks.truth.calls import Caller
+from benchmarks.truth.cells import Plan, is_complete, run_cell
+from benchmarks.truth.tables import tables
+from chronostat.errors import ChronostatError
+from chronostat.measure.clock import clock_for
+from chronostat.models.prepare import image_token_id
+
+CELLS = ",".join(
+    f"{model}:{tiles}" for tiles in (5, 1, 13) for model in ("qwen2.5-vl-7b", "internvl-moe-30b", "molmo2-8b")
+)
+BUILD_S = 15.0  # the least that is worth beginning a cell for
+
+
+def main() -> int:
+    """Measure what is missing, print the tables; 1 if a cell failed."""
+    parser = arguments(__doc__)
+    parser.add_argument("--cells", default=CELLS, help=f"model:tiles, in this order (default {CELLS})")
+    parser.add_argument("--pairs", type=int, help="pairs for each cell (default 60 at 5 tiles, else 20)")
+    parser.add_argument("--again-every", type=int, default=3, help="a second bare call in every so many blocks (3)")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens of each answer (default 32)")
+    parser.add_argument("--profiled-tokens", type=int, default=16, help="tokens of profiled answers (default 16)")
+    parser.add_argument("--extras", default="5", help="tiles at which the extra calls are made (default 5)")
+    parser.add_argument("--compiled", action="store_true", help="static cache: compiled decode; cells of their own")
+    options = parser.parse_args()
+    file = CellFile("truth", options.out, commit_of(options))
+    failed = 0 if options.show else measure(options, file, TimeBox(options.seconds))
+    print(tables(file.cells))
+    return 1 if failed else 0
+
+
+def measure(options: argparse.Namespace, file: CellFile, box: TimeBox) -> int:
+    """Measure the cells as far as the time goes; how many failed."""
+    torch.set_num_threads(1)
+    subject: Subject | None = None
+    failed = 0
+    for key in options.cells.split(","):
+        name, tiles = split_key(key, tiles=5)
+        if is_complete(file.cells.get(_key(name, tiles, options), {}), _plan(tiles, options), options.device):
+            print(f"{key}: complete", flush=True)
+            continue
+        if not box.allows(BUILD_S if options.device == "cuda" else 1.0):
+            print(f"no time for {key}", flush=True)
+            continue
+        try:
+            if subject is None or subject.name != name:
+                subject = None  # the earlier model's memory is needed
+                gc.collect()
+                torch.cuda.empty_cache()
+                subject = _built(name, options.device)
+            _measure_cell(subject, tiles, options, box, file)
+        except (ChronostatError, RuntimeError) as error:  # torch raises RuntimeError; the next cell may still do
+            failed += 1
+            file.cells.setdefault(_key(name, tiles, options), {})["failed"] = f"{type(error).__name__}: {error}"
+            file.save()
+            print(f"{key} failed: {error}", file=sys.stderr, flush=True)
+    return failed
+
+
+def _key(name: str, tiles: int, options: argparse.Namespace) -> str:
+    return f"{name}:{tiles}{' compiled' if options.compiled else ''}"
+
+
+def _plan(tiles: int, options: argparse.Namespace) -> Plan:
+    return Plan(
+        pairs=options.pairs or (60 if tiles == 5 else 20),
+        again_every=options.again_every,
+        profiled_tokens=options.profiled_tokens,
+        extras=str(tiles) in options.extras.split(","),
+    )
+
+
+def _built(name: str, device: str) -> Subject:
+    started_s = perf_counter()
+    subject = build(name, device, dtype_for(device))
+    print(f"{name}: {subject.parameters / 1e9:.2f} G weights in {perf_counter() - started_s:.1f} s", flush=True)
+    return subject
+
+
+def _measure_cell(subject: Subject, tiles: int, options: argparse.Namespace, box: TimeBox, file: CellFile) -> None:
+    batch = subject.batch(tiles)
+    placeholder = image_token_id(subject.model)
+    key = _key(subject.name, tiles, options)
+    cell = file.open(
+        key,
+        subject.model,
+        tiles=tiles,
+        image_tokens=int((batch["input_ids"] == placeholder).sum()),
+        prompt_tokens=batch["input_ids"].shape[1],
+        new_tokens=options.tokens,
+        parameters=subject.parameters,
+    )
+    cell.pop("failed", None)
+    plan = _plan(tiles, options)
+    clock = clock_for(subject.model.device)
+    caller = Caller(subject, batch, options.tokens, clock, static_cache=options.compiled)
+    started_s = perf_counter()
+    complete = run_cell(caller, cell, plan, box, file)
+    taken = f"{len(cell['rows'])} pairs, {perf_counter() - started_s:.0f} s"
+    print(f"{key}: {taken}, {'complete' if complete else 'to be continued'}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The calls that are held against each other: bare, measured, watched, profiled."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import GenerationConfig
+
+from benchmarks.models import Batch, Subject
+from benchmarks.truth.probe import Edges, Ranges, listening
+from benchmarks.truth.timeline import Trace, agrees, read_trace, stages
+from chronostat.errors import MeasurementError
+from chronostat.measure.clock import Clock
+from chronostat.measure.generate import Measured, measure_generate
+
+STAGES = ("total", "ttft", "prefill", "vision", "projector", "llm_prefill", "prefill_rest", "decode", "other")
+
+
+class Caller:
+    """One model with one request: all calls generate the same number of tokens.
+
+    Args:
+        subject: the model.
+        batch: the request.
+        new_tokens: length of each answer.
+        clock: of the model's device.
+        static_cache: generate with a static cache, whose decode steps the library compiles on a GPU.
+    """
+
+    def __init__(
+        self, subject: Subject, batch: Batch, new_tokens: int, clock: Clock, *, static_cache: bool = False
+    ) -> None:
+        self.subject, self.batch, self.clock = subject, batch, clock
+        self.new_tokens = new_tokens
+        self._static = {"cache_implementation": "static"} if static_cache else {}
+
+    def config(self, new_tokens: int | None = None) -> GenerationConfig:
+        """Greedy decoding to a fixed length; the model itself has no end of sequence."""
+        return GenerationConfig(do_sample=False, max_new_tokens=new_tokens or self.new_tokens, **self._static)
+
+    def bare_ms(self) -> float:
+        """Host time of a plain ``generate()``, waited for at both ends.
+
+        Raises:
+            MeasurementError: the answer has another length.
+        """
+        self.clock.synchronize()
+        start_ns = self.clock.host_ns()
+        model: Any = self.subject.model
+        sequences = model.generate(**self.batch, generation_config=self.config())
+        self.clock.synchronize()
+        taken_ms = self.clock.host_ms_since(start_ns)
+        self._check(sequences.shape[1] - self.batch["input_ids"].shape[1])
+        return taken_ms
+
+    def measured(self, clock: Clock | None = None, new_tokens: int | None = None) -> tuple[Measured, float]:
+        """A measured call, and host time of all of it: hooks set and removed.
+
+        Raises:
+            MeasurementError: the answer has another length.
+        """
+        self.clock.synchronize()
+        start_ns = self.clock.host_ns()
+        length = new_tokens or self.new_tokens
+        measured = measure_generate(
+            self.subject.model,
+            self.batch,
+            max_new_tokens=length,
+            generation_config=self.config(length),
+            clock=clock or self.clock,
+        )
+        whole_ms = self.clock.host_ms_since(start_ns)
+        self._check(len(measured.output_ids), length)
+        return measured, whole_ms
+
+    def parts(self) -> dict[str, float]:
+        """Where the time of a call goes that is neither prefill nor decode, in milliseconds; they sum up to the total.
+
+        ``set_up``: from the entry of ``generate()`` to the first prefill call. ``between``: between its calls (images,
+        then the forward). ``first_token``: from its end to token mark 1. ``after``: from the last mark to the return.
+        """
+        clock, model = self.clock, self.subject.model
+        edges = Edges(clock)
+        generative: Any = model
+        with listening(model, edges):
+            clock.restart()
+            clock.synchronize()
+            start_ns, entry = clock.host_ns(), clock.mark()
+            generative.generate(**self.batch, generation_config=self.config())
+            clock.synchronize()
+            total_ms = clock.host_ms_since(start_ns)
+        calls = [(clock.between_ms(entry, start), clock.between_ms(entry, end)) for start, end in edges.calls]
+        first, last = (clock.between_ms(entry, edges.tokens[index]) for index in (0, -1))
+        prefill_ms = sum(end - start for start, end in calls)
+        return {
+            "set_up": calls[0][0],
+            "between": calls[-1][1] - calls[0][0] - prefill_ms,
+            "first_token": first - calls[-1][1],
+            "after": total_ms - last,
+            "prefill": prefill_ms,
+            "decode": last - first,
+            "total": total_ms,
+        }
+
+    def profiled(self, clock: Clock, new_tokens: int) -> dict[str, Any]:
+        """A measured call under the profiler: for each stage our value and the kernels'.
+
+        Raises:
+            MeasurementError: as ``measured``.
+        """
+        on_cuda = self.subject.model.device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+        with profile(activities=activities) as profiler:
+            torch.ones(1, device=self.subject.model.device).add_(1)  # the first kernels of a session can get lost
+            self.clock.synchronize()
+            with listening(self.subject.model, Ranges()):
+                measured, _ = self.measured(clock, new_tokens)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(path))
+            trace = read_trace(path)
+        return compared(measured, trace)
+
+    def _check(self, found: int, wanted: int | None = None) -> None:
+        wanted = wanted or self.new_tokens
+        if found != wanted:
+            raise MeasurementError(
+                f"an answer of {found} tokens where {wanted} were asked for; arms cannot be compared"
+            )
+
+
+def compared(measured: Measured, trace: Trace) -> dict[str, Any]:
+    """Our stages beside those of the kernels, as plain data."""
+    timing = measured.timing
+    rows: dict[str, Any] = {}
+    for name, stage in stages(trace).items():
+        ours_ms = getattr(timing, f"{name}_ms")
+        if ours_ms is not None:
+            rows[name] = {"ours_ms": ours_ms, **asdict(stage), "agrees": agrees(ours_ms, stage.reference_ms)}
+    return {
+        "source": timing.source,
+        "unseen": timing.unseen,
+        "total_ms": timing.total_ms,
+        "new_tokens": timing.new_tokens,
+        "kernels": len(trace.kernels),
+        "launches": trace.launches,
+        "lost": trace.lost,
+        "stages": rows,
+    }
+
+
+def plain_timing(measured: Measured) -> dict[str, Any]:
+    """Stages in milliseconds by name, and what makes them doubtful."""
+    timing = measured.timing
+    row: dict[str, Any] = {name: getattr(timing, f"{name}_ms") for name in STAGES} | {"steps": timing.decode_steps}
+    if timing.source != "measured":
+        row |= {"source": timing.source, "unseen": timing.unseen}
+    disturbed = getattr(measured, "disturbed", None)
+    return row if disturbed is None else {**row, "disturbed": disturbed}

@@ -1,0 +1,144 @@
+"""What was measured, as tables for people and for docs/measuring.md."""
+
+from collections.abc import Iterable, Mapping
+from statistics import median
+from typing import Any
+
+from benchmarks.cells import Cell
+from benchmarks.common import format_estimate, markdown_table, ratio_interval
+
+STAGE_NAMES = ("vision", "llm_prefill", "prefill", "decode")
+
+
+def tables(cells: Mapping[str, Cell]) -> str:
+    """All tables, one after the other."""
+    found = [
+        ("Measured against bare calls", _ratios(cells)),
+        ("Where the rest goes, medians in ms", _parts(cells)),
+        ("Stages against the kernels of the same profiled call, ms", _timelines(cells)),
+        ("Marks that wait for the device, as ratios to ours", _waiting(cells)),
+        ("A kernel planted in the last block, ms", _planted(cells)),
+        ("Failed", [["cell", "why"], *([key, cell["failed"]] for key, cell in cells.items() if "failed" in cell)]),
+    ]
+    return "\n\n".join(f"{title}\n\n{markdown_table(rows)}" for title, rows in found if len(rows) > 1)
+
+
+def again_ratio(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A/A: the second bare call of a block over its first."""
+    twice = [row for row in rows if "again" in row]
+    return format_estimate(ratio_interval([row["again"] for row in twice], [row["bare"] for row in twice]))
+
+
+def _ratios(cells: Mapping[str, Cell]) -> list[list[str]]:
+    header = ["cell", "image tokens", "pairs", "measured / bare", "A/A", "whole call / bare", "total", "prefill"]
+    table = [[*header, "decode per token", "stages / total", "doubtful"]]
+    for key, cell in cells.items():
+        rows = cell.get("rows", [])
+        if not rows:
+            continue
+        timings = [row["timing"] for row in rows]
+        seen = [timing for timing in timings if "source" not in timing]
+        bare = [row["bare"] for row in rows]
+        table.append(
+            [
+                key,
+                str(cell["image_tokens"]),
+                str(len(rows)),
+                format_estimate(ratio_interval([timing["total"] for timing in timings], bare), digits=4),
+                again_ratio(rows),
+                format_estimate(ratio_interval([row["whole"] for row in rows], bare), digits=4),
+                f"{median(timing['total'] for timing in timings):.1f} ms",
+                _median(seen, lambda timing: timing["prefill"]),
+                _median(seen, lambda timing: timing["decode"] / timing["steps"]),
+                _median(seen, lambda timing: (timing["prefill"] + timing["decode"]) / timing["total"], "", 3),
+                str(sum("disturbed" in timing or "source" in timing for timing in timings)),
+            ]
+        )
+    return table
+
+
+def _median(rows: list[dict[str, Any]], value: Any, unit: str = " ms", digits: int = 2) -> str:  # noqa: ANN401
+    return f"{median(map(value, rows)):.{digits}f}{unit}" if rows else "not seen"
+
+
+def _plain(rows: list[dict[str, Any]], name: str) -> str:
+    return _median(rows, lambda row: row[name], "")
+
+
+def _parts(cells: Mapping[str, Cell]) -> list[list[str]]:
+    names = ("set_up", "between", "first_token", "after", "prefill", "decode", "total")
+    return [
+        ["cell", *names],
+        *(
+            [key, *(f"{median(row[name] for row in cell['parts']):.2f}" for name in names)]
+            for key, cell in cells.items()
+            if "parts" in cell
+        ),
+    ]
+
+
+def _timelines(cells: Mapping[str, Cell]) -> list[list[str]]:
+    header = ["cell", "stage", "ours", "kernels", "difference", "agrees", "busy", "idle", "first to last kernel"]
+    table = [[*header, "kernels, launches, lost", "without profiler"]]
+    for key, cell in cells.items():
+        if "timeline" not in cell:
+            continue
+        plain = [row for row in cell["timeline"]["unprofiled"] if "source" not in row]
+        for call in cell["timeline"]["profiled"]:
+            table += [
+                [key, name, *_stage_cells(call, name, _plain(plain, name))]
+                for name in STAGE_NAMES
+                if name in call["stages"]
+            ]
+    return table
+
+
+def _stage_cells(call: Mapping[str, Any], name: str, plain: str) -> list[str]:
+    stage = call["stages"][name]
+    difference = stage["ours_ms"] - stage["reference_ms"]
+    return [
+        f"{stage['ours_ms']:.2f}",
+        f"{stage['reference_ms']:.2f}",
+        f"{difference:+.3f} ({100 * difference / stage['reference_ms']:+.2f} %)",
+        "yes" if stage["agrees"] else "NO",
+        f"{stage['busy_ms']:.2f}",
+        f"{stage['idle_ms']:.2f}",
+        f"{stage['span_ms']:.2f}",
+        f"{stage['kernels']}, {call['launches']}, {call['lost']}",
+        plain,
+    ]
+
+
+def _waiting(cells: Mapping[str, Cell]) -> list[list[str]]:
+    names = ("total", "vision", "llm_prefill", "prefill", "decode", "other")
+    table = [["cell", *names]]
+    for key, cell in cells.items():
+        pairs = [row for row in cell.get("waiting", []) if all("source" not in row[arm] for arm in row)]
+        if pairs:
+            table.append(
+                [
+                    key,
+                    *(
+                        format_estimate(
+                            ratio_interval([row["waiting"][n] for row in pairs], [row["plain"][n] for row in pairs])
+                        )
+                        for n in names
+                    ),
+                ]
+            )
+    return table
+
+
+def _planted(cells: Mapping[str, Cell]) -> list[list[str]]:
+    table = [["cell", "marks on the", "stage", "ours", "kernels", "agrees", "source"]]
+    for key, cell in cells.items():
+        for name, call in cell.get("wrong_stream", {}).items():
+            if not call["stages"]:
+                table.append([key, f"{name} stream", "", "", "", "", f"{call['source']}: {call['unseen']}"])
+            for stage in ("llm_prefill", "prefill"):
+                if stage in call["stages"]:
+                    row = call["stages"][stage]
+                    numbers = [f"{row['ours_ms']:.2f}", f"{row['reference_ms']:.2f}"]
+                    verdict = "yes" if row["agrees"] else "NO: caught"
+                    table.append([key, f"{name} stream", stage, *numbers, verdict, call["source"]])
+    return table

@@ -1,0 +1,250 @@
+"""The same model, request and device measured by three tools, interleaved in one run.
+
+``python -m benchmarks.versus_optimum_benchmark [--cells bundled:4] [--blocks N]``. In each block, in random order:
+
+* ``chronostat``: ``measure_generate`` with N new tokens, and once more with one token;
+* ``optimum-benchmark``: its definitions around the same ``generate()``: prefill from the entry to the first call of a
+  logits processor, decode from there to the return, per token between these calls. Where the package can be imported
+  its own tracker class is driven, made new for each call (one that is kept mixes the tokens of all calls); otherwise
+  the class here reads the same moments, and the output says so. The tool itself runs all of a session's warm-ups and
+  repeats of one configuration in a row, and makes its own random inputs;
+* ``torch.utils.benchmark``: a ``Timer`` around ``generate()`` with one new token. Each ``timeit(1)`` runs it three
+  times: two are its warm-up.
+
+Agreement is judged on the medians of paired ratios: within 5 % on a CPU, 2 % on a GPU. Where the definitions differ the
+difference is explained from our own stages, and what remains is judged. Raw values go to
+``versus_optimum_benchmark.json``.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.benchmark import Timer
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from benchmarks.cells import Cell, CellFile, TimeBox, arguments, commit_of, dtype_for, split_key
+from benchmarks.common import format_estimate, markdown_table, ratio_interval
+from benchmarks.models import build
+from benchmarks.truth.calls import Caller, plain_timing
+from benchmarks.truth.cells import PARTS_CALLS, warm_up
+from chronostat.errors import MeasurementError
+from chronostat.measure.clock import Clock, Mark, clock_for
+from chronostat.models.prepare import image_token_id
+
+OPTIMUM, OWN_READING = "optimum-benchmark's tracker", "optimum-benchmark's definitions, read by a class of our own"
+AGREEMENT = {"cpu": 0.05, "cuda": 0.02}
+
+
+class LogitsMarks(LogitsProcessor):
+    """Takes a mark at each call: the moments that optimum-benchmark's tracker reads."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.marks: list[Mark] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores as they are."""
+        self.marks.append(self._clock.mark())
+        return scores
+
+
+def optimum_tracker() -> Any:  # noqa: ANN401 - a class of a package that may be there
+    """The package's tracker class, or None where it cannot be imported."""
+    try:
+        module = importlib.import_module("optimum_benchmark.trackers.latency")
+    except ImportError:
+        return None
+    return module.PerTokenLatencySessionTrackerLogitsProcessor
+
+
+def by_optimum(caller: Caller) -> dict[str, float]:
+    """Prefill, decode and mean time per token in milliseconds, by optimum-benchmark's definitions."""
+    tracker_class = optimum_tracker()
+    return _own_reading(caller) if tracker_class is None else _driven(tracker_class, caller)
+
+
+def _driven(tracker_class: Any, caller: Caller) -> dict[str, float]:  # noqa: ANN401
+    tracker = tracker_class(device=caller.subject.model.device.type, backend="pytorch")
+    with tracker.session(), tracker.track():
+        _generate(caller, LogitsProcessorList([tracker]))
+    return {
+        "prefill": 1e3 * tracker.get_prefill_latency().mean,
+        "decode": 1e3 * tracker.get_decode_latency().mean,
+        "per_token": 1e3 * tracker.get_per_token_latency().mean,
+    }
+
+
+def _own_reading(caller: Caller) -> dict[str, float]:
+    clock = caller.clock
+    processor = LogitsMarks(clock)
+    clock.restart()
+    clock.synchronize()
+    start = clock.mark()
+    _generate(caller, LogitsProcessorList([processor]))
+    end = clock.mark()
+    clock.synchronize()
+    first, last = processor.marks[0], processor.marks[-1]
+    return {
+        "prefill": clock.between_ms(start, first),
+        "decode": clock.between_ms(first, end),
+        "per_token": clock.between_ms(first, last) / (len(processor.marks) - 1),
+    }
+
+
+def _generate(caller: Caller, processors: LogitsProcessorList | None = None, new_tokens: int | None = None) -> None:
+    model: Any = caller.subject.model
+    model.generate(**caller.batch, generation_config=caller.config(new_tokens), logits_processor=processors)
+
+
+class Comparison(NamedTuple):
+    """Two numbers of one block that are held against each other.
+
+    Attributes:
+        theirs: what the other tool says; ``arm.field``.
+        ours: ours, likewise.
+        explained: parts of a call (``Caller.parts``) that ours holds less than theirs, as the definitions have it.
+    """
+
+    what: str
+    theirs: str
+    ours: str
+    explained: tuple[str, ...] = ()
+    sign: int = 1
+
+
+COMPARISONS = (
+    Comparison("generate() of one token: torch Timer / total_ms", "timer.total", "one.total"),
+    Comparison("per token: optimum / decode_ms_per_token", "optimum.per_token", "chronostat.per_token"),
+    Comparison("prefill: optimum / ttft_ms", "optimum.prefill", "chronostat.ttft", ("first_token",), -1),
+    Comparison("prefill: optimum / prefill_ms", "optimum.prefill", "chronostat.prefill", ("set_up", "between")),
+    Comparison("decode: optimum / decode_ms", "optimum.decode", "chronostat.decode", ("first_token", "after")),
+    Comparison("generate() of one token: torch Timer / ttft_ms", "timer.total", "chronostat.ttft", ("after",)),
+)
+
+
+def main() -> int:
+    """Measure what is missing, print the table."""
+    parser = arguments(__doc__)
+    parser.add_argument("--cells", default="bundled:4", help="model:tiles, in this order (default bundled:4)")
+    parser.add_argument("--blocks", type=int, default=20, help="blocks of all arms (default 20)")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens of each answer (default 32)")
+    options = parser.parse_args()
+    file = CellFile("versus_optimum_benchmark", options.out, commit_of(options))
+    if not options.show:
+        torch.set_num_threads(1)
+        box = TimeBox(options.seconds)
+        for key in options.cells.split(","):
+            if box.left_s() > 0:
+                _measure(key, options, file, box)
+    print(table(file.cells))
+    return 0
+
+
+def _measure(key: str, options: argparse.Namespace, file: CellFile, box: TimeBox) -> None:
+    name, tiles = split_key(key, tiles=4)
+    if len(file.cells.get(f"{name}:{tiles}", {}).get("rows", [])) >= options.blocks:
+        print(f"{key}: complete", flush=True)
+        return
+    subject = build(name, options.device, dtype_for(options.device))
+    batch = subject.batch(tiles)
+    cell = file.open(
+        f"{name}:{tiles}",
+        subject.model,
+        tiles=tiles,
+        image_tokens=int((batch["input_ids"] == image_token_id(subject.model)).sum()),
+        new_tokens=options.tokens,
+        optimum=OWN_READING if optimum_tracker() is None else OPTIMUM,
+    )
+    caller = Caller(subject, batch, options.tokens, clock_for(subject.model.device))
+    warm_up(caller)
+    if "parts" not in cell:
+        cell["parts"] = [caller.parts() for _ in range(PARTS_CALLS)]
+    rows: list[dict[str, Any]] = cell.setdefault("rows", [])
+    dropped: list[str] = cell.setdefault("dropped", [])
+    longest_s = 0.0
+    while len(rows) < options.blocks and box.allows(1.2 * longest_s):
+        started_s = perf_counter()
+        try:
+            rows.append(_block(caller, len(rows) + len(dropped)))
+        except MeasurementError as error:  # one call of it could not be measured: no number comes of the block
+            dropped.append(str(error))
+            if len(dropped) > options.blocks:
+                raise
+        longest_s = max(longest_s, perf_counter() - started_s)
+        file.save(now=False)
+    file.save()
+    print(f"{name}:{tiles}: {len(rows)} blocks", flush=True)
+
+
+def _block(caller: Caller, index: int) -> dict[str, dict[str, Any]]:
+    arms: dict[str, Callable[[], dict[str, Any]]] = {
+        "chronostat": lambda: _by_us(caller),
+        "one": lambda: _by_us(caller, new_tokens=1),
+        "optimum": lambda: by_optimum(caller),
+        "timer": lambda: _by_timer(caller),
+    }
+    return {str(arm): arms[str(arm)]() for arm in np.random.default_rng([3, index]).permutation(list(arms))}
+
+
+def _by_us(caller: Caller, new_tokens: int | None = None) -> dict[str, Any]:
+    row = plain_timing(caller.measured(new_tokens=new_tokens)[0])
+    if "source" in row:
+        raise MeasurementError(f"the stages were not seen: {row['unseen']}")
+    return {**row, "per_token": row["decode"] / row["steps"] if row["steps"] else None}
+
+
+def _by_timer(caller: Caller) -> dict[str, float]:
+    timer = Timer("generate()", globals={"generate": lambda: _generate(caller, new_tokens=1)}, num_threads=1)
+    return {"total": 1e3 * timer.timeit(1).median}
+
+
+def table(cells: dict[str, Cell]) -> str:
+    """One row for each comparison of each cell, and how optimum-benchmark's numbers were taken."""
+    rows = [["model:tiles", "what", "theirs", "ours", "theirs / ours", "explained by definition", "remains", "verdict"]]
+    for key, cell in cells.items():
+        if cell.get("rows"):
+            limit = AGREEMENT["cpu" if cell["conditions"]["device"] == "cpu" else "cuda"]
+            rows += [[key, *_compared(cell, comparison, limit)] for comparison in COMPARISONS]
+    notes = [
+        f"\n{key}: by {cell['optimum']}; {len(cell['rows'])} blocks, {len(cell['dropped'])} dropped"
+        for key, cell in cells.items()
+        if "rows" in cell
+    ]
+    return markdown_table(rows) + "\n" + "".join(notes)
+
+
+def _compared(cell: Cell, comparison: Comparison, limit: float) -> list[str]:
+    theirs, ours = (_values(cell["rows"], path) for path in (comparison.theirs, comparison.ours))
+    explained_ms = comparison.sign * sum(median(row[name] for row in cell["parts"]) for name in comparison.explained)
+    plain = ratio_interval(theirs, ours)
+    rest = ratio_interval(theirs, [value + explained_ms for value in ours])
+    if abs(plain.point - 1) <= limit:
+        verdict = "agree"
+    else:
+        verdict = "agree, less what the definition explains" if abs(rest.point - 1) <= limit else "DIFFER"
+    words = " + ".join(comparison.explained)
+    return [
+        comparison.what,
+        f"{median(theirs):.2f} ms",
+        f"{median(ours):.2f} ms",
+        format_estimate(plain),
+        f"{words}: {explained_ms:+.2f} ms" if words else "same definition",
+        f"{100 * (rest.point - 1):+.1f} %",
+        verdict,
+    ]
+
+
+def _values(rows: list[dict[str, Any]], path: str) -> list[float]:
+    arm, _, name = path.partition(".")
+    return [row[arm][name] for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Held-out requests measured twice: the estimator of a run on trial."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from chronostat.config import Config
+from chronostat.errors import ConfigError, MeasurementError
+from chronostat.execution import Request
+from chronostat.fallback.estimator import Estimator, require_measured, stored_executions
+from chronostat.fallback.evaluation import Evaluation, Known, errors, ordered_pairs
+from chronostat.knobs.space import ActionSpace
+from chronostat.material import Material
+from chronostat.measure.clock import clock_for
+from chronostat.measure.conditions import read_conditions
+from chronostat.records import Execution, Setting, StageTiming, Trial
+from chronostat.store import RunStore
+from chronostat.trials import TrialRunner
+
+_SETTINGS = 6  # of each request: full, and others drawn from the space
+_LEAST_REQUESTS = 5
+
+Row = Sequence[Execution]  # of one request under each of its settings
+
+
+def evaluate(store: RunStore, config: Config, *, seconds: float) -> Evaluation:
+    """Execute test samples under some settings, each twice, in passes of random order.
+
+    The second pass is the reference; the first is what measuring once says of it. Nothing that the run executed of the
+    test samples is learned from.
+
+    Args:
+        store: a measured run.
+        config: the run's.
+        seconds: time box of executing.
+
+    Raises:
+        UnlikeConditions: the run was not measured on this model under the conditions of now.
+        StoreError: too few stored executions.
+        MeasurementError: too few requests could be measured in time.
+        ConfigError: the run judged no budgets.
+    """
+    fractions = [budget.fraction for budget in config.validation.budgets()]
+    if not fractions:
+        raise ConfigError("the run has no budgets to decide; name some in its validation section")
+    material = Material.load(config)
+    conditions = read_conditions(material.vlm.model)
+    require_measured(store, fingerprint=material.vlm.fingerprint, conditions=conditions)
+    stored = _to_learn_from(store, material)
+    estimator = Estimator(stored)
+    first, second = _measure_twice(material, seconds)
+    once, reference = _known(first), _known(second)
+    budgets_ms = [fraction * float(np.median(reference.prefill_ms[:, 0])) for fraction in fractions]
+    guessed = Known.of([estimator.timings(row) for row in second])
+    return Evaluation(
+        run=str(store.folder),
+        learned_from=len(stored),
+        requests=len(second),
+        executions=2 * sum(map(len, second)),
+        pairs=len(ordered_pairs(reference)),
+        budgets_ms=tuple(budgets_ms),
+        estimated=errors(guessed, reference, budgets_ms),
+        measured_once=errors(once, reference, budgets_ms),
+        conditions=conditions,
+    )
+
+
+def _to_learn_from(store: RunStore, material: Material) -> list[Execution]:
+    held_out = {_id(subject) for subject in material.dataset.split("test")}
+    return [e for e in stored_executions(store) if e.timing is not None and e.sample_id not in held_out]
+
+
+def _id(subject: object) -> str:
+    return str(getattr(subject, "id"))  # noqa: B009 - samples and ready batches both have one
+
+
+def _measure_twice(material: Material, seconds: float) -> tuple[list[Row], list[Row]]:
+    """Rows of the two passes; ``full`` comes first in each."""
+    runner = _runner(material)
+    rng = np.random.default_rng(material.config.seed)
+    subjects = material.dataset.split("test")
+    runner.run("warmup", 0, runner.request(subjects[0]), material.space.settings)
+    begin_s = runner.elapsed_s
+    first: list[Row] = []
+    second: list[Row] = []
+    for index, subject in enumerate(subjects):
+        request, settings = runner.request(subject), _drawn(material.space, rng)
+        rows = [_row(runner, 2 * index + again, request, settings) for again in range(2)]
+        if all(execution.timing is not None for row in rows for execution in row):
+            first.append(rows[0])
+            second.append(rows[1])
+        if runner.elapsed_s - begin_s >= seconds:
+            break
+    if len(first) < _LEAST_REQUESTS:
+        raise MeasurementError(
+            f"only {len(first)} held-out requests were measured twice, at least {_LEAST_REQUESTS} are needed; raise "
+            "--seconds"
+        )
+    return first, second
+
+
+def _row(runner: TrialRunner, index: int, request: Request, settings: Sequence[Setting]) -> Row:
+    trial = runner.run("test", index, request, settings)
+    return [trial.executions[position] for position in trial.draws]
+
+
+def _drawn(space: ActionSpace, rng: np.random.Generator) -> list[Setting]:
+    others = rng.permutation(np.arange(1, len(space)))[: _SETTINGS - 1]
+    return [space.full, *(space.settings[i] for i in others)]
+
+
+def _runner(material: Material) -> TrialRunner:
+    model = material.vlm.model
+
+    def forget(_: Trial) -> None:
+        """An evaluation stores nothing in the run that it judges."""
+
+    return TrialRunner(
+        model=model,
+        processor=material.vlm.processor,
+        quality=None,
+        full=material.space.full,
+        max_new_tokens=material.config.measure.max_new_tokens,
+        clock=clock_for(model.device),
+        seed=material.config.seed,
+        keep=forget,
+        anchor_every_s=float("inf"),  # full is in every row anyway
+    )
+
+
+def _known(rows: Sequence[Row]) -> Known:
+    return Known.of([[_timing(execution) for execution in row] for row in rows])
+
+
+def _timing(execution: Execution) -> StageTiming:
+    assert execution.timing is not None, "rows with failed executions are left out"
+    return execution.timing

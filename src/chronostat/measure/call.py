@@ -1,0 +1,222 @@
+"""The core of every measurement: one call of a model's own ``generate``, with clocks and hooks around it."""
+
+import inspect
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin, PreTrainedModel
+
+from chronostat.errors import MeasurementError, ModelError
+from chronostat.measure.arguments import Asked, check_answers, check_batch, read_call, with_criterion
+from chronostat.measure.clock import Clock, TimeLimit, clock_for
+from chronostat.measure.compiled import graphs_compiled, require_hooks_fire
+from chronostat.measure.disturbance import Watch
+from chronostat.measure.stages import StageRecorder, TokenMarks
+from chronostat.measure.steady import collector_at_rest
+from chronostat.measure.timing import Called, Waterfall, timing_of, waterfall_of
+from chronostat.measure.witness import HostWitness, StreamWitness, span_doubt
+from chronostat.models.anatomy import anatomy_of
+from chronostat.records import StageTiming
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one ``generate()`` call returned, and what it cost.
+
+    Attributes:
+        output_ids: the new tokens only.
+        sequences: what ``generate()`` returned, shape [1, prompt + new] (encoder-decoder: [1, 1 + new]).
+        disturbed: what else happened on the machine meanwhile that makes the numbers doubtful; None: nothing seen.
+        compiled: ``generate()`` compiled its decode step, as it does by itself on CUDA with a static cache.
+        waterfall: when each stage and each token was, from the same marks as ``timing``.
+    """
+
+    output_ids: tuple[int, ...]
+    sequences: Tensor
+    timing: StageTiming
+    disturbed: str | None = None
+    compiled: bool = False
+    waterfall: Waterfall = field(default_factory=Waterfall)
+
+
+def call_measured(
+    model: PreTrainedModel,
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    clock: Clock | None,
+    time_limit_s: float | None,
+) -> tuple[Any, Measured]:
+    """Call ``function(*args, **kwargs)``, which is the model's ``generate`` or leads to it, and measure its stages.
+
+    For a caller that holds ``sole_measurement`` of the device.
+
+    Returns:
+        What the function returned, unchanged, and what it cost.
+
+    Raises:
+        DataError: the arguments are not one request on the model's device.
+        ModelError: a part of the model is compiled, or its decoder blocks were not found.
+        MeasurementError: nothing of the model ran, no token came out, or the clock contradicts the system's.
+        GenerationTimeout: it took longer than ``time_limit_s``.
+        Exception: whatever the model raises; nothing stays installed.
+    """
+    device = device_of(model)
+    asked = read_call(model, function, args, kwargs)
+    check_batch(asked.batch, device, main_input=model.main_input_name)
+    check_answers(asked.config)
+    clock = clock or clock_for(device)
+    limit, streams, host = TimeLimit(clock, time_limit_s), StreamWitness(device), HostWitness(clock)
+    recorder = StageRecorder(model, anatomy_of(model), clock, limit=limit, streams=streams, chunked=asked.chunked)
+    args, kwargs = with_criterion(function, args, kwargs, recorder.tokens)
+    with collector_at_rest(), Watch(device) as watch, recorder:
+        clock.restart()
+        clock.synchronize()
+        graphs = graphs_compiled()
+        start_ns = host.start_ns()
+        entry = clock.mark()
+        entered_ns = clock.host_ns()
+        limit.start(start_ns)
+        output = function(*args, **kwargs)
+        inner_ms = clock.host_ms_since(entered_ns)
+        end = clock.mark()
+        clock.synchronize()
+        total_ms = host.total_ms()
+        graphs = graphs_compiled() - graphs
+    spans = span_doubt(clock, entry, end, inner_ms=inner_ms, total_ms=total_ms)
+    sequences = _sequences(output, recorder.tokens)
+    output_ids = _new_tokens(sequences, asked, recorder.tokens, encoder_decoder=model.config.is_encoder_decoder)
+    _require_work(recorder, output_ids)
+    call = Called(
+        entry=entry,
+        total_ms=total_ms,
+        new_tokens=len(output_ids),
+        sees_image=asked.sees_image,
+        one_path=asked.one_path,
+        doubts=tuple(filter(None, (*_doubts(asked, recorder), streams.doubt(clock), spans))),
+    )
+    seen = waterfall_of(recorder, clock, entry)
+    measured = Measured(
+        output_ids=output_ids,
+        sequences=sequences,
+        timing=timing_of(recorder, seen, call),
+        disturbed="; ".join(filter(None, (watch.reason, _compiling(graphs)))) or None,
+        compiled=recorder.compiled,
+        waterfall=seen,
+    )
+    return output, measured
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse what does not generate one token after the other, and what was compiled as a whole.
+
+    Raises:
+        ModelError: says which.
+    """
+    name = type(model).__name__
+    if not hasattr(model, "generate"):
+        raise ModelError(f"{name} has no generate(); Chronostat needs a model that generates text")
+    require_hooks_fire(model, ())
+    if not any(isinstance(module, GenerationMixin) for module in model.modules()):
+        raise ModelError(
+            f"{name} does not generate one token after the other: its generate() is not that of transformers "
+            "(GenerationMixin), as in block-diffusion models; it has no prefill and no decode steps to measure"
+        )
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """The device of all weights.
+
+    Raises:
+        ModelError: there is more than one.
+    """
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
+        raise ModelError(
+            f"{type(model).__name__} is spread over {', '.join(sorted(map(str, devices)))}; one clock can only follow "
+            "one device, load the model on a single one"
+        )
+    return devices.pop() if devices else model.device
+
+
+_busy: set[torch.device] = set()
+_busy_lock = Lock()
+
+
+@contextmanager
+def sole_measurement(device: torch.device) -> Generator[None]:
+    """Hold a device for one measurement.
+
+    Raises:
+        MeasurementError: it is held already, by another thread or by the call that this one is nested in.
+    """
+    with _busy_lock:
+        if device in _busy:
+            raise MeasurementError(
+                f"another measurement is running on {device}: requests run one at a time, or each would count the "
+                "other's work; wait for it, or use another process"
+            )
+        _busy.add(device)
+    try:
+        yield
+    finally:
+        with _busy_lock:
+            _busy.discard(device)
+
+
+def _sequences(output: Any, tokens: TokenMarks) -> Tensor:  # noqa: ANN401 - ids, or an output object
+    sequences = getattr(output, "sequences", output)
+    if isinstance(sequences, Tensor):
+        return sequences
+    if isinstance(output, Iterator) or inspect.isawaitable(output):
+        raise MeasurementError(
+            f"generate() returned a {type(output).__name__}, which has not yielded a token yet: what it does later is "
+            "outside the measurement; measure a call that returns when the answer is complete"
+        )
+    if tokens.sequence is None:
+        raise MeasurementError(
+            f"generate() returned a {type(output).__name__} and asked no stopping criteria: its tokens cannot be "
+            "counted; it must return the ids or an object with .sequences"
+        )
+    return tokens.sequence
+
+
+def _new_tokens(sequences: Tensor, asked: Asked, tokens: TokenMarks, *, encoder_decoder: bool) -> tuple[int, ...]:
+    if tokens.first_length and not asked.assisted:  # an assisted round may add several tokens at once
+        start = tokens.first_length - 1
+    elif encoder_decoder:
+        start = 1
+    else:
+        ids = asked.batch.get("input_ids")
+        start = 0 if ids is None else ids.shape[1]
+    return tuple(sequences[0, start:].tolist())
+
+
+def _require_work(recorder: StageRecorder, output_ids: Sequence[int]) -> None:
+    if not output_ids:
+        raise MeasurementError(
+            "generate() yielded no token: there is no first token and no answer to measure; allow at least one new "
+            "token, and see that the prompt does not end the generation"
+        )
+    if not recorder.ran and not recorder.tokens.marks:
+        raise MeasurementError(
+            f"generate() returned {len(output_ids)} tokens, but no part of the model ran: the answer was stored "
+            "before, or another model gave it; its time is no latency of this model"
+        )
+
+
+def _compiling(graphs: int) -> str | None:
+    return f"torch compiled {graphs} graph(s) meanwhile, as a first call does: warm up" if graphs else None
+
+
+def _doubts(asked: Asked, recorder: StageRecorder) -> Iterator[str]:
+    if asked.kept_tokens:
+        yield f"past_key_values brought the keys and values of {asked.kept_tokens} tokens: not all of the prompt ran"
+    if recorder.compiled and asked.chunked:
+        yield "generate() compiled a prefill in chunks, where no hook may be"

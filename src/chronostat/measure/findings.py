@@ -1,0 +1,190 @@
+"""What a person should know of a machine before trusting its latencies, and what to do about it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from chronostat.measure.gpu import Gpu, GpuFacts, GpuState, held_by, other_processes, own_pids
+from chronostat.measure.machine import Machine
+
+Level = Literal["ok", "note", "problem", "unknown"]
+
+STOLEN_SHARE = 0.01
+"""Of the CPU time: more hides differences of a few percent."""
+PRESSURE_SHARE = 0.1
+OTHER_CORES = 0.1
+FREE_MEMORY = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One fact of the machine.
+
+    Attributes:
+        level: ``problem`` makes the machine noisy, ``note`` is worth knowing, ``unknown`` is not told here.
+        advice: what to change; empty where nothing needs to be.
+    """
+
+    topic: str
+    fact: str
+    level: Level = "ok"
+    advice: str = ""
+
+
+def machine_findings(machine: Machine) -> Iterator[Finding]:
+    """Of the CPU and what else ran on it."""
+    yield _cores(machine)
+    yield _governor(machine)
+    yield _turbo(machine)
+    yield _stolen(machine)
+    yield _pressure(machine)
+    yield _quota(machine)
+    yield _others(machine)
+    if not machine.waiting_known:
+        yield Finding(
+            topic="waiting for a CPU",
+            fact="this kernel does not tell it (schedstat); involuntary context switches are counted instead",
+            level="unknown",
+        )
+
+
+def _cores(machine: Machine) -> Finding:
+    fact = f"{machine.cores} of {machine.all_cores}, {machine.threads} torch thread(s)"
+    if machine.threads > machine.cores:
+        return Finding(topic="cores", fact=fact, level="problem", advice="set measure.threads to the cores or less")
+    return Finding(topic="cores", fact=fact)
+
+
+def _governor(machine: Machine) -> Finding:
+    if not machine.governors:
+        return Finding(topic="governor", fact="not told", level="unknown")
+    fact = ", ".join(machine.governors)
+    if machine.governors == ("performance",):
+        return Finding(topic="governor", fact=fact)
+    return Finding(topic="governor", fact=fact, level="note", advice="cpupower frequency-set -g performance")
+
+
+def _turbo(machine: Machine) -> Finding:
+    if machine.turbo is None:
+        return Finding(topic="turbo", fact="not told", level="unknown")
+    if not machine.turbo:
+        return Finding(topic="turbo", fact="off")
+    return Finding(topic="turbo", fact="on", level="note", advice="turn it off if clocks follow the temperature")
+
+
+def _stolen(machine: Machine) -> Finding:
+    if machine.stolen_share is None:
+        return Finding(topic="stolen CPU time", fact="not told", level="unknown")
+    fact = f"{100 * machine.stolen_share:.1f} %"
+    if machine.stolen_share > STOLEN_SHARE:
+        advice = "the host gives these CPUs to others: use a machine with CPUs of its own, or another hour"
+        return Finding(topic="stolen CPU time", fact=fact, level="problem", advice=advice)
+    return Finding(topic="stolen CPU time", fact=fact)
+
+
+def _pressure(machine: Machine) -> Finding:
+    if machine.pressure_share is None:
+        return Finding(topic="CPU pressure", fact="not told", level="unknown")
+    fact = f"some task waited in {100 * machine.pressure_share:.0f} % of the last 10 s"
+    if machine.pressure_share > PRESSURE_SHARE:
+        return Finding(topic="CPU pressure", fact=fact, level="note", advice="end what competes for the CPUs")
+    return Finding(topic="CPU pressure", fact=fact)
+
+
+def _quota(machine: Machine) -> Finding:
+    limit = "none known" if machine.quota_cores is None else f"{machine.quota_cores:g} cores"
+    if machine.throttled_ms:
+        fact = f"{limit}, held this process back for {machine.throttled_ms:.0f} ms"
+        advice = "raise the CPU limit of the container or control group above the number of threads"
+        return Finding(topic="CPU quota", fact=fact, level="problem", advice=advice)
+    return Finding(topic="CPU quota", fact=limit, level="ok" if machine.quota_cores is None else "note")
+
+
+def _others(machine: Machine) -> Finding:
+    if machine.other_cores is None:
+        return Finding(topic="other processes", fact="not told", level="unknown")
+    names = ", ".join(f"{each.name} ({each.pid}) {each.cores:.2f}" for each in machine.busiest)
+    fact = f"keep {machine.other_cores:.2f} cores busy" + (f": {names}" if names else "")
+    crowded = machine.other_cores + machine.threads > machine.cores
+    if machine.other_cores <= OTHER_CORES:
+        return Finding(topic="other processes", fact=fact)
+    advice = "end them, or wait until they have ended"
+    return Finding(topic="other processes", fact=fact, level="problem" if crowded else "note", advice=advice)
+
+
+def gpu_findings(gpu: Gpu | None, device: torch.device) -> Iterator[Finding]:
+    """Of the GPU, if the model is on one."""
+    if gpu is None:
+        if device.type == "cuda":
+            advice = "install the NVIDIA driver's management library where this process can see it"
+            yield Finding(topic="GPU", fact="its driver tells nothing (NVML)", level="unknown", advice=advice)
+        return
+    facts, state = gpu.facts(), gpu.state()
+    yield _clocks(facts, state)
+    yield _held(state)
+    yield _temperature(facts)
+    yield _memory(facts)
+    yield _persistence(facts)
+    if facts.mig:
+        yield Finding(topic="MIG", fact="on", level="note", advice="other slices share the card's power and clocks")
+    else:
+        yield Finding(topic="MIG", fact="not told" if facts.mig is None else "off", level=_told(facts.mig))
+    yield _neighbours(state)
+
+
+def _clocks(facts: GpuFacts, state: GpuState) -> Finding:
+    told = {"now": state.sm_clock_mhz, "set": facts.application_sm_clock_mhz, "highest": facts.max_sm_clock_mhz}
+    fact = ", ".join(f"{name} {'not told' if mhz is None else f'{mhz} MHz'}" for name, mhz in told.items())
+    return Finding(topic="GPU clock", fact=fact, level=_told(state.sm_clock_mhz))
+
+
+def _held(state: GpuState) -> Finding:
+    if state.reasons is None:
+        return Finding(topic="GPU throttling", fact="not told", level="unknown")
+    held = held_by(state.reasons)
+    if not held:
+        return Finding(topic="GPU throttling", fact="none")
+    advice = "nvidia-smi -q -d PERFORMANCE says more: raise the power limit, cool the card, or lock a lower clock"
+    return Finding(topic="GPU throttling", fact=", ".join(held), level="problem", advice=advice)
+
+
+def _temperature(facts: GpuFacts) -> Finding:
+    if facts.temperature_c is None:
+        return Finding(topic="GPU temperature", fact="not told", level="unknown")
+    power = "" if facts.power_w is None else f", {facts.power_w:.0f} W"
+    return Finding(topic="GPU temperature", fact=f"{facts.temperature_c} C{power}")
+
+
+def _memory(facts: GpuFacts) -> Finding:
+    total, used = facts.memory_total_mib, facts.memory_used_mib
+    if total is None or used is None:
+        return Finding(topic="GPU memory", fact="not told", level="unknown")
+    fact = f"{used:.0f} of {total:.0f} MiB used"
+    if total - used < FREE_MEMORY * total:
+        advice = "free some: allocations that have to search or to be given back take time"
+        return Finding(topic="GPU memory", fact=fact, level="note", advice=advice)
+    return Finding(topic="GPU memory", fact=fact)
+
+
+def _persistence(facts: GpuFacts) -> Finding:
+    if facts.persistence is None:
+        return Finding(topic="GPU persistence", fact="not told", level="unknown")
+    if facts.persistence:
+        return Finding(topic="GPU persistence", fact="on")
+    return Finding(topic="GPU persistence", fact="off", level="note", advice="nvidia-smi -pm 1")
+
+
+def _neighbours(state: GpuState) -> Finding:
+    others = other_processes(state.pids, own_pids())
+    if others is None:
+        return Finding(topic="other processes on the GPU", fact="not told", level="unknown")
+    if not others:
+        return Finding(topic="other processes on the GPU", fact="none")
+    advice = "end them; nvidia-smi lists them"
+    return Finding(topic="other processes on the GPU", fact=str(others), level="problem", advice=advice)
+
+
+def _told(value: object) -> Level:
+    return "unknown" if value is None else "ok"

@@ -1,0 +1,128 @@
+"""In which order arms are executed, and when it is enough."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from chronostat.knobs import applied
+from chronostat.measure.judging import Judged, Repeat, Rules, judge
+from chronostat.measure.steady import steady
+from chronostat.survey.arms import Arm, Plan, Shot, like_conditions, shoot
+from chronostat.survey.result import STAGES, Survey, column_of, refuse_unequal
+
+Advance = Callable[[float, str], None]
+_SILENT: Advance = lambda share, note: None  # noqa: E731 - a default, not a function of its own
+
+
+def survey(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT) -> Survey:
+    """Measure one arm with ``plan.repeats``; judge several against the first.
+
+    Several arms run interleaved in random order by the judge protocol (``chronostat.measure.judging``). With one
+    request the next pair is the next repeat; with several it is the next request, of which each arm has the median of
+    its repeats.
+
+    Args:
+        arms: with distinct names and the same requests; the first is the one that the others are compared with.
+        plan: how much.
+        advance: told the share that is done, and a note for people.
+
+    Raises:
+        KnobError: an unknown knob or an illegal value; nothing has been measured then.
+        ConfigError: two arms have one name, or there is no request.
+        UnlikeConditions: the arms differ in more than what belongs to a model; nothing has been measured then.
+        Exception: whatever the model raises.
+    """
+    for arm in arms:
+        with applied(arm.setting, arm.vlm.model, arm.vlm.processor):
+            pass
+    with steady():
+        conditions = like_conditions(arms)
+        judged, metric = None, "prefill_ms"
+        if len(arms) == 1:
+            shots = repeated(arms, plan, advance=advance)
+        else:
+            shots, judged, metric = _judged(arms, plan, advance)
+    columns = tuple(
+        column_of(arm, own, [shot for shot in shots if shot.arm == index and not shot.warmup])
+        for index, (arm, own) in enumerate(zip(arms, conditions, strict=True))
+    )
+    return Survey(
+        columns=columns,
+        requests=tuple(request.sample.id for request in arms[0].requests),
+        metric=metric,
+        comparisons=refuse_unequal(judged.comparisons, columns) if judged else {},
+        noise_floor=judged.noise_floor if judged else {},
+        ended=judged.ended if judged else None,
+    )
+
+
+def repeated(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT) -> list[Shot]:
+    """Every request under every arm ``plan.repeats`` times, each round in random order.
+
+    A shape that an arm has not seen is executed once before, as its warm-up.
+    """
+    rng = np.random.default_rng(plan.seed)
+    slots = [(arm, request) for arm in range(len(arms)) for request in range(len(arms[0].requests))]
+    warm: set[object] = set()
+    shots: list[Shot] = []
+    for number in range(plan.repeats):
+        for done, position in enumerate(rng.permutation(len(slots)).tolist(), start=1):
+            arm, request = slots[position]
+            shot = shoot(arms, arm, request, plan, warmup=False)
+            if (arm, shot.shape) not in warm:
+                warm.add((arm, shot.shape))
+                shot = shoot(arms, arm, request, plan, warmup=False)
+            shots.append(shot)
+            advance((number * len(slots) + done) / (plan.repeats * len(slots)), f"{len(shots)} executions")
+    return shots
+
+
+def _judged(arms: Sequence[Arm], plan: Plan, advance: Advance) -> tuple[list[Shot], Judged, str]:
+    several = len(arms[0].requests) > 1
+    shots: list[Shot] = [shoot(arms, arm, 0, plan, warmup=True) for arm in range(len(arms))]
+    seen = all(shot.timing.source == "measured" for shot in shots)
+    metric = "prefill_ms" if seen else "total_ms"
+    executed: list[Sequence[Shot]] = []
+
+    def repeat(arm: int, unit: int) -> Repeat:
+        request = unit % len(arms[0].requests)
+        group = [shoot(arms, arm, request, plan, warmup=False) for _ in range(plan.repeats if several else 1)]
+        executed.append(group)
+        return _repeat(group, metric)
+
+    judged = judge(
+        repeat,
+        len(arms),
+        metric=metric,
+        rules=Rules(cost_limit=len(arms[0].requests) if several else plan.repeats),
+        seed=plan.seed,
+        unit="sample" if several else "repeat",
+        units=len(arms[0].requests) if several else None,
+        advance=advance,
+    )
+    for ran, group in zip(judged.ran, executed, strict=True):
+        shots += group if not ran.warmup else []
+    return shots, judged, metric
+
+
+def _repeat(group: Sequence[Shot], metric: str) -> Repeat:
+    """The medians of some shots of one request."""
+    used = [shot for shot in group if shot.stage_ms(metric) is not None]
+    calm = [shot for shot in used if shot.execution.disturbed is None]
+    medians = {name: [shot.stage_ms(name) for shot in calm or used] for name in STAGES}
+    return Repeat(
+        latency_ms={
+            name: float(np.median([ms for ms in values if ms is not None]))
+            for name, values in medians.items()
+            if values and all(ms is not None and ms > 0 for ms in values)
+        },
+        cost_ms=sum(shot.execution.request_ms or 0.0 for shot in group),
+        left_out=_why_left_out(group, used, calm),
+        shape=group[0].shape,
+    )
+
+
+def _why_left_out(group: Sequence[Shot], used: Sequence[Shot], calm: Sequence[Shot]) -> str | None:
+    if not used:
+        return group[0].timing.unseen or "not measured"
+    return None if calm else used[0].execution.disturbed

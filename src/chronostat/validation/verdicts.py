@@ -1,0 +1,173 @@
+"""What paired values of two policies say: five verdicts for accuracy and for latency, the unit being the sample."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from chronostat.measure.judging import verdict_of
+from chronostat.measure.reasons import kind_of
+from chronostat.measure.sequential import bounded_mean_interval, is_look, look_level, sample_interval
+from chronostat.measure.statistics import PairedBootstrap
+from chronostat.records import Budget, Comparison, Estimate, LatencyMetric, Verdict
+from chronostat.store.validation import AccuracyVerdict
+from chronostat.validation.policies import Floats, Played
+
+ALPHA = 0.05  # of each verdict
+Stop = Literal["fixed", "decided"]
+Name = tuple[Budget, str]  # of a comparison: the budget and the policy that the controller is compared with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Two policies on the same samples.
+
+    Attributes:
+        gains: expected quality of the one less that of the other, shape [n].
+        log_ratios: of their expected latencies, over the samples on which neither was disturbed, shape [m].
+        left_out: how many samples were left out of the latencies, by reason.
+    """
+
+    gains: Floats
+    log_ratios: Floats
+    left_out: Mapping[str, int]
+
+
+def pairs_of(ours: Played, other: Played) -> Pairs:
+    """The controller and a rival, sample by sample."""
+    reasons = [mine or theirs for mine, theirs in zip(ours.disturbed, other.disturbed, strict=True)]
+    calm = np.array([reason is None for reason in reasons], dtype=bool)
+    return Pairs(
+        gains=ours.accuracy - other.accuracy,
+        log_ratios=np.log(ours.mean_ms[calm]) - np.log(other.mean_ms[calm]),
+        left_out=dict(Counter(kind_of(reason) for reason in reasons if reason is not None)),
+    )
+
+
+def accuracy_verdict(gain: Estimate, margin: float) -> AccuracyVerdict:
+    """What the interval of a difference of accuracies says; pure."""
+    if not math.isfinite(gain.point + gain.low + gain.high):
+        return "invalid"
+    if -margin <= gain.low and gain.high <= margin:
+        return "same"
+    if gain.low > 0:
+        return "better"
+    return "worse" if gain.high < 0 else "undecided"
+
+
+@dataclass
+class _State:
+    """What the looks at one comparison have shown so far; a verdict that was given stays."""
+
+    last: int = 0
+    ratio: Estimate | None = None
+    gain: Estimate | None = None
+    latency: Verdict = "undecided"
+    accuracy: AccuracyVerdict = "undecided"
+
+    @property
+    def is_decided(self) -> bool:
+        return "undecided" not in {self.latency, self.accuracy}
+
+
+@dataclass(kw_only=True)
+class Verdicts:
+    """The verdicts of all comparisons of one validation.
+
+    With ``fixed`` there is one look, at the end: a bootstrap interval of the gain, and Wilcoxon's interval of the
+    typical latency ratio. With ``decided`` there may be any number: the intervals hold however often one looks
+    (``chronostat.measure.sequential``), and are wider for it.
+
+    Attributes:
+        metric: the latency that is compared.
+        stop: how the number of samples is chosen.
+        margin: differences of accuracy, and of latency as a share, up to this are "same".
+        seed: of the bootstrap.
+    """
+
+    metric: LatencyMetric
+    stop: Stop
+    margin: float
+    seed: int
+    _states: dict[Name, _State] = field(default_factory=dict, init=False)
+
+    def look(self, compared: Mapping[Name, Pairs], *, final: bool = False) -> bool:
+        """Look at all comparisons that it is time for.
+
+        Args:
+            compared: all pairs so far, by comparison.
+            final: no more samples follow.
+
+        Returns:
+            Whether every verdict is known.
+        """
+        for name, pairs in compared.items():
+            state = self._states.setdefault(name, _State())
+            if self.stop == "decided":
+                self._look_again(state, pairs, final=final)
+            elif final:
+                state.ratio = _ratio(pairs.log_ratios, ALPHA)
+                state.latency = _latency_verdict(state.ratio, pairs, self.margin)
+                state.gain = PairedBootstrap(len(pairs.gains), self.seed).mean(pairs.gains)
+                state.accuracy = accuracy_verdict(state.gain, self.margin)
+        return all(state.is_decided for state in self._states.values())
+
+    def _look_again(self, state: _State, pairs: Pairs, *, final: bool) -> None:
+        gain = bounded_mean_interval(pairs.gains.tolist(), -1.0, 1.0, ALPHA)
+        state.gain = Estimate(point=float(pairs.gains.mean()), low=gain.low, high=gain.high)
+        if state.accuracy == "undecided":
+            state.accuracy = accuracy_verdict(state.gain, self.margin)
+        number = len(pairs.log_ratios)
+        if is_look(number, state.last) or (final and number > state.last):
+            ratio = _ratio(pairs.log_ratios, look_level(number, state.last, ALPHA))
+            state.ratio, state.last = _narrowed(ratio, state.ratio), number
+            if state.latency == "undecided":
+                state.latency = _latency_verdict(state.ratio, pairs, self.margin)
+
+    def comparison(self, name: Name, pairs: Pairs) -> tuple[Estimate, AccuracyVerdict, Comparison]:
+        """Gain with its verdict, and the latencies' comparison, as the last look left them."""
+        state = self._states[name]
+        gain = state.gain or Estimate(point=math.nan, low=math.nan, high=math.nan)
+        left_out = sum(pairs.left_out.values())
+        flags = [f"{left_out} samples with disturbed executions left out"] if left_out else []
+        if not len(pairs.log_ratios):
+            flags.append("no sample could be used")
+        return (
+            gain,
+            state.accuracy,
+            Comparison(
+                metric=self.metric,
+                ratio=state.ratio or _ratio(pairs.log_ratios, 0.0),
+                verdict=state.latency,
+                pairs=len(pairs.log_ratios),
+                margin=self.margin,
+                left_out=pairs.left_out,
+                flags=tuple(flags),
+            ),
+        )
+
+
+def self_comparison(first_ms: Floats, second_ms: Floats, metric: LatencyMetric, margin: float) -> Comparison:
+    """The same setting twice on the same samples (A/A): later / earlier, of the undisturbed pairs; shape [n] each."""
+    ratio = _ratio(np.log(second_ms) - np.log(first_ms), ALPHA)
+    return Comparison(metric=metric, ratio=ratio, verdict=verdict_of(ratio, margin), pairs=len(first_ms), margin=margin)
+
+
+def _ratio(log_ratios: Floats, level: float) -> Estimate:
+    logs = sample_interval(log_ratios.tolist(), level)
+    return Estimate(point=math.exp(logs.point), low=math.exp(logs.low), high=math.exp(logs.high))
+
+
+def _latency_verdict(ratio: Estimate, pairs: Pairs, margin: float) -> Verdict:
+    return verdict_of(ratio, margin) if len(pairs.log_ratios) else "invalid"
+
+
+def _narrowed(ratio: Estimate, before: Estimate | None) -> Estimate:
+    """The interval with what earlier looks left of it, since all of them hold at once; alone if nothing is left."""
+    if before is None:
+        return ratio
+    low, high = max(ratio.low, before.low), min(ratio.high, before.high)
+    return Estimate(point=ratio.point, low=low, high=high) if low <= high else ratio
