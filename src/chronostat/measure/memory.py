@@ -20,9 +20,9 @@ class PeakMemory:
 
     Attributes:
         mib: after the ``with``. On CUDA: the most that torch had allocated on the device, weights included. On a CPU:
-            by how much the peak of the process' resident memory lies above what was resident at the entry, so that weights
-            that were loaded before do not count; memory that the allocator had kept counts as 0. None: this system does
-            not tell.
+            by how much the peak of the process' resident memory lies above what was resident at the entry, so that
+            weights that were loaded before do not count; memory that the allocator had kept counts as 0. None: this
+            system does not tell.
         meaning: which of the two.
     """
 

@@ -284,8 +284,7 @@ class StageRecorder:
         if span.depth == 0 and span.start is not None:
             end = self._clock.mark()
             span.finished.append((span.start, end))
-            if stage == BLOCKS:
-                self._streams.beside(end)
+            self._streams.beside(end)  # each stage: after the next wait of the host no stream shows which one it was
 
     def _paths(self, stage: str) -> tuple[str, ...]:
         """Where the modules of a stage are that may run anywhere before the first token."""
