@@ -15,7 +15,7 @@ from chronostat.report import write_picture, write_report
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]  # a real browser takes half a minute
 
 FIGURES = ("accuracy", "choices-by-budget", "choices-by-kind", "stages", "learning", "anchors")
 

@@ -16,6 +16,7 @@ from torch import nn
 TINY = Plan(device="cpu", seconds=(0.0, 60.0), batch=1, workers=0, log_every=1, few_tiles=(0.25,) * 4)
 
 
+@pytest.mark.slow
 def test_a_paused_run_goes_on_at_the_same_step_with_the_same_weights_and_optimizers(tmp_path):
     first = Trainer(TINY, tmp_path / "run", pause_after_s=0.0)
     assert not first.run()  # one step of stage 2, then the time of the piece is over
@@ -104,6 +105,7 @@ def test_the_learning_rate_warms_up_in_steps_and_falls_with_time():
     assert schedule(1000, 1.0, floor=0.02) == pytest.approx(0.02)
 
 
+@pytest.mark.slow
 def test_training_and_tables_need_only_what_a_bare_machine_with_torch_has():
     program = (
         "import sys, recipes.demo_vlm.__main__, recipes.demo_vlm.answers, recipes.demo_vlm.train; print(*sys.modules)"
