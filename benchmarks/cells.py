@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -113,11 +112,6 @@ def split_key(key: str, *, tiles: int) -> tuple[str, int]:
     """``model:tiles``, or ``model`` with the default number of tiles."""
     name, _, number = key.partition(":")
     return name, int(number) if number else tiles
-
-
-def grouped(keys: Iterable[str]) -> str:
-    """Cells for people."""
-    return ", ".join(keys) or "none"
 
 
 def _difference(stored: dict[str, Any], now: dict[str, Any]) -> str | None:

@@ -11,7 +11,6 @@ what the knob does through the processor, without its preprocessing. Quality has
 """
 
 import argparse
-import gc
 import sys
 from dataclasses import asdict
 from statistics import median
@@ -19,13 +18,13 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from transformers import GenerationConfig
 
-from benchmarks.cells import Cell, CellFile, TimeBox, arguments, commit_of, dtype_for, split_key
+from benchmarks.cells import Cell, CellFile, TimeBox, arguments, commit_of
 from benchmarks.common import format_estimate, markdown_table, ratio_interval
-from benchmarks.models import Batch, Subject, build
-from chronostat.errors import ChronostatError, KnobError, MeasurementError
+from benchmarks.models import Batch, Subject
+from benchmarks.progress import fill_rows, measure_cells
+from chronostat.errors import KnobError, MeasurementError
 from chronostat.execution import BatchRequest, execute
 from chronostat.knobs import find_knob
 from chronostat.measure.work import counted_work
@@ -34,7 +33,6 @@ from chronostat.records import Estimate, Setting, StageTiming
 CELLS = "internvl-moe-30b:5,qwen2.5-vl-7b:5,internvl-moe-30b:13,qwen2.5-vl-7b:13"
 FULL = "full"
 KINDS = ("prefill", "decode_per_token", "total")
-BUILD_S = 20.0
 NO_EFFECT = 0.02  # a ratio whose interval lies within 1 +- this is no saving worth a name
 
 
@@ -115,30 +113,14 @@ def main() -> int:
 
 def measure(options: argparse.Namespace, file: CellFile, box: TimeBox) -> int:
     """Measure the cells as far as the time goes; how many failed."""
-    torch.set_num_threads(1)
-    subject: Subject | None = None
-    failed = 0
-    for key in options.cells.split(","):
-        name, tiles = split_key(key, tiles=5)
-        if len(file.cells.get(f"{name}:{tiles}", {}).get("rows", [])) >= options.blocks:
-            print(f"{key}: complete", flush=True)
-            continue
-        if not box.allows(BUILD_S if options.device == "cuda" else 1.0):
-            print(f"no time for {key}", flush=True)
-            continue
-        try:
-            if subject is None or subject.name != name:
-                subject = None  # the earlier model's memory is needed
-                gc.collect()
-                torch.cuda.empty_cache()
-                subject = build(name, options.device, dtype_for(options.device))
-            _measure_cell(subject, tiles, options, box, file)
-        except (ChronostatError, RuntimeError) as error:  # torch raises RuntimeError; the next cell may still do
-            failed += 1
-            file.cells.setdefault(f"{name}:{tiles}", {})["failed"] = f"{type(error).__name__}: {error}"
-            file.save()
-            print(f"{key} failed: {error}", file=sys.stderr, flush=True)
-    return failed
+    return measure_cells(
+        options,
+        file,
+        box,
+        key_of="{}:{}".format,
+        is_complete=lambda cell, _: len(cell.get("rows", [])) >= options.blocks,
+        measure=lambda subject, tiles: _measure_cell(subject, tiles, options, box, file),
+    )
 
 
 def _measure_cell(subject: Subject, tiles: int, options: argparse.Namespace, box: TimeBox, file: CellFile) -> None:
@@ -155,21 +137,11 @@ def _measure_cell(subject: Subject, tiles: int, options: argparse.Namespace, box
         runner.timing(label)
     if "work" not in cell:
         cell["work"] = {label: runner.work(label) for label in arms}
-    rows: list[dict[str, Any]] = cell.setdefault("rows", [])
-    dropped: list[str] = cell.setdefault("dropped", [])
-    longest_s = 0.0
-    while len(rows) < options.blocks and box.allows(1.2 * longest_s):
-        block_s = perf_counter()
-        try:
-            rows.append(_block(runner, list(arms), len(rows) + len(dropped)))
-        except MeasurementError as error:  # one execution of it could not be measured: no number comes of the block
-            dropped.append(str(error))
-            if len(dropped) > options.blocks:
-                raise
-        longest_s = max(longest_s, perf_counter() - block_s)
-        file.save(now=False)
-    file.save()
-    print(f"{key}: {len(rows)} blocks, {len(dropped)} dropped, {perf_counter() - started_s:.0f} s", flush=True)
+    fill_rows(cell, options.blocks, box, file, lambda index: _block(runner, list(arms), index))
+    print(
+        f"{key}: {len(cell['rows'])} blocks, {len(cell['dropped'])} dropped, {perf_counter() - started_s:.0f} s",
+        flush=True,
+    )
 
 
 def _block(runner: Runner, labels: list[str], index: int) -> dict[str, dict[str, float | None]]:

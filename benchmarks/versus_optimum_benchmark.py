@@ -21,7 +21,6 @@ import importlib
 import sys
 from collections.abc import Callable
 from statistics import median
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +31,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from benchmarks.cells import Cell, CellFile, TimeBox, arguments, commit_of, dtype_for, split_key
 from benchmarks.common import format_estimate, markdown_table, ratio_interval
 from benchmarks.models import build
+from benchmarks.progress import fill_rows
 from benchmarks.truth.calls import Caller, plain_timing
 from benchmarks.truth.cells import PARTS_CALLS, warm_up
 from chronostat.errors import MeasurementError
@@ -166,21 +166,8 @@ def _measure(key: str, options: argparse.Namespace, file: CellFile, box: TimeBox
     warm_up(caller)
     if "parts" not in cell:
         cell["parts"] = [caller.parts() for _ in range(PARTS_CALLS)]
-    rows: list[dict[str, Any]] = cell.setdefault("rows", [])
-    dropped: list[str] = cell.setdefault("dropped", [])
-    longest_s = 0.0
-    while len(rows) < options.blocks and box.allows(1.2 * longest_s):
-        started_s = perf_counter()
-        try:
-            rows.append(_block(caller, len(rows) + len(dropped)))
-        except MeasurementError as error:  # one call of it could not be measured: no number comes of the block
-            dropped.append(str(error))
-            if len(dropped) > options.blocks:
-                raise
-        longest_s = max(longest_s, perf_counter() - started_s)
-        file.save(now=False)
-    file.save()
-    print(f"{name}:{tiles}: {len(rows)} blocks", flush=True)
+    fill_rows(cell, options.blocks, box, file, lambda index: _block(caller, index))
+    print(f"{name}:{tiles}: {len(cell['rows'])} blocks", flush=True)
 
 
 def _block(caller: Caller, index: int) -> dict[str, dict[str, Any]]:

@@ -11,25 +11,21 @@ and whether marks on a wrong stream are caught. Raw values go to ``truth.json``.
 """
 
 import argparse
-import gc
 import sys
 from time import perf_counter
 
-import torch
-
-from benchmarks.cells import CellFile, TimeBox, arguments, commit_of, dtype_for, split_key
-from benchmarks.models import Subject, build
+from benchmarks.cells import CellFile, TimeBox, arguments, commit_of
+from benchmarks.models import Subject
+from benchmarks.progress import measure_cells
 from benchmarks.truth.calls import Caller
 from benchmarks.truth.cells import Plan, is_complete, run_cell
 from benchmarks.truth.tables import tables
-from chronostat.errors import ChronostatError
 from chronostat.measure.clock import clock_for
 from chronostat.models.prepare import image_token_id
 
 CELLS = ",".join(
     f"{model}:{tiles}" for tiles in (5, 1, 13) for model in ("qwen2.5-vl-7b", "internvl-moe-30b", "molmo2-8b")
 )
-BUILD_S = 15.0  # the least that is worth beginning a cell for
 
 
 def main() -> int:
@@ -51,30 +47,14 @@ def main() -> int:
 
 def measure(options: argparse.Namespace, file: CellFile, box: TimeBox) -> int:
     """Measure the cells as far as the time goes; how many failed."""
-    torch.set_num_threads(1)
-    subject: Subject | None = None
-    failed = 0
-    for key in options.cells.split(","):
-        name, tiles = split_key(key, tiles=5)
-        if is_complete(file.cells.get(_key(name, tiles, options), {}), _plan(tiles, options), options.device):
-            print(f"{key}: complete", flush=True)
-            continue
-        if not box.allows(BUILD_S if options.device == "cuda" else 1.0):
-            print(f"no time for {key}", flush=True)
-            continue
-        try:
-            if subject is None or subject.name != name:
-                subject = None  # the earlier model's memory is needed
-                gc.collect()
-                torch.cuda.empty_cache()
-                subject = _built(name, options.device)
-            _measure_cell(subject, tiles, options, box, file)
-        except (ChronostatError, RuntimeError) as error:  # torch raises RuntimeError; the next cell may still do
-            failed += 1
-            file.cells.setdefault(_key(name, tiles, options), {})["failed"] = f"{type(error).__name__}: {error}"
-            file.save()
-            print(f"{key} failed: {error}", file=sys.stderr, flush=True)
-    return failed
+    return measure_cells(
+        options,
+        file,
+        box,
+        key_of=lambda name, tiles: _key(name, tiles, options),
+        is_complete=lambda cell, tiles: is_complete(cell, _plan(tiles, options), options.device),
+        measure=lambda subject, tiles: _measure_cell(subject, tiles, options, box, file),
+    )
 
 
 def _key(name: str, tiles: int, options: argparse.Namespace) -> str:
@@ -88,13 +68,6 @@ def _plan(tiles: int, options: argparse.Namespace) -> Plan:
         profiled_tokens=options.profiled_tokens,
         extras=str(tiles) in options.extras.split(","),
     )
-
-
-def _built(name: str, device: str) -> Subject:
-    started_s = perf_counter()
-    subject = build(name, device, dtype_for(device))
-    print(f"{name}: {subject.parameters / 1e9:.2f} G weights in {perf_counter() - started_s:.1f} s", flush=True)
-    return subject
 
 
 def _measure_cell(subject: Subject, tiles: int, options: argparse.Namespace, box: TimeBox, file: CellFile) -> None:

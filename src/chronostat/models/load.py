@@ -18,6 +18,7 @@ from chronostat.models.anatomy import anatomy_of
 from chronostat.models.molmo import first_molmo_class
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "demo_vlm"
+# refused by name: reading them would run whatever code they hold
 _PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
