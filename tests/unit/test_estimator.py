@@ -8,7 +8,7 @@ import pytest
 
 from chronostat.config import load_config
 from chronostat.errors import ConfigError, StoreError, UnlikeConditions
-from chronostat.fallback.estimator import LEAST_EXECUTIONS, Estimator, estimator_from
+from chronostat.fallback.estimator import LEAST_EXECUTIONS, Estimator, estimator_from, stored_executions
 from chronostat.fallback.evaluation import Known, errors, ordered_pairs
 from chronostat.measure.conditions import read_conditions
 from chronostat.records import Execution, Setting, StageTiming
@@ -156,6 +156,14 @@ def test_it_learns_from_measurements_of_this_model_under_these_conditions_only(s
     (run / "run.json").write_text(json.dumps({**facts, "source": "estimated"}))
     with pytest.raises(UnlikeConditions, match="are estimated; an estimator learns from measured ones only"):
         estimator_from(run, **mine)
+
+
+def test_cold_executions_teach_nothing(stand_in):
+    with stand_in.session():
+        pass
+    store = stand_in.store()
+    assert {trial.phase for trial in store.trials()} == {"warmup"}
+    assert stored_executions(store) == []
 
 
 @pytest.mark.parametrize(

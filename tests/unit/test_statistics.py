@@ -139,3 +139,9 @@ def test_a_permutation_p_value_that_can_be_counted():
     # of the C(4,2) = 6 ways to give two of four choices to "a", 2 separate the choices as well as this one
     p_value = dependence_p_value(["a", "a", "b", "b"], [1, 1, 2, 2], seed=0)
     assert p_value == pytest.approx(1 / 3, abs=0.04)
+
+
+def test_resamples_that_draw_nothing_of_what_counts_have_no_say():
+    # one resample in four of two samples holds the first one only, which does not count
+    mean = PairedBootstrap(2, seed=0).mean(np.array([7.0, 20.0]), np.array([False, True]))
+    assert (mean.point, mean.low, mean.high) == (20, 20, 20)
