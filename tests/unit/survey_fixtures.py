@@ -44,7 +44,7 @@ def column(*shots, name="full", **changes):
             "shots": shots,
             "left_out": {},
             "disturbed": 0,
-            "peak_meaning": "growth of the process",
+            "peak_meaning": "resident in the process",
             **changes,
         }
     )

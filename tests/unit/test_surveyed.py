@@ -66,7 +66,7 @@ def test_rows_say_what_is_absent_and_what_needs_more():
     assert stages["decode_ms"] == ("-",)  # one token has no decode: not 0
     assert summary["request_ms p50"] == ("52.0",)
     assert summary["request_ms p99"] == ("needs 100",)
-    assert summary["peak process growth"] == ("4 MiB",)
+    assert summary["peak process memory"] == ("4 MiB",)
     assert summary["answer"] == ("[red]",)
     assert "median in ms of 10 repeats" in title(found)
 

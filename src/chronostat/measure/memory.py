@@ -1,6 +1,5 @@
-"""The most memory that was in use at once: what a device allocated, or by how much the process grew."""
+"""The most memory that was in use at once: what a device allocated, or what was resident of the process."""
 
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,32 +12,27 @@ _RESET_PEAK = "5"  # proc(5): sets the peak of the resident set to what is resid
 
 
 class PeakMemory:
-    """Reads the peak between entry and exit.
+    """Reads the peak between entry and exit, weights included.
+
+    On a CPU it is of the whole process: what the allocator keeps of earlier calls is resident as well, so that growth
+    during a call would be near 0 for all but the first.
 
     Args:
         device: of the model.
 
     Attributes:
-        mib: after the ``with``. On CUDA: the most that torch had allocated on the device, weights included. On a CPU:
-            by how much the peak of the process' resident memory lies above what was resident at the entry, so that
-            weights that were loaded before do not count; memory that the allocator had kept counts as 0. None: this
-            system does not tell.
+        mib: after the ``with``. On CUDA: the most that torch had allocated on the device. On a CPU: the most that was
+            resident of the process. None: this system does not tell.
         meaning: which of the two.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._before_mib: float | None = None
         self.mib: float | None = None
         self.meaning = peak_meaning(device)
 
     def __enter__(self) -> Self:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
-            with suppress(OSError):  # a system without it has no peak of its own for this call
-                _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
-                self._before_mib = _status_mib("VmRSS")
+        self._started = self._start()
         return self
 
     def __exit__(
@@ -46,14 +40,24 @@ class PeakMemory:
     ) -> None:
         if self._device.type == "cuda":
             self.mib = torch.cuda.max_memory_allocated(self._device) / _MIB
-        elif self._before_mib is not None:
-            peak_mib = _status_mib("VmHWM")
-            self.mib = None if peak_mib is None else max(0.0, peak_mib - self._before_mib)
+        elif self._started:
+            self.mib = _status_mib("VmHWM")
+
+    def _start(self) -> bool:
+        """Forget earlier peaks; False: a system without that has no peak of its own for this call."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return True
+        try:
+            _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
+        except OSError:
+            return False
+        return True
 
 
 def peak_meaning(device: torch.device) -> str:
     """What the peak of a device is, in words."""
-    return "allocated on the device" if device.type == "cuda" else "growth of the process"
+    return "allocated on the device" if device.type == "cuda" else "resident in the process"
 
 
 def _status_mib(name: str) -> float | None:

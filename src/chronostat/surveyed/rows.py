@@ -11,7 +11,7 @@ from chronostat.survey.result import PERCENTILES
 
 Row = tuple[str, tuple[str, ...]]
 NOTHING = "-"
-_MEMORY = {"allocated on the device": "peak device memory", "growth of the process": "peak process growth"}
+_MEMORY = {"allocated on the device": "peak device memory", "resident in the process": "peak process memory"}
 
 
 def title(survey: Survey) -> str:
