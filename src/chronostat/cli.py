@@ -1,6 +1,7 @@
 """The command line: parses first, imports torch afterwards, so that ``--help`` and mistakes answer at once."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Generator
@@ -17,6 +18,7 @@ from chronostat.version import VERSION
 
 INTERRUPTED = 130  # as a shell reports SIGINT
 RANKED_SAMPLES, RANKING_SECONDS = 100, 300.0
+_WIDE = 200
 DEMO_SECONDS = 450.0  # with loading and the report the main job stays below 8 minutes
 
 app = typer.Typer(
@@ -28,9 +30,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# no markup: paths and answers may hold square brackets
-out = Console(highlight=False, soft_wrap=True, markup=False)
-problems = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Without markup: paths and answers may hold square brackets. In a file or pipe tables get the width they need."""
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WIDE
+    return console
+
+
+out, problems = _console(), _console(stderr=True)
 
 RunDir = Annotated[Path | None, typer.Option(help="Where the run is stored; runs/<verb>-<time> if absent.")]
 Sets = Annotated[

@@ -1,9 +1,11 @@
 """What each value of each knob does: work counted by hooks, ratios by the fake clock, and the flags that follow."""
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import stand_ins.runs
@@ -16,6 +18,7 @@ from chronostat.material import BareModel
 from chronostat.measure.work import Work, counted_work, removed
 from chronostat.models.anatomy import anatomy_of
 from chronostat.records import Setting, StageTiming
+from chronostat.verbs.knobs import effects_tables
 from stand_ins.knobs import AttributeOnly
 from stand_ins.molmo_like import PROMPT_TOKENS, molmo_batch, molmo_like
 from stand_ins.observing import Snapshot
@@ -221,3 +224,15 @@ def test_prompt_and_new_tokens_do_not_matter_for_experts_per_token():
         model.generate(**molmo_batch(), max_new_tokens=1)
     # 4 blocks, 8 tokens, 2 experts each
     assert works[0].experts_per_token == 4 * PROMPT_TOKENS * 2 / (4 * PROMPT_TOKENS)
+
+
+def test_the_tables_fit_a_terminal_of_80_columns(stand_in):
+    effects = effects_of(stand_in)
+    console = Console(width=80, record=True, file=io.StringIO())
+    for table in effects_tables(effects):
+        console.print(table)
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["moe_topk=1", "4", "1", "4", "3"] in lines
+    half = next(line for line in lines if line[:1] == ["block_skip=1,2"] and len(line) > 5)
+    assert [half[1], half[4], half[7]] == ["0.64", "0.50", "0.56"]  # of 22, 16 and 54 ms
+    assert ["faster", "faster", "faster"] in lines

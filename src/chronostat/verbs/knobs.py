@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -65,7 +66,11 @@ def knobs(
         )
     for line in _space_lines(effects):
         out.print(line)
-    out.print(effects_table(effects))
+    for table in effects_tables(effects):
+        out.print(table)
+    for effect in effects.effects:
+        for note in _notes(effect):
+            out.print(f"{_name(effect)}: {note}")
     out.print(f"{effects.executions} executions; {effects.ended}")
     if json_file is not None:
         write_json(json_file, effects.to_json())
@@ -92,26 +97,34 @@ def _space_lines(effects: Effects) -> Iterator[str]:
         yield f"pruned: {len(effects.space.pruned)} combinations, among them {setting} ({reason})"
 
 
-def effects_table(effects: Effects) -> Table:
-    """One line for each value: counted work, ratios of latency to full with their verdicts, and what to know."""
-    table = Table(title=_conditions_line(effects.conditions, effects.source), title_justify="left")
+def effects_tables(effects: Effects) -> tuple[Table, Table]:
+    """One line for each value: the counted work; and the ratios of latency to full with their verdicts."""
+    work = _by_setting("one value at a time; work counted in one execution")
+    for head in ("image tokens", "experts", "blocks", "forwards"):
+        work.add_column(head, justify="right")
+    work.add_row("full", *_work_cells(effects.full))
+    latency = _by_setting(_latency_title(effects.conditions, effects.source))
     metrics = list(dict.fromkeys(metric for effect in effects.effects for metric in effect.comparisons))
-    for head in ("setting", "image tokens", "experts", "blocks", "forwards", *(f"{m} / full" for m in metrics), "note"):
-        is_text = head in {"setting", "note"}
-        table.add_column(head, justify="left" if is_text else "right", no_wrap=head == "setting", overflow="fold")
-    table.add_row("full", *_work_cells(effects.full), *("1" for _ in metrics), "")
+    for metric in metrics:
+        latency.add_column(metric.replace("_ms", "").replace("_", " "), min_width=len("0.00 [0.00, 0.00]"))
     for effect in effects.effects:
-        ratios = (_ratio(effect.comparisons.get(metric)) for metric in metrics)
-        table.add_row(_name(effect), *_work_cells(effect.work), *ratios, "; ".join(_notes(effect)))
+        work.add_row(_name(effect), *_work_cells(effect.work))
+        latency.add_row(_name(effect), *(_ratio(effect.comparisons.get(metric)) for metric in metrics))
+    return work, latency
+
+
+def _by_setting(title: str) -> Table:
+    """Three ratios with their intervals fit a terminal of 80 columns."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("setting", min_width=len("block_skip=2,3,4,5"), overflow="fold")
     return table
 
 
-def _conditions_line(conditions: Conditions, source: str) -> str:
+def _latency_title(conditions: Conditions, source: str) -> str:
     device = conditions.cpu if conditions.device == "cpu" else conditions.device
     return (
-        f"one value at a time; work counted in one execution; latency ({source}): ratio to full [95 % interval] and "
-        f"verdict\n{device}, {conditions.threads} thread(s), {conditions.dtype}, torch {conditions.torch}, "
-        f"transformers {conditions.transformers}"
+        f"latency ({source}) / full [95 % interval] and verdict\n{device}, {conditions.threads} thread(s), "
+        f"{conditions.dtype}, torch {conditions.torch}, transformers {conditions.transformers}"
     )
 
 
@@ -139,8 +152,8 @@ def _ratio(comparison: Comparison | None) -> str:
     if comparison is None or not comparison.pairs:
         return "-"
     ratio = comparison.ratio
-    interval = f" [{ratio.low:.3f}, {ratio.high:.3f}]" if math.isfinite(ratio.high) else " [too few pairs]"
-    return f"{ratio.point:.3f}{interval} {comparison.verdict}"
+    interval = f" [{ratio.low:.2f}, {ratio.high:.2f}]" if math.isfinite(ratio.high) else " [too few pairs]"
+    return f"{ratio.point:.2f}{interval} {comparison.verdict}"
 
 
 def rank_blocks(config: Config, plan: Plan, folder: Path, command: str, out: Console) -> None:
