@@ -55,8 +55,8 @@ class DataConfig(Frozen):
 class KnobsConfig(Frozen):
     """The values that the controller chooses among; absent: what the model offers by itself."""
 
-    vision_tokens: tuple[int, ...] | None = None
-    """Most image tokens per image."""
+    vision_tokens: tuple[int | float, ...] | None = None
+    """Most image tokens per image, each a number, or a share of what the model reads by itself, such as 0.25."""
     moe_topk: tuple[int | tuple[int, ...], ...] | None = None
     """Experts per token: each value one number for all decoder blocks with experts, or a list of one for each."""
     moe_keep_first: bool = False

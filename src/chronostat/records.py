@@ -18,7 +18,7 @@ LATENCY_METRICS: tuple[LatencyMetric, ...] = get_args(LatencyMetric)
 BudgetKind = Literal["mean", "deadline"]
 Verdict = Literal["faster", "slower", "same", "undecided", "invalid"]
 Phase = Literal["warmup", "calibrate", "train", "select", "test", "rank"]
-KnobValue = int | tuple[int, ...]
+KnobValue = int | float | tuple[int, ...]
 
 
 @dataclass(frozen=True, init=False)
@@ -26,7 +26,8 @@ class Setting(Mapping[str, KnobValue]):
     """One value for each knob, by name; hashable. A knob that is not named stays as the model was built.
 
     ``str(setting)`` and ``Setting.parse`` are inverse: ``"vision_tokens=80 moe_topk=1 block_skip=2,3"``, with
-    ``block_skip=-`` for the empty tuple and ``"full"`` for the setting that names no knob.
+    ``vision_tokens=0.25`` for a share, ``block_skip=-`` for the empty tuple and ``"full"`` for the setting without
+    knobs.
     """
 
     pairs: tuple[tuple[str, KnobValue], ...]
@@ -69,7 +70,7 @@ class Setting(Mapping[str, KnobValue]):
 
 
 def _value_text(value: KnobValue) -> str:
-    if isinstance(value, int):
+    if not isinstance(value, tuple):
         return str(value)
     if not value:
         return "-"
@@ -83,7 +84,8 @@ def _parse_pair(word: str) -> tuple[str, KnobValue]:
             return name, ()
         if "," in text:
             return name, tuple(int(part) for part in text.rstrip(",").split(","))
-        return name, int(text if equals and name else "")
+        number = text if equals and name else ""
+        return name, float(number) if "." in number else int(number)
     except ValueError:
         raise KnobError(
             f"cannot read {word!r} as a knob setting; write knob=value, for example vision_tokens=80, moe_topk=1 "

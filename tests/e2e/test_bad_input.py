@@ -78,7 +78,11 @@ def test_flags_of_measure(words):
     [
         ("depth=2", "unknown knob 'depth'; known knobs: vision_tokens, moe_topk, block_skip"),
         ("moe_topk=9", "moe_topk = 9 is not legal on this model; legal: "),
-        ("vision_tokens=17", "vision_tokens = 17 is not legal on this model; legal: "),
+        (
+            "vision_tokens=0",
+            "vision_tokens = 0 is not legal on this model; legal: 1 to 272 tokens, of which ",
+        ),
+        ("vision_tokens=0.001", "vision_tokens = 0.001 is not legal on this model; legal: 1 to 272 tokens, of which "),
         ("block_skip=99,", "block_skip = (99,) is not legal on this model; legal: "),
         ("fast", "cannot read 'fast' as a knob setting; write knob=value, for example vision_tokens=80"),
     ],

@@ -29,6 +29,7 @@ def test_settings_are_equal_in_any_order():
     [
         ("full", Setting()),
         ("vision_tokens=80 moe_topk=1 block_skip=2,3", Setting(vision_tokens=80, moe_topk=1, block_skip=(2, 3))),
+        ("vision_tokens=0.25", Setting(vision_tokens=0.25)),
         ("block_skip=-", Setting(block_skip=())),
         ("block_skip=4,", Setting(block_skip=(4,))),
     ],
@@ -38,7 +39,7 @@ def test_settings_as_text(text, setting):
     assert Setting.parse(text) == setting
 
 
-@pytest.mark.parametrize("text", ["vision_tokens", "=3", "moe_topk=", "moe_topk=two", "block_skip=1,x", "moe_topk=1.5"])
+@pytest.mark.parametrize("text", ["vision_tokens", "=3", "moe_topk=", "moe_topk=two", "block_skip=1,x", "a=1.5.5"])
 def test_what_is_no_setting(text):
     with pytest.raises(
         KnobError, match=r"cannot read .* as a knob setting; write knob=value, for example vision_tokens=80"

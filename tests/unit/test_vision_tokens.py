@@ -1,5 +1,6 @@
 """``vision_tokens``: numbers by hand, what is refused, and the first Molmo generation through its own processor."""
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -11,8 +12,8 @@ from transformers import dynamic_module_utils
 
 from chronostat.data.samples import Sample
 from chronostat.errors import DataError, KnobError
-from chronostat.execution import SampleRequest, execute
-from chronostat.knobs import find_knob
+from chronostat.execution import SampleRequest, execute, request_for
+from chronostat.knobs import find_knob, find_space
 from chronostat.knobs.vision import find_mechanism
 from chronostat.knobs.vision.mechanism import span, steps
 from chronostat.models.load import load_vlm
@@ -40,15 +41,14 @@ def test_tiles_by_hand():
     assert found.arguments(8 * 256) == {"max_patches": 7}
     assert found.arguments(256) == {"max_patches": 1}
     assert found.arguments(found.full) == {}
-    assert found.allows(3 * 256)  # 2 tiles
-    assert not found.allows(2 * 256)
+    assert found.possible_words.startswith("256, 768, 1024")  # 1, 2 and 3 tiles
 
 
 def test_tiles_that_are_not_cut_by_default_are_more_than_full():
     found = mechanism_of({"max_patches": 4, "crop_to_patches": False}, image_seq_length=10)
     assert (found.full, found.levels) == (10, (10, 50, 30))
     assert found.arguments(30) == {"crop_to_patches": True, "max_patches": 2}
-    assert found.legal_words == "10, 30, 40, 50"
+    assert found.possible_words == "10, 30, 40, 50"
 
 
 def test_the_processors_word_counts_before_that_of_its_image_processor():
@@ -83,7 +83,7 @@ def test_areas_by_hand():
     assert found.levels == (1280, 576, 256, 64)  # 9/16, 1/4 and 1/16 of 1024
     assert found.arguments(100) == {"size": {"shortest_edge": 4 * 784, "longest_edge": 100 * 784}}
     assert found.arguments(6) == {"size": {"shortest_edge": 2 * 784, "longest_edge": 6 * 784}}
-    assert found.legal_words == "4 to 1280"
+    assert found.possible_words == "4 to 1280"
 
 
 def test_the_longest_edge_by_hand():
@@ -100,7 +100,7 @@ def test_token_limits_by_hand():
     assert found.levels == (8000, 576, 256, 64)
     assert found.arguments(64) == {"max_image_tokens": 64, "min_image_tokens": 16}
     assert found.arguments(16) == {"max_image_tokens": 16, "min_image_tokens": 7}
-    assert not found.allows(15)
+    assert found.possible_words == "16 to 8000"
 
 
 def test_tiles_of_tokens_by_hand():
@@ -120,7 +120,7 @@ def test_tiles_of_tokens_by_hand():
     assert found.full == 11 * 256
     assert found.arguments(7 * 256) == {"max_tiles": 6}
     assert found.arguments(200) == {"do_image_splitting": False, "max_image_tokens": 200, "min_image_tokens": 64}
-    assert found.legal_words.startswith("64 to 256, 768, 1024")
+    assert found.possible_words.startswith("64 to 256, 768, 1024")
     without = mechanism_of({**image, "do_image_splitting": False})
     assert (without.full, without.levels) == (256, (256, 144, 64))
 
@@ -151,7 +151,7 @@ def test_pan_and_scan_by_hand():
     """A picture of the whole and 2, 3 or 4 crops; one crop would be the whole again."""
     image = {"do_pan_and_scan": None, "pan_and_scan_max_num_crops": 4}
     off = mechanism_of(image, image_seq_length=256)
-    assert (off.full, off.levels, off.legal_words) == (256, (256, 1280, 768), "256, 768, 1024, 1280")
+    assert (off.full, off.levels, off.possible_words) == (256, (256, 1280, 768), "256, 768, 1024, 1280")
     assert off.arguments(768) == {"do_pan_and_scan": True, "pan_and_scan_max_num_crops": 2}
     on = mechanism_of({**image, "do_pan_and_scan": True}, image_seq_length=256)
     assert (on.full, on.levels) == (1280, (1280, 768, 256))
@@ -168,7 +168,53 @@ def test_a_span_is_never_below_its_fewest():
     found = span(says="", full=100, least=60, arguments=lambda tokens: {"n": tokens})
     assert found.levels == (100, 60)
     assert found.arguments(77) == {"n": 77}
-    assert not found.allows(59)
+    assert found.possible_words == "60 to 100"
+
+
+@pytest.mark.parametrize(
+    ("asked", "nearest"),
+    [
+        (20, 20),
+        (14, 10),
+        (16, 20),
+        (15, 10),  # of two equally near ones the smaller
+        (1, 10),
+        (40, 40),
+        (41, None),
+        (0, None),
+        (-3, None),
+        (0.5, 20),
+        (0.6, 20),  # 24 tokens
+        (0.025, 10),  # 1 token
+        (0.02, None),  # less than one
+        (1.0, None),
+        (-0.5, None),
+        (math.nan, None),
+        (True, None),
+        ((20,), None),
+    ],
+)
+def test_what_cannot_be_met_exactly_is_the_nearest_possible_number(asked, nearest):
+    found = steps(says="", full=40, tokens={2: 10, 3: 20, 4: 40}, arguments=lambda tiles: {"n": tiles})
+    assert found.nearest(asked) == nearest
+
+
+def test_a_span_meets_every_number_it_has():
+    found = span(says="", full=100, least=60, arguments=lambda tokens: {"n": tokens})
+    assert [found.nearest(asked) for asked in (59, 60, 77, 100, 0.777)] == [60, 60, 77, 100, 78]
+
+
+def test_a_setting_keeps_what_was_asked_and_an_execution_what_was_read(bundled, demo_sample):
+    """Of at most 96 tokens (5 tiles and the whole) a square image has those of 2 x 2 tiles."""
+    request = request_for(demo_sample, bundled.processor, None)
+    for asked, read in ((0.3, 80), (100, 80), (160, 160)):
+        execution = execute(bundled.model, request, setting=Setting(vision_tokens=asked), max_new_tokens=1)
+        assert (execution.setting["vision_tokens"], execution.image_tokens) == (asked, read)
+
+
+def test_an_action_space_holds_each_possible_number_once(bundled):
+    space, _ = find_space(bundled.model, bundled.processor, {"vision_tokens": [0.3, 85, 80, 0.999, 16]})
+    assert space.levels["vision_tokens"] == (272, 80, 16)
 
 
 @pytest.mark.parametrize(

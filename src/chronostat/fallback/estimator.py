@@ -89,7 +89,7 @@ class Estimator:
             "expected_new_tokens": self._new_tokens.get(execution.setting, self._any_new_tokens),
         }
         for knob, value in execution.setting.items():
-            if isinstance(value, int):
+            if not isinstance(value, tuple):
                 features[knob] = float(value)
                 continue
             features[f"{knob} count"] = float(len(value))

@@ -59,10 +59,9 @@ def find_space(
                 raise
             absent[name] = str(error)
             continue
-        for value in asked or ():
-            knob.check(value)
+        offered = knob.offered(options) if asked is None else tuple(knob.reached(value) for value in asked)
         knobs[name] = knob
-        found[name] = tuple(dict.fromkeys([knob.full, *(asked if asked is not None else knob.offered(options))]))
+        found[name] = tuple(dict.fromkeys([knob.full, *offered]))
     if not found:
         raise KnobError(f"{type(model).__name__} has no knob: {'; '.join(absent.values())}")
     return _pruned_space(knobs, found), absent

@@ -46,6 +46,15 @@ class Knob(ABC):
             KnobError: illegal; names the legal values.
         """
 
+    def reached(self, value: KnobValue) -> KnobValue:
+        """The value that a legal one comes to, where not all can be met exactly; an action space holds these.
+
+        Raises:
+            KnobError: illegal; names the legal values.
+        """
+        self.check(value)
+        return value
+
     @property
     def full(self) -> KnobValue:
         """The value that changes nothing."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast
 
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -98,5 +98,5 @@ class MoeTopk(Knob):
         return routed_to(model, dict(zip(self._blocks, self._each(value), strict=True)))
 
     def _each(self, value: KnobValue) -> tuple[int, ...]:
-        numbers = value if isinstance(value, tuple) else (value,) * len(self.trained)
+        numbers = value if isinstance(value, tuple) else (cast("int", value),) * len(self.trained)
         return tuple(min(number, trained) for number, trained in zip(numbers, self.trained, strict=True))

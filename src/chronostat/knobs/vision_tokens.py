@@ -14,8 +14,9 @@ from chronostat.records import KnobValue
 class VisionTokens(Knob):
     """Most image tokens per image, by the argument of this model's processor (``knobs/vision/``).
 
-    The value is an upper bound for each image of a request: an image whose shape or size gives fewer tokens gets fewer.
-    ``Execution.image_tokens`` is the number that the model really read.
+    The value is a number of tokens, or a share of full. The nearest number that the processor can be asked for is an
+    upper bound for each image of a request: an image whose shape or size gives fewer tokens gets fewer. The setting
+    keeps what was asked for, and ``Execution.image_tokens`` is the number that the model really read.
     """
 
     name = "vision_tokens"
@@ -36,16 +37,25 @@ class VisionTokens(Knob):
         return self._mechanism.says
 
     def check(self, value: KnobValue) -> None:
-        """Any number of tokens that the processor can be asked for."""
-        if not self._mechanism.allows(value):
-            raise self.refuse(value, self._mechanism.legal_words)
+        """Any number from one token to the most, or a share of full of one token at least."""
+        self.reached(value)
+
+    def reached(self, value: KnobValue) -> int:
+        """The nearest number that the processor can be asked for."""
+        nearest = self._mechanism.nearest(value)
+        if nearest is None:
+            raise self.refuse(
+                value,
+                f"1 to {self._mechanism.most} tokens, of which the nearest of {self._mechanism.possible_words} is "
+                f"taken, or a share of {self.full} below 1, such as 0.25",
+            )
+        return nearest
 
     def image_arguments(self, value: KnobValue) -> dict[str, Any]:
         """What the image processor is called with; nothing for full."""
-        assert isinstance(value, int)
-        return {} if value == self.full else self._mechanism.arguments(value)
+        tokens = self.reached(value)
+        return {} if tokens == self.full else self._mechanism.arguments(tokens)
 
     def applied(self, model: PreTrainedModel, value: KnobValue) -> AbstractContextManager[None]:
         """What has to be set on processor and model as well, from preprocessing to the end of ``generate()``."""
-        assert isinstance(value, int)
-        return self._mechanism.around(model, value)
+        return self._mechanism.around(model, self.reached(value))

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from chronostat.records import KnobValue
+
 _SHARES = (9 / 16, 1 / 4, 0)  # of the most tiles; the last one is always the fewest, usually a single tile
 _AREA_SHARES = (9 / 16, 1 / 4, 1 / 16)
 _USUAL_TOKENS = 1024  # of a picture of about a megapixel: where more are allowed, shares of them would bind nowhere
@@ -38,13 +40,28 @@ class Mechanism:
     arguments: Callable[[int], Arguments]
     around: Callable[[PreTrainedModel, int], AbstractContextManager[None]] = _nothing
 
-    def allows(self, value: object) -> bool:
-        """Whether a value is possible."""
-        return type(value) is int and any(value in span for span in self.legal)
+    def nearest(self, asked: KnobValue) -> int | None:
+        """The possible number nearest to what is asked for, the smaller of two; None: it is illegal.
+
+        Args:
+            asked: a number of tokens from 1 to the most, or a share of full, a float below 1 that is a token at least.
+        """
+        if isinstance(asked, bool | tuple) or (isinstance(asked, float) and not asked < 1):
+            return None
+        tokens = asked * self.full if isinstance(asked, float) else asked
+        if not 1 <= tokens <= self.most:
+            return None
+        possible = (min(max(round(tokens), span[0]), span[-1]) for span in self.legal)
+        return min(possible, key=lambda number: (abs(number - tokens), number))
 
     @property
-    def legal_words(self) -> str:
-        """The possible values for people, in ascending order."""
+    def most(self) -> int:
+        """The largest possible number."""
+        return self.legal[-1][-1]
+
+    @property
+    def possible_words(self) -> str:
+        """The possible numbers for people, in ascending order."""
         return ", ".join(str(span[0]) if len(span) == 1 else f"{span[0]} to {span[-1]}" for span in self.legal)
 
 
