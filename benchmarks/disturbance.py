@@ -10,8 +10,9 @@ to compare take turns, so that all meet the same trouble:
 * blocks: six executions of one arm, then of the other, with the interval that they would have in random order;
 * one shot each.
 
-Printed are wrong orders, coverage of the 95 % interval, verdicts and repeats left out, with and without the other
-program. Raw values go to ``benchmarks/results/disturbance.json``.
+Printed are, with and without the other program, comparisons that gave a number at all; of these, wrong orders and
+coverage of the 95 % interval (one without bounds misses nothing, so it is said how many had bounds); verdicts, and
+repeats left out. Raw values go to ``benchmarks/results/disturbance.json``.
 """
 
 import argparse
@@ -153,15 +154,14 @@ def compare(arms: Arms, seconds: float, limit: float, seed: int) -> dict[str, li
 
 
 def summary(said: list[Said]) -> dict[str, Any]:
-    """Shares over all comparisons; coverage where there are finite intervals."""
-    points = np.array([each.ratio.point for each in said])
-    bounded = [each for each in said if math.isfinite(each.ratio.high)]
+    """Shares over the comparisons with a number, of which a disturbed one may have none."""
+    ratios = [each.ratio for each in said if math.isfinite(each.ratio.point)]
     row: dict[str, Any] = {
         "comparisons": len(said),
-        "wrong": float(np.mean(np.where(np.isfinite(points), points <= 1, 0.5))),
-        "coverage": float(np.mean([e.ratio.low <= 1 + DIFFERENCE <= e.ratio.high for e in bounded]))
-        if bounded
-        else None,
+        "numbers": len(ratios),
+        "wrong": float(np.mean([ratio.point <= 1 for ratio in ratios])),
+        "coverage": float(np.mean([ratio.low <= 1 + DIFFERENCE <= ratio.high for ratio in ratios])),
+        "bounded": sum(math.isfinite(ratio.high) for ratio in ratios),
         "left_out": sum(each.left_out for each in said) / sum(each.executions for each in said),
     }
     if said[0].verdict is not None:
@@ -171,7 +171,8 @@ def summary(said: list[Said]) -> dict[str, Any]:
 
 def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     """For docs/measuring.md."""
-    rows = [["other program", "way", "comparisons", "wrong order", "coverage", "right verdict", "wrong", "left out"]]
+    heads = ("comparisons", "with a number", "wrong order", "coverage", "bounded", "right verdict", "wrong", "left out")
+    rows = [["other program", "way", *heads]]
     for condition, by_way in found.items():
         for way, row in by_way.items():
             verdicts = row.get("verdicts")
@@ -180,8 +181,10 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
                     condition,
                     way,
                     str(row["comparisons"]),
+                    str(row["numbers"]),
                     f"{100 * row['wrong']:.1f} %",
-                    "" if row["coverage"] is None else f"{100 * row['coverage']:.1f} %",
+                    f"{100 * row['coverage']:.1f} %" if row["bounded"] else "",
+                    str(row["bounded"]),
                     str(verdicts["slower"]) if verdicts else "",
                     str(verdicts["faster"]) if verdicts else "",
                     f"{100 * row['left_out']:.0f} %" if way == "judge" else "",
@@ -210,7 +213,10 @@ def main() -> None:
         "limit": options.limit,
         "processes": processes,
         "found": found,
-        "ratios": {c: {w: [e.ratio.point for e in each] for w, each in by_way.items()} for c, by_way in said.items()},
+        "ratios": {
+            condition: {way: [(e.ratio.point, e.ratio.low, e.ratio.high) for e in each] for way, each in by_way.items()}
+            for condition, by_way in said.items()
+        },
     }
     print(write_result("disturbance", read_conditions(subject.model), raw))
 
