@@ -1,5 +1,6 @@
 """From a configuration to a controller: calibrate, then propose, execute, reward and learn until the time box ends."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
@@ -15,6 +16,7 @@ from chronostat.control.learners import learner_by_name
 from chronostat.control.trainer import Trainer
 from chronostat.errors import KnobError
 from chronostat.files import read_tensors, write_tensors
+from chronostat.records import Budget
 from chronostat.selfcheck import require_gradients
 from chronostat.session import Session, record_check
 
@@ -33,14 +35,20 @@ class _Start:
     trained_s: float
 
 
-def train(session: Session) -> Controller:
+def train(session: Session, judged: Sequence[Budget] = ()) -> Controller:
     """Calibrate, train until the time box ends, and save the controller in the run; continues a killed run.
 
+    Args:
+        session: at work on the run.
+        judged: budgets that the controller will have to keep.
+
     Raises:
+        BudgetError: by the calibration no setting can meet one of ``judged``; there is no training then.
         MeasurementError: a setting could not be measured at all.
         StoreError: the run cannot be written, or its checkpoint cannot be read.
     """
     start = _continue(session) if (session.store.folder / CHECKPOINT).is_file() else _begin(session)
+    _require_meetable(session, start.trainer, judged)
     _loop(session, start)
     controller = _frozen(session, start)
     controller.save(session.store.folder / FOLDER)
@@ -64,6 +72,12 @@ def _begin(session: Session) -> _Start:
     start = _Start(trainer=trainer, calibration=calibration, trained_s=0.0)
     _save_checkpoint(session, start, 0.0)  # before the first trial: stored trials belong to this calibration's budgets
     return start
+
+
+def _require_meetable(session: Session, trainer: Trainer, budgets: Sequence[Budget]) -> None:
+    request = session.runner.request(session.samples("validation")[0])
+    for budget in budgets:
+        trainer.learner.decide(session.observer(request), budget)
 
 
 def _continue(session: Session) -> _Start:

@@ -315,6 +315,24 @@ def test_a_damaged_controller(trained_run, tmp_path):
     assert RunStore.open(folder).trials("select") == []
 
 
+@pytest.mark.parametrize(
+    ("override", "status", "message"),
+    [
+        ("validation.samples=1", CONFIG, "validation.samples = 1 of "),
+        (
+            "validation.mean_budgets=[0.01]",
+            BUDGET,
+            "no setting can meet the budget mean 0.01 of full; the cheapest needs ",
+        ),
+    ],
+)
+def test_what_a_demo_cannot_judge_is_refused_before_it_trains(tmp_path, override, status, message):
+    folder = tmp_path / "run"
+    said = typed("demo", "--run-dir", folder, "--set", override, "--set", "train.calibration_seconds=3")
+    assert (said.status, said.out.count("train: at most")) == (status, 0)
+    assert message in said.err
+
+
 def test_demo_is_the_bundled_model_on_its_task():
     message = "demo runs the bundled model on its own task; for yours: chronostat train CONFIG.toml"
     assert refused(CONFIG, "demo", "--set", "data.path=mine.jsonl") == message

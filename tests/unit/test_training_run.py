@@ -9,7 +9,7 @@ import chronostat.training
 import chronostat.trials
 from chronostat.config import load_config
 from chronostat.control.controller import FOLDER, load_controller
-from chronostat.errors import StoreError
+from chronostat.errors import BudgetError, StoreError
 from chronostat.files import read_tensors
 from chronostat.progress import Silent
 from chronostat.records import Budget, Setting
@@ -72,6 +72,19 @@ def test_the_controller_is_in_the_run_and_decides_as_the_one_that_was_returned(s
     assert [loaded.choose(s, b, stand_in.clock).setting for s in subjects for b in budgets] == chosen
     assert loaded.facts.trials == 6
     assert (loaded.facts.metric, loaded.facts.full_ms, loaded.facts.model) == ("prefill_ms", 22, "molmo-like")
+
+
+@pytest.mark.parametrize("learner", ["direct", "rloo"])
+@pytest.mark.parametrize("kind", ["mean", "deadline"])
+def test_a_budget_that_cannot_be_kept_is_refused_before_any_training(stand_in, learner, kind):
+    """The cheapest setting takes 13 of 22 ms."""
+    budgets = [Budget(kind=kind, fraction=fraction) for fraction in (0.9, 0.5)]
+    message = f"no setting can meet the budget {kind} 0.5 of full; the cheapest needs 0.59"
+    with stand_in.session(f"train.learner={learner}") as session, pytest.raises(BudgetError, match=message):
+        train(session, budgets)
+    store = stand_in.store()
+    assert executions(store, "calibrate") > 0
+    assert executions(store, "train") == 0
 
 
 def test_the_time_box_ends_training(stand_in):

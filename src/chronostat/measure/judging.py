@@ -24,6 +24,7 @@ from chronostat.measure.sequential import (
     block_interval,
     is_look,
     look_level,
+    narrowed,
     sample_interval,
 )
 from chronostat.measure.statistics import NoiseFloor, noise_floor
@@ -226,7 +227,7 @@ class _Court:
             elif turn or (last and self.planned[arm] > before.pairs):
                 level = look_level(self.planned[arm], before.pairs, self.bench.rules.alpha)
                 ratios = {name: self._ratio(arm, name, level) for name in self._metrics(arm)}
-                shared = {name: _shared(ratio, before.ratios.get(name)) for name, ratio in ratios.items()}
+                shared = {name: narrowed(ratio, before.ratios.get(name)) for name, ratio in ratios.items()}
                 self.looks[arm] = _Look(self.planned[arm], shared)
                 self._decide(arm, shared.get(self.bench.metric))
 
@@ -303,14 +304,6 @@ class _Court:
             left_out=dict(left_out),
             flags=tuple(flags),
         )
-
-
-def _shared(ratio: Estimate, before: Estimate | None) -> Estimate:
-    """The interval with what earlier looks left of it: all of them hold at once. Alone if nothing is left."""
-    if before is None:
-        return ratio
-    low, high = max(ratio.low, before.low), min(ratio.high, before.high)
-    return Estimate(point=ratio.point, low=low, high=high) if low <= high else ratio
 
 
 def ratio_of(blocks: Sequence[Block], level: float, unit: Unit = "repeat") -> Estimate:

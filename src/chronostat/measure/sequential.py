@@ -62,6 +62,14 @@ def look_level(pairs: int, last: int, alpha: float) -> float:
     return alpha * (_UNSPENT / max(last, _UNSPENT) - _UNSPENT / max(pairs, _UNSPENT))
 
 
+def narrowed(interval: Estimate, before: Estimate | None) -> Estimate:
+    """An interval with what earlier looks left of it, since all of them hold at once; alone if nothing is left."""
+    if before is None:
+        return interval
+    low, high = max(interval.low, before.low), min(interval.high, before.high)
+    return Estimate(point=interval.point, low=low, high=high) if low <= high else interval
+
+
 def block_interval(blocks: Sequence[Block], alpha: float) -> Estimate:
     """Difference of the means of the faster halves of both arms, with its interval of level ``1 - alpha``.
 

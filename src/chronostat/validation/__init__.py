@@ -1,5 +1,5 @@
 """The frozen controller judged against fixed settings on held-out samples, measured afresh."""
 
-from chronostat.validation.judge import validate
+from chronostat.validation.judge import judged_budgets, validate
 
-__all__ = ["validate"]
+__all__ = ["judged_budgets", "validate"]

@@ -35,7 +35,7 @@ def validate(session: Session, controller: Controller) -> Validation:
         UnlikeConditions: the controller's budgets limit another latency; nothing is executed then.
         MeasurementError: too few samples could be measured.
     """
-    budgets = _budgets(session)
+    budgets = judged_budgets(session)
     _check(session, controller, budgets)
     if session.runner.drift is None and "calibration" in session.store.facts:
         session.follow_drift(session.store.facts["calibration"]["full_ms"])
@@ -56,14 +56,23 @@ def validate(session: Session, controller: Controller) -> Validation:
     return validation
 
 
-def _budgets(session: Session) -> tuple[Budget, ...]:
-    """Each budget once; what is stored tells them apart by their names."""
+def judged_budgets(session: Session) -> tuple[Budget, ...]:
+    """Each budget once; what is stored tells them apart by their names.
+
+    Raises:
+        ConfigError: no budgets, or too few samples to judge on.
+    """
     budgets = tuple(dict.fromkeys(session.config.validation.budgets()))
     if not budgets:
         raise ConfigError("validation.mean_budgets and validation.deadlines are both empty; name a budget to judge")
     name, n = Counter(map(str, budgets)).most_common(1)[0]
     if n > 1:
         raise ConfigError(f"validation: {n} budgets are called {name!r}; let them differ by at least 0.01")
+    asked, there = session.config.validation.samples, len(session.samples("test"))
+    if min(asked, there) < _LEAST_SAMPLES:
+        raise ConfigError(
+            f"validation.samples = {asked} of {there} test samples; intervals need at least {_LEAST_SAMPLES}"
+        )
     return budgets
 
 
@@ -71,11 +80,6 @@ def _check(session: Session, controller: Controller, budgets: Sequence[Budget]) 
     if controller.metric != session.metric:
         raise UnlikeConditions(
             f"the controller was trained on {controller.metric}, this run measures {session.metric}; train one for it"
-        )
-    asked, there = session.config.validation.samples, len(session.samples("test"))
-    if min(asked, there) < _LEAST_SAMPLES:
-        raise ConfigError(
-            f"validation.samples = {asked} of {there} test samples; intervals need at least {_LEAST_SAMPLES}"
         )
     controller.choose_each(session.runner.request(session.samples("validation")[0]), budgets, session.clock)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from chronostat.measure.judging import verdict_of
 from chronostat.measure.reasons import kind_of
-from chronostat.measure.sequential import bounded_mean_interval, is_look, look_level, sample_interval
+from chronostat.measure.sequential import bounded_mean_interval, is_look, look_level, narrowed, sample_interval
 from chronostat.measure.statistics import PairedBootstrap
 from chronostat.records import Budget, Comparison, Estimate, LatencyMetric, Verdict
 from chronostat.store.validation import AccuracyVerdict
@@ -123,7 +123,7 @@ class Verdicts:
         number = len(pairs.log_ratios)
         if is_look(number, state.last) or (final and number > state.last):
             ratio = _ratio(pairs.log_ratios, look_level(number, state.last, ALPHA))
-            state.ratio, state.last = _narrowed(ratio, state.ratio), number
+            state.ratio, state.last = narrowed(ratio, state.ratio), number
             if state.latency == "undecided":
                 state.latency = _latency_verdict(state.ratio, pairs, self.margin)
 
@@ -163,11 +163,3 @@ def _ratio(log_ratios: Floats, level: float) -> Estimate:
 
 def _latency_verdict(ratio: Estimate, pairs: Pairs, margin: float) -> Verdict:
     return verdict_of(ratio, margin) if len(pairs.log_ratios) else "invalid"
-
-
-def _narrowed(ratio: Estimate, before: Estimate | None) -> Estimate:
-    """The interval with what earlier looks left of it, since all of them hold at once; alone if nothing is left."""
-    if before is None:
-        return ratio
-    low, high = max(ratio.low, before.low), min(ratio.high, before.high)
-    return Estimate(point=ratio.point, low=low, high=high) if low <= high else ratio

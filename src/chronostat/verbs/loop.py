@@ -26,6 +26,7 @@ from chronostat.store.run import FACTS, VALIDATION
 from chronostat.survey import Arm, Plan, repeated
 from chronostat.training import JUDGED_SETTINGS, training_box_s
 from chronostat.training import train as run_training
+from chronostat.validation import judged_budgets
 from chronostat.validation import validate as run_validation
 
 SIGNIFICANT = 0.01  # of the test whether choices depend on the kind of question
@@ -35,7 +36,8 @@ def demo(config: Config, folder: Path, command: str, out: Console) -> None:
     """Train, validate and report in one process."""
     out.print(f"Chronostat runs its main job in {folder}: at most 8 minutes. It reads no earlier run.")
     with begin(config, run_dir=folder, command=command, progress=Bars(out)) as session:
-        _judge(session, run_training(session), out)
+        budgets = judged_budgets(session)  # what cannot be judged is refused before minutes of training
+        _judge(session, run_training(session, budgets), out)
     report(folder, out)
 
 
