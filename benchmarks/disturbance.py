@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from chronostat.measure.conditions import read_conditions
 from chronostat.measure.generate import measure_generate
 from chronostat.measure.judging import Repeat, Rules, judge, ratio_of
 from chronostat.measure.sequential import Block
-from chronostat.records import Estimate
+from chronostat.records import Estimate, Verdict
 
 DIFFERENCE = 0.10
 METRIC = "prefill_ms"
@@ -165,7 +165,7 @@ def summary(said: list[Said]) -> dict[str, Any]:
         "left_out": sum(each.left_out for each in said) / sum(each.executions for each in said),
     }
     if said[0].verdict is not None:
-        row["verdicts"] = {v: sum(e.verdict == v for e in said) for v in ("slower", "faster", "undecided", "invalid")}
+        row["verdicts"] = {v: sum(e.verdict == v for e in said) for v in get_args(Verdict)}
     return row
 
 
@@ -186,7 +186,7 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
                     f"{100 * row['coverage']:.1f} %" if row["bounded"] else "",
                     str(row["bounded"]),
                     str(verdicts["slower"]) if verdicts else "",
-                    str(verdicts["faster"]) if verdicts else "",
+                    str(verdicts["faster"] + verdicts["same"]) if verdicts else "",
                     f"{100 * row['left_out']:.0f} %" if way == "judge" else "",
                 ]
             )

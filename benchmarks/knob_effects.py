@@ -193,12 +193,13 @@ def _cells_of(rows: list[dict[str, Any]], label: str) -> list[str]:
 
 
 def _verdict(ratios: dict[str, Estimate]) -> str:
-    """Where a value saves time, in words."""
+    """Where a value saves time, in words; ``no`` only where the intervals leave no room for a saving."""
     words = {"prefill": "prefill", "decode_per_token": "decode"}
     saved = [word for kind, word in words.items() if ratios[kind].high < 1 - NO_EFFECT]
     slower = [word for kind, word in words.items() if ratios[kind].low > 1 + NO_EFFECT]
-    parts = [f"yes, in {' and '.join(saved)}" if saved else "no", *(f"slower in {word}" for word in slower)]
-    return "; ".join(parts)
+    excluded = all(ratios[kind].low >= 1 - NO_EFFECT for kind in words)  # a bound that too few blocks give is NaN
+    pays = f"yes, in {' and '.join(saved)}" if saved else "no" if excluded else "undecided"
+    return "; ".join([pays, *(f"slower in {word}" for word in slower)])
 
 
 if __name__ == "__main__":

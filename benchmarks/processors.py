@@ -16,7 +16,7 @@ from benchmarks.processor_families import FAMILIES, Pair
 from chronostat.data.samples import Sample
 from chronostat.errors import KnobError
 from chronostat.execution import SampleRequest, execute
-from chronostat.knobs import applied, find_knob, image_arguments
+from chronostat.knobs import applied, find_knob
 from chronostat.measure.arguments import IMAGE_KEYS
 from chronostat.models.load import load_vlm
 from chronostat.models.prepare import prepare
@@ -82,14 +82,14 @@ def tokens_read(pair: Pair, image: Image.Image, setting: Setting) -> int | None:
 
 def pixel_shape(pair: Pair, image: Image.Image, setting: Setting) -> str:
     """Shape of the tensor of pixels that the model is given."""
-    with applied(setting, pair.model, pair.processor):
+    with applied(setting, pair.model, pair.processor) as image_arguments:
         batch = prepare(
             pair.processor,
             [image],
             PROMPT,
             device=torch.device("cpu"),
             dtype=torch.float32,
-            image_arguments=image_arguments(setting, pair.model, pair.processor),
+            image_arguments=image_arguments,
         )
     pixels: Tensor = next(batch[key] for key in IMAGE_KEYS if key in batch)
     return " x ".join(str(size) for size in pixels.shape if size > 1)

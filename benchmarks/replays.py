@@ -44,6 +44,13 @@ class Attempt:
         return 0.5 if said == 0 or math.isnan(said) else float((said > 0) != (self.true > 0))
 
     @property
+    def wrong_verdicts(self) -> set[Verdict]:
+        """What would be false: the other order, and either order of equal arms."""
+        if self.true == 0:
+            return {"faster", "slower"}
+        return {"faster"} if self.true > 0 else {"slower"}
+
+    @property
     def covers(self) -> bool:
         """Whether the interval holds the truth."""
         assert self.ratio is not None
@@ -196,6 +203,6 @@ def summary(tried: list[Attempt]) -> dict[str, Any]:
         row["width"] = float(np.median([math.log(r.high) - math.log(r.low) if r.low > 0 else math.inf for r in ratios]))
     if tried[0].verdict is not None:
         row["verdicts"] = {v: float(np.mean([a.verdict == v for a in tried])) for v in ("faster", "slower", "same")}
-        row["wrong_verdicts"] = float(np.mean([a.verdict == ("faster" if a.true > 0 else "slower") for a in tried]))
+        row["wrong_verdicts"] = float(np.mean([a.verdict in a.wrong_verdicts for a in tried]))
         row["left_out"] = float(np.mean([a.left_out for a in tried]))
     return row

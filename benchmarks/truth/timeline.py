@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.truth.probe import PREFIX
-from chronostat.measure.intervals import Interval, length, union
+from chronostat.measure.intervals import Interval, length, outside, union
 
 _DEVICE_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 _LAUNCHES = re.compile(r"^(cuda|cu)(Launch|Memcpy|Memset|GraphLaunch)")
@@ -103,7 +103,7 @@ def stages(trace: Trace) -> dict[str, Stage]:
     """The stages of a call by the names of ``StageTiming``, without ``_ms``."""
     ranges = {name: sorted(found) for name, found in trace.ranges.items()}
     windows = {
-        "vision": without(ranges.get("vision", []), ranges.get("projector", [])),
+        "vision": outside(ranges.get("vision", []), ranges.get("projector", [])),
         "llm_prefill": union(ranges.get("blocks", [])),
         "prefill": union([*ranges.get("encode", []), *ranges.get("forward", [])]),
     }
@@ -132,19 +132,6 @@ def stage_in(kernels: Sequence[Kernel], windows: Sequence[Interval]) -> Stage:
         idle_ms=(reference - busy) / 1e3,
         kernels=len(inside),
     )
-
-
-def without(windows: Iterable[Interval], others: Iterable[Interval]) -> list[Interval]:
-    """The parts of the windows that none of the others covers: a projector can lie inside the vision tower."""
-    left = union(windows)
-    for out_start, out_end in union(others):
-        left = [
-            part
-            for start, end in left
-            for part in ((start, min(end, out_start)), (max(start, out_end), end))
-            if part[0] < part[1]
-        ]
-    return left
 
 
 def agrees(ours_ms: float, reference_ms: float) -> bool:

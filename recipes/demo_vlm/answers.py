@@ -23,7 +23,7 @@ from chronostat.data.demo.task import UNSEEN_SUFFIX
 from chronostat.data.quality import exact
 from chronostat.data.samples import Split
 from chronostat.errors import DataError
-from chronostat.knobs import applied, find_space, image_arguments
+from chronostat.knobs import applied, find_space
 from chronostat.models.load import Vlm
 from chronostat.models.prepare import prepare
 from chronostat.records import Setting
@@ -145,11 +145,11 @@ def preprocess(
     vlm: Vlm, setting: Setting, scenes: Sequence[Scene], questions: dict[str, list[Question]], workers: int
 ) -> Level:
     """Runs the real processor over all scenes and prompts, under one number of image tokens."""
-    arguments = image_arguments(setting, vlm.model, vlm.processor)
     prompts = [[asked[i].prompt for asked in questions.values()] for i in range(len(scenes))]
-    rows = _Preprocessed(vlm.processor, arguments, scenes, prompts)
-    loaded: Iterator[tuple[Tensor, list[list[int]]]] = iter(DataLoader(rows, batch_size=None, num_workers=workers))
-    tiles, ids = zip(*((pixels.clone(), row) for pixels, row in loaded), strict=True)  # a shared one holds a file open
+    with applied(setting, vlm.model, vlm.processor) as arguments:
+        rows = _Preprocessed(vlm.processor, arguments, scenes, prompts)
+        loaded: Iterator[tuple[Tensor, list[list[int]]]] = iter(DataLoader(rows, batch_size=None, num_workers=workers))
+        tiles, ids = zip(*((pixels.clone(), row) for pixels, row in loaded), strict=True)  # shared: an open file each
     by_kind = {kind: [row[k] for row in ids] for k, kind in enumerate(questions)}
     return Level(tiles=torch.stack(tiles).to(vlm.model.device), ids=by_kind)
 

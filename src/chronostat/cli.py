@@ -45,9 +45,22 @@ out, problems = _console(), _console(stderr=True)
 RunDir = Annotated[Path | None, typer.Option(help="Where the run is stored; runs/<verb>-<time> if absent.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable. [train.seconds=60]"),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a configuration key, such as train.seconds=60; repeatable."
+    ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that is drawn.")]
+
+
+Model = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="Directory or name; absent or bundled: the bundled model.")
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(metavar="TYPE", help="Of the weights: auto, float32, bfloat16 or float16."),
+]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
 
 
 def main() -> None:
@@ -104,7 +117,9 @@ def train(
     seed: Seed = None,
     overrides: Sets = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue a run that was ended or killed.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Say how many executions it takes and how long, then stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many executions it takes and how long, then stop.")
+    ] = False,
 ) -> None:
     """Train a controller on measured latency; afterwards: chronostat validate RUN."""
     folder = resume or run_dir or _new_folder("train")
@@ -156,7 +171,9 @@ def measure(
     images: Annotated[Path | None, typer.Option(metavar="DIR", help="Each image in here is a request.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Text of the request, or of each image's.")] = None,
     task: Annotated[Literal["bundled"] | None, typer.Option(help="Each sample of this task is a request.")] = None,
-    requests: Annotated[int, typer.Option(min=1, help="Most requests of --images or --task.")] = 20,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="Most requests of --images or --task; 20 if absent.")
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option(metavar="'KNOB=VALUE ...'", help="Measure under this setting; repeatable. Absent: full."),
@@ -170,18 +187,21 @@ def measure(
         ),
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 8,
-    exact_tokens: Annotated[bool, typer.Option(help="Make every answer that long, also past its end.")] = False,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")
-    ] = "auto",
+    exact_tokens: Annotated[
+        bool, typer.Option("--exact-tokens", help="Make every answer that long, also past its end.")
+    ] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     attention: Annotated[
         Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"],
-        typer.Option(help="Implementation of attention; auto: as transformers chooses."),
+        typer.Option(
+            metavar="NAME",
+            help="auto (as transformers chooses), eager, sdpa, flash_attention_2, flash_attention_3 or flex_attention.",
+        ),
     ] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Torch threads on the CPU.")] = 1,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     layout: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="JSON or TOML with module paths of vision, projector, blocks and head."),
@@ -198,7 +218,9 @@ def measure(
             raise ConfigError("--layout names the parts of one model; measure one, or leave it out")
         from chronostat.config import Config, MeasureConfig, ModelConfig
         from chronostat.verbs import measuring
+        from chronostat.verbs.output import require_writable
 
+        require_writable({"--json": json_file, "--html": html_file})
         own = ModelConfig(
             device=device,
             dtype=dtype,
@@ -207,7 +229,7 @@ def measure(
             trust_remote_code=trust_remote_code,
             layout=measuring.read_layout(layout) if layout else {},
         )
-        paths = [None if name == "bundled" else name for name in model or ("bundled",)]
+        paths = [_path(name) for name in model or ("bundled",)]
         config = Config(measure=MeasureConfig(threads=threads, max_new_tokens=new_tokens), seed=seed or 0)
         measuring.measure(
             measuring.Ask(
@@ -230,20 +252,16 @@ def measure(
 
 @app.command()
 def knobs(
-    model: Annotated[
-        str | None, typer.Argument(help="Model directory or name; absent or `bundled`: the bundled model.")
-    ] = None,
+    model: Model = None,
     image: Annotated[list[Path] | None, typer.Option(help="Image of the request; repeatable.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Text of the request.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Most executions of each setting on average.")] = 20,
     seconds: Annotated[float | None, typer.Option(min=1, help="Time for judging, if it ends before.")] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer in tokens.")] = 8,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")
-    ] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Torch threads on the CPU.")] = 1,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     ranking: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Leave blocks out by importance: what rank-blocks stored.")
     ] = None,
@@ -254,16 +272,16 @@ def knobs(
     with _for_people():
         from chronostat.config import MeasureConfig, ModelConfig, load_config
         from chronostat.verbs import knobs as verb
+        from chronostat.verbs.output import require_writable
 
+        require_writable({"--json": json_file})
         other = [each for each in overrides or () if not each.startswith(("knobs.", "model.layout.", "seed="))]
         if other:
             raise ConfigError(
                 f"--set {other[0]}: knobs takes keys of knobs and model.layout, and seed; others are flags"
             )
         config = load_config(None, overrides or ())
-        own = ModelConfig(
-            path=None if model == "bundled" else model, device=device, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+        own = ModelConfig(path=_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         config = config.model_copy(
             update={
                 "model": own.model_copy(update={"layout": config.model.layout}),
@@ -284,9 +302,7 @@ def knobs(
 
 @app.command()
 def rank_blocks(
-    model: Annotated[
-        str | None, typer.Argument(help="Model directory or name; absent or `bundled`: the bundled model.")
-    ] = None,
+    model: Model = None,
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Own samples; absent: the bundled task.")] = None,
     samples: Annotated[
         int | None, typer.Option(min=2, help="Most validation samples in each round; 100 if absent.")
@@ -311,8 +327,8 @@ def rank_blocks(
     """Order the decoder blocks by the loss of quality for each millisecond that leaving them out saves."""
     folder = resume or run_dir or _new_folder("rank-blocks")
     with _for_people(folder, resume_with="rank-blocks"):
-        given = (model, data, samples, seconds, method, keep, run_dir, seed, overrides)
-        if resume and any(value is not None for value in given):
+        others = (model, data, samples, seconds, method, keep, run_dir, seed, overrides)
+        if resume and any(value is not None for value in others):
             raise ConfigError("--resume continues a ranking as it was begun; give no other option with it")
         from chronostat.config import load_config
         from chronostat.verbs import knobs as verb
@@ -320,8 +336,8 @@ def rank_blocks(
         if resume:
             verb.resume_ranking(folder, out)
             return
-        model = None if model == "bundled" else model
-        paths = [f"{key}={json.dumps(str(path))}" for key, path in (("model.path", model), ("data.path", data)) if path]
+        given = {"model.path": _path(model), "data.path": data}
+        paths = [f"{key}={json.dumps(str(path))}" for key, path in given.items() if path is not None]
         config = load_config(None, [*paths, *(overrides or ())], seed=seed)
         plan = verb.Plan(
             method=method or "one-at-a-time",
@@ -346,16 +362,18 @@ def evaluate_estimator(
     """How wrong estimates learned from a run are on held-out requests, beside measuring once."""
     with _for_people():
         from chronostat.verbs import estimator
+        from chronostat.verbs.output import require_writable
 
+        require_writable({"--json": json_file})
         estimator.evaluate(run, seconds, json_file, out)
 
 
 @app.command()
 def doctor(
     model: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Model directory or name; absent: the bundled model.")
+        str | None, typer.Option(metavar="MODEL", help="Directory or name; absent or bundled: the bundled model.")
     ] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
+    device: Device = "auto",
     seconds: Annotated[float, typer.Option(min=0.1, help="Time box of the measured repeats.")] = 20.0,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was found.")] = None,
 ) -> None:
@@ -363,9 +381,16 @@ def doctor(
     with _for_people():
         from chronostat.config import Config, ModelConfig
         from chronostat.verbs import doctor as verb
+        from chronostat.verbs.output import require_writable
 
-        status = verb.doctor(Config(model=ModelConfig(path=model, device=device)), seconds, json_file, out)
+        require_writable({"--json": json_file})
+        status = verb.doctor(Config(model=ModelConfig(path=_path(model), device=device)), seconds, json_file, out)
     raise typer.Exit(status)
+
+
+def _path(model: str | None) -> str | None:
+    """None for the bundled model."""
+    return None if model == "bundled" else model
 
 
 def _new_folder(verb: str) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, model_validator
 
 from chronostat.errors import ConfigError
 from chronostat.records import Budget, LatencyMetric
@@ -55,7 +55,7 @@ class DataConfig(Frozen):
 class KnobsConfig(Frozen):
     """The values that the controller chooses among; absent: what the model offers by itself."""
 
-    vision_tokens: tuple[int | float, ...] | None = None
+    vision_tokens: tuple[StrictInt | StrictFloat, ...] | None = None
     """Most image tokens per image, each a number, or a share of what the model reads by itself, such as 0.25."""
     moe_topk: tuple[int | tuple[int, ...], ...] | None = None
     """Experts per token: each value one number for all decoder blocks with experts, or a list of one for each."""

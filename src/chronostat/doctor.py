@@ -66,8 +66,8 @@ class Examination:
         floors: measured A/A noise; of each metric that the model has.
         pairs: interleaved pairs whose both repeats were used.
         repeats: that were executed after the warm-up.
-        disturbed: how many of these were disturbed, by reason.
-        unmeasured: why the stages could not be measured; None: they could.
+        disturbed: how many of these were not used, by reason: a disturbance, or stages that could not be trusted.
+        unmeasured: why the stages could not be measured in any repeat; None: they could.
     """
 
     model: str
@@ -90,7 +90,7 @@ class Examination:
         doubts = [f"{each.topic}: {each.fact}" for each in self.findings if each.level == "problem"]
         if self.unmeasured is not None:
             doubts.append(f"the stages cannot be measured: {self.unmeasured}")
-        if self.pairs < LEAST_PAIRS:
+        elif self.pairs < LEAST_PAIRS:
             doubts.append(f"{self.pairs} undisturbed pairs, at least {LEAST_PAIRS} are needed; give more --seconds")
         if self.disturbed_share > TRUSTED_SHARE:
             doubts.append(f"{100 * self.disturbed_share:.0f} % of the repeats were disturbed")
@@ -173,9 +173,11 @@ def examined(
 ) -> Examination:
     """What follows from pairs of equal executions."""
     repeats = [execution for pair in pairs for execution in pair]
-    used = [pair for pair in pairs if not any(execution.disturbed for execution in pair)]
-    unseen = [each.timing.unseen or each.timing.source for each in repeats if each.timing and not _is_measured(each)]
-    floors = [_floor(metric, used) for metric in METRICS] if len(used) >= LEAST_PAIRS and not unseen else []
+    used = [pair for pair in pairs if not any(execution.disturbed or _unseen(execution) for execution in pair)]
+    unseen = [why for each in repeats if (why := _unseen(each))]
+    unmeasured = unseen[0] if unseen and len(unseen) == len(repeats) else None
+    whys = [each.disturbed or (None if unmeasured else _unseen(each)) for each in repeats]
+    floors = [_floor(metric, used) for metric in METRICS] if len(used) >= LEAST_PAIRS else []
     return Examination(
         model=model,
         conditions=conditions,
@@ -183,8 +185,8 @@ def examined(
         floors=tuple(floor for floor in floors if floor is not None),
         pairs=len(used),
         repeats=len(repeats),
-        disturbed=Counter(kind_of(each.disturbed) for each in repeats if each.disturbed),
-        unmeasured=unseen[0] if unseen else None,
+        disturbed=Counter(kind_of(why) for why in whys if why),
+        unmeasured=unmeasured,
     )
 
 
@@ -204,8 +206,12 @@ def _pairs(run: Callable[[], Execution], clock: Clock, seconds: float) -> list[t
     return pairs
 
 
-def _is_measured(execution: Execution) -> bool:
-    return execution.timing is not None and execution.timing.source == "measured"
+def _unseen(execution: Execution) -> str | None:
+    """Why the stages of a repeat cannot be used; None: they can."""
+    timing = execution.timing
+    if timing is None:
+        return execution.invalid
+    return None if timing.source == "measured" else timing.unseen or timing.source
 
 
 def _floor(metric: str, pairs: Sequence[tuple[Execution, Execution]]) -> Floor | None:

@@ -18,7 +18,7 @@ from chronostat.measure.judging import Judged, Repeat, Rules, judge
 from chronostat.measure.steady import steady
 from chronostat.measure.work import Work, changed, counted_work, removed
 from chronostat.models.load import Vlm
-from chronostat.records import Comparison, Conditions, Execution, KnobValue, Setting, Source
+from chronostat.records import Comparison, Conditions, Execution, KnobValue, Setting, Source, plain
 
 PREFILL, DECODE, TOTAL = "prefill_ms", "decode_ms_per_token", "total_ms"
 NO_WORK = "removes no work here"
@@ -76,7 +76,7 @@ class Effects:
     ended: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data; a bound that too few pairs have not given is None."""
         return {
             "model": self.model,
             "fingerprint": self.fingerprint,
@@ -87,7 +87,7 @@ class Effects:
             "mechanisms": dict(self.mechanisms),
             "absent": dict(self.absent),
             "full": asdict(self.full),
-            "effects": [{**asdict(effect), "setting": str(effect.setting)} for effect in self.effects],
+            "effects": [{**plain(asdict(effect)), "setting": str(effect.setting)} for effect in self.effects],
             "executions": self.executions,
             "ended": self.ended,
         }
@@ -183,7 +183,8 @@ def _judged(
         seen = {name: getattr(timing, name) for name in dict.fromkeys([metric, DECODE, TOTAL])}
         latency_ms = {name: value for name, value in seen.items() if value is not None}
         if metric not in latency_ms:
-            return Repeat(latency_ms={}, cost_ms=_cost_ms(execution), failed=timing.unseen or f"no {metric}")
+            failed = None if timing.unseen else f"no {metric}"
+            return Repeat(latency_ms={}, cost_ms=_cost_ms(execution), left_out=timing.unseen, failed=failed)
         return Repeat(latency_ms=latency_ms, cost_ms=_cost_ms(execution), left_out=execution.disturbed)
 
     return judge(repeat, arms, metric=metric, rules=Rules(cost_limit=limit), seed=seed, advance=advance)

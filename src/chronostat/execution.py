@@ -3,9 +3,9 @@
 This is the heart of the product. Nothing else in Chronostat calls ``generate()``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from PIL.Image import Image
@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 from chronostat.data.quality import Quality
 from chronostat.data.samples import Sample
 from chronostat.errors import DataError, KnobError
-from chronostat.knobs import applied, find_knob, image_arguments
+from chronostat.knobs import applied, find_knob
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.generate import Batch, Measured, check_batch, device_of, measure_alone, sole_measurement
 from chronostat.models.prepare import count_image_tokens, prepare
@@ -107,8 +107,8 @@ def execute(
     if isinstance(request, BatchRequest):
         check_batch(request.batch, device)
         _check_vision_is_full(setting, model, request.processor)
-    with sole_measurement(device), applied(setting, model, request.processor):
-        batch, preprocess_ms = _batch(model, request, setting, clock)
+    with sole_measurement(device), applied(setting, model, request.processor) as image_arguments:
+        batch, preprocess_ms = _batch(model, request, image_arguments, clock)
         measured = measure_alone(
             model,
             batch,
@@ -161,11 +161,11 @@ def _check_vision_is_full(setting: Setting, model: PreTrainedModel, processor: P
 
 
 def _batch(
-    model: PreTrainedModel, request: Request, setting: Setting, clock: Clock
+    model: PreTrainedModel, request: Request, image_arguments: Mapping[str, Any], clock: Clock
 ) -> tuple[dict[str, Tensor], float | None]:
     if isinstance(request, BatchRequest):
         return dict(request.batch), None
-    arguments = image_arguments(setting, model, request.processor)
+    clock.synchronize()  # what was queued before is not part of it
     start_ns = clock.host_ns()
     batch = prepare(
         request.processor,
@@ -173,7 +173,7 @@ def _batch(
         request.sample.prompt,
         device=model.device,
         dtype=model.dtype,
-        image_arguments=arguments,
+        image_arguments=image_arguments,
     )
     clock.synchronize()
     return batch, clock.host_ms_since(start_ns)

@@ -69,6 +69,8 @@ class KeptBlocks:
     Attributes:
         loss: mean quality of the whole model less that of this one.
         ratio: of the mean latencies, this one by the whole one.
+        samples: as of ``BlockScore``.
+        disturbed: likewise.
         fresh: whether no sample of these had a part in choosing the blocks.
     """
 
@@ -78,6 +80,7 @@ class KeptBlocks:
     ratio: Estimate
     samples: int
     fresh: bool
+    disturbed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +212,7 @@ def score_kept(
         seed: draws the resamples.
         fresh: whether these samples had no part in choosing the blocks.
     """
-    pairs, _ = _pairs(trials, without(()), without(skipped), metric)
+    pairs, disturbed = _pairs(trials, without(()), without(skipped), metric)
     if not len(pairs):
         return None
     bootstrap = PairedBootstrap(len(pairs), seed)
@@ -220,6 +223,7 @@ def score_kept(
         ratio=bootstrap.ratio(pairs[:, 3], pairs[:, 1]),
         samples=len(pairs),
         fresh=fresh,
+        disturbed=disturbed,
     )
 
 

@@ -21,7 +21,7 @@ from chronostat.importance import (
     spent_s,
     without,
 )
-from chronostat.knobs import find_knob
+from chronostat.knobs.block_skip import BlockSkip
 from chronostat.knobs.space import ActionSpace
 from chronostat.material import BareModel, Material, Subjects
 from chronostat.models.anatomy import anatomy_of
@@ -34,6 +34,10 @@ _LEAST_SAMPLES = 2  # of which there can be an interval
 _NAMED = 3  # as many names as a message holds
 
 
+def _knob(vlm: Vlm | BareModel) -> BlockSkip:
+    return BlockSkip.find(vlm.model, vlm.processor)
+
+
 def ranking_material(config: Config, vlm: Vlm | BareModel, dataset: Subjects) -> Material:
     """Model, validation samples, and the settings that leave out one block each.
 
@@ -41,19 +45,18 @@ def ranking_material(config: Config, vlm: Vlm | BareModel, dataset: Subjects) ->
         DataError: there are no validation samples.
         KnobError: the model has no block that can be skipped.
     """
-    knob = find_knob("block_skip", vlm.model, vlm.processor)
     refused = refused_blocks(vlm)
     free = [block for block in range(len(anatomy_of(vlm.model).blocks)) if block not in refused]
     if not free:
         raise KnobError(f"block_skip: no block of this model can be skipped: {next(iter(refused.values()))}")
     dataset.split("validation")
-    space = ActionSpace({"block_skip": [knob.full, *((block,) for block in free)]})
+    space = ActionSpace({"block_skip": [_knob(vlm).full, *((block,) for block in free)]})
     return Material(config=config, vlm=vlm, dataset=ValidationOnly(dataset), space=space, absent={})
 
 
 def refused_blocks(vlm: Vlm | BareModel) -> Mapping[int, str]:
     """The blocks that cannot be skipped alone, with the reason."""
-    knob = find_knob("block_skip", vlm.model, vlm.processor)
+    knob = _knob(vlm)
     refused: dict[int, str] = {}
     for block in range(len(anatomy_of(vlm.model).blocks)):
         try:
@@ -97,6 +100,7 @@ def rank(session: Session, plan: Plan) -> Ranking:
 
     Raises:
         ConfigError: the plan does not fit the model.
+        KnobError: fewer blocks can be left out together than the plan asks for.
         MeasurementError: blocks could not be measured; says which and why.
         StoreError: what is stored belongs to another plan, or the run cannot be written.
     """
@@ -104,7 +108,7 @@ def rank(session: Session, plan: Plan) -> Ranking:
     blocks = len(anatomy_of(session.material.vlm.model).blocks)
     free = [block for block in range(blocks) if block not in refused]
     check_plan(plan, blocks, len(free))
-    bench = _Bench(session, plan, free, blocks)
+    bench = _Bench(session, plan, free, blocks, _knob(session.material.vlm))
     with session.phase("rank", plan.seconds):
         order, rounds = bench.order()
         kept = bench.kept(order)
@@ -132,6 +136,7 @@ class _Bench:
     plan: Plan
     free: Sequence[int]
     blocks: int
+    knob: BlockSkip
 
     @property
     def taken(self) -> int:
@@ -144,7 +149,7 @@ class _Bench:
         rounds: list[tuple[BlockScore, ...]] = []
         samples = self.session.samples("validation")[: self.plan.samples]
         for number in range(self.taken):
-            candidates = [block for block in self.free if block not in out]
+            candidates = self._candidates(out)
             # full too, so that no anchor is ever due: the settings of a trial shall not depend on the clock
             settings = [without(()), without(out), *(without([*out, block]) for block in candidates)]
             trials = self._round(number, samples, settings)
@@ -153,8 +158,26 @@ class _Bench:
             rounds.append(scores)
             if self.plan.method == "greedy":
                 out.append(scores[0].block)
-        rest = [score.block for score in rounds[-1] if score.block not in out]
-        return (*out, *rest), tuple(rounds)
+        scored = (score.block for scores in reversed(rounds) for score in scores)
+        return tuple(dict.fromkeys([*out, *scored])), tuple(rounds)
+
+    def _candidates(self, out: Sequence[int]) -> list[int]:
+        """The blocks that can be left out beside those that are out already.
+
+        Raises:
+            KnobError: there is none; says why.
+        """
+        candidates = [b for b in self.free if b not in out and self.knob.objection_to([*out, b]) is None]
+        if not candidates:
+            raise self._no_more(out)
+        return candidates
+
+    def _no_more(self, out: Sequence[int]) -> KnobError:
+        other = next(block for block in self.free if block not in out)
+        return KnobError(
+            f"block_skip: beside {without(out)} no other block can be left out ({self.knob.objection_to([*out, other])}"
+            f"); rank again with --keep {self.blocks - len(out)} or more"
+        )
 
     def kept(self, order: Sequence[int]) -> tuple[KeptBlocks, ...]:
         """The sets of blocks that would be kept, on the samples that follow, or on the same ones if none do."""
@@ -163,7 +186,10 @@ class _Bench:
         everything, count = self.session.samples("validation"), self.plan.samples
         fresh = len(everything) >= count + _LEAST_SAMPLES
         samples = everything[count : 2 * count] if fresh else everything[:count]
-        sets = [order[: self.blocks - keep] for keep in self.plan.keep]
+        sets = [self.knob.first_of(order, self.blocks - keep) for keep in self.plan.keep]
+        for keep, out in zip(self.plan.keep, sets, strict=True):
+            if len(out) < self.blocks - keep:
+                raise self._no_more(out)
         trials = self._round(self.taken, samples, [without(()), *map(without, sets)])
         kept: list[KeptBlocks] = []
         for out in sets:

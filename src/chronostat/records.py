@@ -6,9 +6,11 @@ docs/definitions.md.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, cast, get_args
 
 from chronostat.errors import BudgetError, KnobError, MeasurementError, UnlikeConditions
 
@@ -62,11 +64,15 @@ class Setting(Mapping[str, KnobValue]):
         """Read what ``str`` wrote.
 
         Raises:
-            KnobError: a word is not of the form ``knob=value``.
+            KnobError: a word is not of the form ``knob=value``, or a knob is named twice.
         """
         if text.strip() in {"", "full"}:
             return cls()
-        return cls(dict(_parse_pair(word) for word in text.split()))
+        pairs = [_parse_pair(word) for word in text.split()]
+        for name, count in Counter(name for name, _ in pairs).items():
+            if count > 1:
+                raise KnobError(f"{text!r} names {name} {count} times; name each knob once")
+        return cls(dict(pairs))
 
 
 def _value_text(value: KnobValue) -> str:
@@ -85,7 +91,7 @@ def _parse_pair(word: str) -> tuple[str, KnobValue]:
         if "," in text:
             return name, tuple(int(part) for part in text.rstrip(",").split(","))
         number = text if equals and name else ""
-        return name, float(number) if "." in number else int(number)
+        return name, float(number) if set(".e") & set(number) else int(number)
     except ValueError:
         raise KnobError(
             f"cannot read {word!r} as a knob setting; write knob=value, for example vision_tokens=80, moe_topk=1 "
@@ -366,7 +372,8 @@ class Comparison:
 
     Attributes:
         metric: the latency's name, ``prefill_ms`` or another.
-        ratio: arm / partner, dimensionless; an interval of 0 to infinity says that there are too few pairs for one.
+        ratio: arm / partner, dimensionless; an interval of 0 to infinity says that there are too few pairs for one. The
+            point is that of all pairs; the interval, which earlier looks narrow, can end beside it.
         verdict: what the interval says; once given it stays.
         pairs: repeats of the arm that had a partner's repeat beside them and were used.
         margin: the arm is ``same`` where the whole interval lies within a factor of 1 + margin of 1.
@@ -381,6 +388,17 @@ class Comparison:
     margin: float
     left_out: Mapping[str, int] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - any part of a record
+    """A record, or what ``asdict`` makes of one, for JSON: that has neither NaN nor infinity, so these become None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in cast("Sequence[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, kw_only=True)

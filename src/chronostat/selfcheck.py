@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from chronostat.control.learners.base import Learner
 from chronostat.errors import KnobError, MeasurementError
 from chronostat.execution import SampleRequest
-from chronostat.knobs import applied, find_knob, image_arguments
+from chronostat.knobs import applied, find_knob
 from chronostat.knobs.base import Knob
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.work import Work, WorkName, changed, counted_work
@@ -41,7 +41,7 @@ class Proof:
     Attributes:
         count: the count that changed.
         full: that count under the full value.
-        values: that count under each value that was executed, as text.
+        values: that count under each value that was executed, as text; one under which it is not known is absent.
         idle: values under which the count did not change on the sample that was counted.
     """
 
@@ -219,7 +219,7 @@ def _proved(name: WorkName, seen: Mapping[KnobValue, tuple[Work, Work]]) -> Proo
     return Proof(
         count=name,
         full=whole,
-        values={_value_text(value): work.count(name) or 0 for value, (_, work) in seen.items()},
+        values={_value_text(value): n for value, (_, work) in seen.items() if (n := work.count(name)) is not None},
         idle=tuple(_value_text(value) for value, works in seen.items() if not changed(name, *works)),
     )
 
@@ -239,14 +239,14 @@ def _on_other_samples(knob: Knob, value: KnobValue, runner: TrialRunner, subject
 
 def _elements(model: PreTrainedModel, request: SampleRequest, setting: Setting) -> int:
     """Elements of the tensors that a sample becomes under a setting."""
-    with applied(setting, model, request.processor):
+    with applied(setting, model, request.processor) as image_arguments:
         batch = prepare(
             request.processor,
             request.images,
             request.sample.prompt,
             device=torch.device("cpu"),
             dtype=model.dtype,
-            image_arguments=image_arguments(setting, model, request.processor),
+            image_arguments=image_arguments,
         )
     return sum(tensor.numel() for tensor in batch.values())
 

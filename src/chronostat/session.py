@@ -241,9 +241,7 @@ def _session(material: Material, store: RunStore, progress: Progress, clock: Clo
         store.update_facts(**{CONDITIONS: {**known, conditions.fingerprint: asdict(conditions)}})
         with counted_phase(store, progress, counter, runner, "warmup", config.train.calibration_seconds):
             weights = weights_checksum(model)
-            source = runner.source = _check_stages(runner, material)
-            if source == "estimated":
-                runner.estimate = _estimator(material).timing
+            source = _decide_source(runner, material)
             _prove_knobs(runner, material, store, weights)
         metric = config.measure.latency_metric if source != "total_only" else "total_ms"
         _record_source(store, source, metric)
@@ -284,16 +282,31 @@ def _record_source(store: RunStore, source: Source, metric: LatencyMetric) -> No
         raise UnlikeConditions(f"the run's latencies are {recorded}, now {source}; begin a new run")
 
 
-def _check_stages(runner: TrialRunner, material: Material) -> Source:
-    """Execute ``full`` twice, since the first call of a process pays for what later ones find ready."""
+def _decide_source(runner: TrialRunner, material: Material) -> Source:
+    """Execute ``full`` twice, since the first call of a process pays for what later ones find ready.
+
+    Both are stored once the source is known: no record of a run has another one.
+    """
     request = runner.request(material.dataset.split("train")[0])
     runner.source = None  # whatever comes decides
     runner.time_limit_s = material.config.measure.time_limit_s
-    trials = [runner.run("warmup", index, request, [runner.full]) for index in range(2)]
-    timing = trials[-1].executions[0].timing
-    if runner.time_limit_s is None and timing is not None:
-        runner.time_limit_s = max(_TIME_LIMIT * timing.total_ms / 1e3, _LEAST_TIME_LIMIT_S)
-    return check_source(trials[-1].executions[0], material.config.measure.on_unmeasured)
+    keep, held = runner.keep, list[Trial]()
+    runner.keep = held.append
+    try:
+        for index in range(2):
+            runner.run("warmup", index, request, [runner.full])
+        probe = held[-1].executions[0]
+        if runner.time_limit_s is None and probe.timing is not None:
+            runner.time_limit_s = max(_TIME_LIMIT * probe.timing.total_ms / 1e3, _LEAST_TIME_LIMIT_S)
+        source = check_source(probe, material.config.measure.on_unmeasured)
+        if source == "estimated":
+            runner.estimate = _estimator(material).timing
+        runner.source = source
+    finally:
+        runner.keep = keep
+        for trial in held:
+            keep(runner.in_source(trial, request))
+    return source
 
 
 def _estimator(material: Material) -> Estimator:

@@ -1,11 +1,12 @@
 """From a configuration to a controller: calibrate, then propose, execute, reward and learn until the time box ends."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import TypeAdapter
 
 from chronostat.config import Config, TrainConfig
@@ -14,15 +15,16 @@ from chronostat.control.controller import FOLDER, Controller, ControllerFacts
 from chronostat.control.failures import Failures
 from chronostat.control.learners import learner_by_name
 from chronostat.control.trainer import Trainer
-from chronostat.errors import KnobError
+from chronostat.errors import KnobError, StoreError
 from chronostat.files import read_tensors, write_tensors
 from chronostat.records import Budget
 from chronostat.selfcheck import require_gradients
 from chronostat.session import Session, record_check
+from chronostat.store.run import CHECKPOINT
 
-CHECKPOINT = "checkpoint.safetensors"
 JUDGED_SETTINGS = 11  # about how many distinct settings a judged sample runs under
 _LEAST_TRAINING_S = 10.0
+_CHOICES = 16  # that the controller's own time is taken from before training
 _SPARE = 1.15  # a machine that slows down later shall still judge all its samples
 
 
@@ -61,6 +63,7 @@ def _begin(session: Session) -> _Start:
         calibration = calibrate(
             session.runner, session.space, session.samples("train"), session.metric, seconds, session.progress.advance
         )
+    calibration = replace(calibration, controller_ms=_choosing_ms(session, calibration))
     session.follow_drift(calibration.full_ms)
     trainer = _trainer(session, calibration)
     for position in trainer.failures.taken_out:
@@ -74,6 +77,21 @@ def _begin(session: Session) -> _Start:
     return start
 
 
+def _choosing_ms(session: Session, calibration: Calibration) -> float:
+    """What the controller's own look and draw take, on average over some requests; nothing is executed.
+
+    Settings that training hardly ever draws keep the latency of the calibration, and a budget limits both together.
+    """
+    trainer, generator = _trainer(session, calibration), torch.Generator().manual_seed(session.config.seed)
+    took_ms: list[float] = []
+    for subject in session.samples("train")[: _CHOICES + 1]:
+        request = session.runner.request(subject)
+        start_ns = session.clock.host_ns()
+        trainer.learner.propose(session.observer(request), trainer.budgets[0], trainer.group_size, generator)
+        took_ms.append(session.clock.host_ms_since(start_ns))
+    return float(np.mean(took_ms[1:] or took_ms))  # the first one pays for what later ones find ready
+
+
 def _require_meetable(session: Session, trainer: Trainer, budgets: Sequence[Budget]) -> None:
     request = session.runner.request(session.samples("validation")[0])
     for budget in budgets:
@@ -81,26 +99,38 @@ def _require_meetable(session: Session, trainer: Trainer, budgets: Sequence[Budg
 
 
 def _continue(session: Session) -> _Start:
-    tensors, numbers = read_tensors(session.store.folder / CHECKPOINT)
-    calibration = TypeAdapter(Calibration).validate_python(numbers["calibration"])
+    path = session.store.folder / CHECKPOINT
+    tensors, numbers = read_tensors(path)
+    try:
+        calibration = TypeAdapter(Calibration).validate_python(numbers["calibration"])
+        trainer = _trainer(session, calibration)
+        trainer.resume(tensors, numbers["trainer"])
+        trained_s = float(numbers["trained_s"])
+    except (KeyError, ValueError, RuntimeError) as error:  # of other names, values or shapes
+        raise StoreError(
+            f"cannot continue from {path}: {error}; it was not written by this version of chronostat, begin a new run"
+        ) from error
     session.follow_drift(calibration.full_ms)
-    trainer = _trainer(session, calibration)
-    trainer.resume(tensors, numbers["trainer"])
     trainer.replay(session.store.trials("train"))
-    return _Start(trainer=trainer, calibration=calibration, trained_s=numbers["trained_s"])
+    return _Start(trainer=trainer, calibration=calibration, trained_s=trained_s)
 
 
 def _facts(calibration: Calibration) -> dict[str, Any]:
     """For ``run.json``: null where there is no number."""
     known = [fraction if isfinite(fraction) else None for fraction in calibration.fractions]
-    return {"full_ms": calibration.full_ms, "fractions": known, "samples": calibration.samples}
+    return {
+        "full_ms": calibration.full_ms,
+        "fractions": known,
+        "samples": calibration.samples,
+        "controller_ms": calibration.controller_ms,
+    }
 
 
 def _trainer(session: Session, calibration: Calibration) -> Trainer:
     config = session.config
     budgets = calibration.budgets()
     learner = learner_by_name(config.train.learner)(
-        session.space, session.observer.size, config, config.seed, calibration.fractions, budgets
+        session.space, session.observer.size, config, config.seed, calibration.charged, budgets
     )
     failures = Failures(session.space, calibration.streaks, calibration.reasons)
     learner.take_out(failures.taken_out)
@@ -200,7 +230,7 @@ def _frozen(session: Session, start: _Start) -> Controller:
         full_ms=session.full_ms_now(start.calibration.full_ms),
         learner=session.config.train.learner,
         config=session.config,
-        latency_means=start.calibration.fractions,
+        latency_means=start.calibration.charged,
         budgets=trainer.budgets,
         model=session.material.vlm.name,
         model_fingerprint=session.material.vlm.fingerprint,

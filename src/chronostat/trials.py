@@ -39,7 +39,7 @@ class TrialRunner:
         full: the setting of the anchors.
         source: what this run's latencies are. In a measured run an execution whose stages were not seen is recorded as
             invalid; in a ``total_only`` run the stages of those that were seen are left out; in an ``estimated`` run
-            all latencies are replaced. None: not decided yet.
+            all latencies are replaced. None: not decided yet, see ``in_source``.
         estimate: the estimates that an ``estimated`` run records; never called in another.
         keep: called with every finished trial (the store).
         anchor_every_s: an anchor is added to a trial when the last one that was measured is older than this.
@@ -174,13 +174,19 @@ class TrialRunner:
         except Exception as error:  # noqa: BLE001 - what a model can raise is not known; it is recorded, never dropped
             return _reason(error)
 
+    def in_source(self, trial: Trial, request: Request) -> Trial:
+        """A trial that ran before ``source`` was decided, as this run counts it."""
+        counted = (e if e.timing is None else self._in_source(request, e) for e in trial.executions)
+        return replace(trial, executions=tuple(counted))
+
     def _in_source(self, request: Request, execution: Execution) -> Execution:
         """The execution as this run counts it: one run has one source."""
         timing = execution.timing
         assert timing is not None
         if self.source == "estimated":
             assert self.estimate is not None, "an estimated run has an estimator"
-            return replace(execution, timing=self.estimate(execution))
+            estimate = self.estimate(execution)
+            return replace(execution, timing=estimate, disturbed=None)  # no machine disturbs an estimate
         if self.source in {None, timing.source}:
             return execution
         if self.source == "measured":

@@ -112,8 +112,11 @@ def test_a_narrow_screen_scrolls_only_downwards(open_page: Open, report: Path, w
 
 def test_a_finger_on_a_figure_scrolls_the_page(open_page: Open, report: Path) -> None:
     dragging = "document.getElementById('accuracy').layout.dragmode"
-    assert open_page(report).page.evaluate(dragging) is not False
+    page = open_page(report).page
+    assert page.evaluate(dragging) is not False
+    assert page.locator("#accuracy .modebar-btn").count() > 0
     page = open_page(report, width=375, touch=True).page
+    assert page.locator(".modebar-btn").count() == 0  # without a mouse the bar would always cover the legend
     assert page.evaluate("matchMedia('(pointer: coarse)').matches")
     assert page.evaluate(dragging) is False
 

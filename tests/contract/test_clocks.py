@@ -100,6 +100,12 @@ def test_the_fake_clock_moves_only_when_told():
     assert clock.host_ms_since(0) == 12.25
 
 
+def test_a_clock_follows_its_own_device_only(clock):
+    own = make_cuda_clock()._device if isinstance(clock, CudaClock) else torch.device("cpu")
+    assert clock.follows(own)
+    assert not clock.follows(torch.device("meta"))
+
+
 def test_a_device_that_no_clock_can_follow_is_refused():
     with pytest.raises(ModelError, match="on device meta; latencies can be measured on cpu and cuda"):
         clock_for(torch.device("meta"))

@@ -1,6 +1,7 @@
 """One suite for all knobs, on the bundled model: the work changes, the state does not, illegal values are refused."""
 
 import copy
+import math
 from collections import Counter
 from itertools import permutations, product
 
@@ -25,7 +26,10 @@ LEGAL = {
     "block_skip": [(0,), (7,), (2, 3), (0, 1, 2, 3, 4, 5, 6)],
 }
 ILLEGAL = {
-    "vision_tokens": ([0, 17, 32, 10_000, True, (16,)], "legal: 16, 48, 64, 80,"),
+    "vision_tokens": (
+        [0, -1, 273, True, (16,), [16], "16", 1.0, 80.0, 0.003, -0.5, math.nan],  # 0.003 of 272 is less than a token
+        "legal: 1 to 272 tokens, of which the nearest of 16, 48, 64, 80,",
+    ),
     "moe_topk": (
         [
             0,

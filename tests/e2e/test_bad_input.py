@@ -9,6 +9,7 @@ from PIL import Image
 from chronostat.models.load import BUNDLED
 from chronostat.store import RunStore
 from e2e.commands import FEW_SETTINGS, refusal, sets, typed
+from stand_ins.controllers import policy_of
 
 CONFIG, DATA, MODEL, KNOB, STORE, BUDGET = 2, 3, 4, 5, 8, 9
 
@@ -51,9 +52,10 @@ def test_configuration_files(tmp_path):
     assert "Is a directory" in refused(CONFIG, "train", tmp_path)
 
 
+@pytest.mark.parametrize("verb", ["demo", "train", "measure", "rank-blocks"])
 @pytest.mark.parametrize("seed", ["-1", "x"])
-def test_a_seed_that_is_none(seed):
-    said = typed("train", "--seed", seed)
+def test_a_seed_that_is_none(verb, seed):
+    said = typed(verb, "--seed", seed)
     assert said.status == CONFIG
     assert "seed" in said.err
     assert "Traceback" not in said.err
@@ -84,6 +86,7 @@ def test_flags_of_measure(words):
         ),
         ("vision_tokens=0.001", "vision_tokens = 0.001 is not legal on this model; legal: 1 to 272 tokens, of which "),
         ("block_skip=99,", "block_skip = (99,) is not legal on this model; legal: "),
+        ("moe_topk=1 moe_topk=2", "'moe_topk=1 moe_topk=2' names moe_topk 2 times; name each knob once"),
         ("fast", "cannot read 'fast' as a knob setting; write knob=value, for example vision_tokens=80"),
     ],
 )
@@ -99,10 +102,12 @@ def test_levels_of_a_knob(tmp_path):
 
 def test_a_request_is_an_image_and_a_prompt(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    message = "give --image FILE and --prompt TEXT together; without both, the bundled model is measured"
+    message = "give --image FILE and --prompt TEXT together, or neither for a request of the bundled task"
     assert refused(CONFIG, "measure", "--image", tmp_path / "a.png") == message
     assert refused(CONFIG, "measure", "--prompt", "What?") == message
+    message = "an own model needs a request: give --image FILE and --prompt TEXT"
     assert refused(CONFIG, "measure", BUNDLED) == message
+    assert refused(CONFIG, "measure", "bundled", BUNDLED, "--prompt", "What?") == message
 
 
 def test_requests_are_named_in_one_way(tmp_path):
@@ -113,6 +118,9 @@ def test_requests_are_named_in_one_way(tmp_path):
     assert refused(CONFIG, "measure", *image, *folder) == f"--image and --images{message}"
     assert refused(CONFIG, "measure", *folder, "--task", "bundled") == f"--images and --task{message}"
     assert refused(CONFIG, "measure", *folder) == "--images DIR needs --prompt TEXT, which is asked of each image"
+    message = "--requests 5 says how many of --images or --task; give one of them with it"
+    assert refused(CONFIG, "measure", "--requests", "5") == message
+    assert refused(CONFIG, "measure", "--requests", "5", *image, "--prompt", "What?") == message
     message = "--task brings its own prompts; leave --prompt out"
     assert refused(CONFIG, "measure", "--task", "bundled", "--prompt", "What?") == message
 
@@ -310,7 +318,7 @@ def test_a_budget_that_no_setting_can_meet(trained_run, tmp_path):
 
 def test_a_damaged_controller(trained_run, tmp_path):
     folder = shutil.copytree(trained_run, tmp_path / "run")
-    (folder / "controller" / "policy.safetensors").write_bytes(b"damaged")
+    policy_of(folder / "controller").write_bytes(b"damaged")
     assert "cannot read" in refused(STORE, "validate", folder)
     assert RunStore.open(folder).trials("select") == []
 
@@ -343,13 +351,38 @@ def test_a_full_disk_while_the_json_file_is_written():
     assert message == "cannot write /dev/full: No space left on device; name another file with --json"
 
 
-def test_a_page_where_none_can_be(tmp_path):
-    path = tmp_path / "none" / "stages.html"
-    message = refused(STORE, "measure", "--repeats", "1", "--html", path)
-    assert message == f"cannot write {path}: No such file or directory; name another file with --html"
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("measure", "--html"),
+        ("measure", "--json"),
+        ("knobs", "--json"),
+        ("doctor", "--json"),
+        ("estimator", "evaluate", "run", "--json"),
+    ],
+)
+def test_files_where_none_can_be_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, words):
+    monkeypatch.setattr("chronostat.models.load.AutoConfig", None)
+    monkeypatch.setattr("chronostat.store.RunStore.open", None)
+    (tmp_path / "file").write_text("")
+    for path, why in (
+        (tmp_path / "none" / "stages", "No such file or directory"),
+        (tmp_path / "file" / "stages", "Not a directory"),
+        (tmp_path, "Is a directory"),
+    ):
+        message = refused(STORE, *words, path)
+        assert message == f"cannot write {path}: {why}; name another file with {words[-1]}"
 
 
-def test_a_json_file_where_none_can_be(tmp_path):
-    path = tmp_path / "none" / "stages.json"
-    message = refused(STORE, "measure", "--repeats", "1", "--json", path)
-    assert message == f"cannot write {path}: No such file or directory; name another file with --json"
+def test_files_that_may_not_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # who runs the tests may be root, who may write everywhere
+    path = tmp_path / "stages.json"
+    message = refused(STORE, "measure", "--json", path)
+    assert message == f"cannot write {path}: Permission denied; name another file with --json"
+
+
+def test_two_outputs_in_one_file(tmp_path):
+    path = tmp_path / "stages"
+    assert refused(CONFIG, "measure", "--json", path, "--html", path) == (
+        "--json and --html name one file; give each its own"
+    )

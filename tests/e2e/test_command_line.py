@@ -68,6 +68,28 @@ def test_help_names_the_verbs_and_each_of_them_says_what_it_does():
         assert [word for word in words if word not in said.out] == []
 
 
+@pytest.mark.parametrize("verb", [*VERBS, "knobs", "rank-blocks"])
+def test_help_fits_80_characters_and_nothing_is_cut(monkeypatch, verb):
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 80)
+    text = typed(verb, "--help").out
+    assert "…" not in text
+    assert "--no-" not in text  # what is off has no flag
+    if "--set " in text:
+        assert "such as train.seconds=60" in " ".join(text.replace("│", " ").split())
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_written_also_if_nobody_reads_the_tables(tmp_path, monkeypatch):
+    def closed(*_):
+        raise SystemExit(1)
+
+    monkeypatch.setattr("chronostat.verbs.measuring._show", closed)
+    files = tmp_path / "stages.json", tmp_path / "stages.html"
+    said = typed("measure", "--repeats", "1", "--new-tokens", "1", "--json", files[0], "--html", files[1])
+    assert said.status == 1
+    assert all(file.stat().st_size > 1000 for file in files)
+
+
 def test_measure_two_settings(tmp_path):
     json_file, html_file = tmp_path / "stages.json", tmp_path / "stages.html"
     small = "vision_tokens=16 moe_topk=1"
@@ -76,7 +98,7 @@ def test_measure_two_settings(tmp_path):
         *("--json", json_file, "--html", html_file),
     )
     assert said.status == 0
-    for words in ("prefill_ms", "divided by full", "judged by prefill_ms: ", "attention sdpa", "threads 1"):
+    for words in ("prefill_ms", "latency / full", "judged by prefill_ms: ", "attention sdpa", "threads 1"):
         assert words in said.out
     data = json.loads(json_file.read_text())
     assert [arm["setting"] for arm in data["arms"]] == ["full", small]

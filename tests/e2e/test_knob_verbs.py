@@ -12,7 +12,7 @@ from chronostat.store import RunStore
 from e2e.commands import ended, executions, refusal, run, sets, started, typed
 
 CONFIG, DATA, MODEL, KNOB, UNLIKE, STORE = 2, 3, 4, 5, 7, 8
-ONE_LEVEL = ("knobs.vision_tokens=[16]", "knobs.moe_topk=[1]", "knobs.block_skip=[[3, 4]]")
+ONE_LEVEL = ("knobs.vision_tokens=[0.06]", "knobs.moe_topk=[1]", "knobs.block_skip=[[3, 4]]")
 
 
 def refused(status, *words):
@@ -38,9 +38,11 @@ def test_knobs_says_what_the_bundled_model_has(tmp_path):
     assert "bundled demo_vlm: 8 settings (2 x 2 x 2)" in said.out
     assert "vision_tokens: max_patches of GotOcr2ImageProcessor" in said.out
     assert "values 272; 16" in said.out
+    assert "vision_tokens: 0.06 is taken to 16, the nearest that can be asked for" in said.out
     assert "8 decoder blocks" in said.out
     data = json.loads(file.read_text())
     assert (data["settings"], data["source"], data["absent"]) == (8, "measured", {})
+    assert data["nearest"] == {"vision_tokens": {"0.06": 16}}
     assert data["full"]["image_tokens"] == 272
     by_setting = {effect["knob"]: effect for effect in data["effects"]}
     assert by_setting["vision_tokens"]["work"]["image_tokens"] == 16

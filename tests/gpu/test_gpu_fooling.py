@@ -6,7 +6,8 @@ from transformers import CompileConfig, GenerationConfig
 
 from chronostat import measuring
 from chronostat.data.demo import DemoTask
-from chronostat.measure.clock import CudaClock
+from chronostat.errors import MeasurementError
+from chronostat.measure.clock import CpuClock, CudaClock
 from chronostat.measure.compiled import graphs_compiled
 from chronostat.measure.generate import measure_generate
 from chronostat.models.load import load_vlm
@@ -114,6 +115,12 @@ def test_a_patched_elapsed_time_is_flagged(vlm, batch, monkeypatch, lie):
     assert "or the marks are not to be trusted" in timing.unseen
 
 
+def test_the_clock_of_the_host_is_refused(vlm, batch):
+    with pytest.raises(MeasurementError, match="a CpuClock of another device does not follow cuda"):
+        timing_of(vlm, batch, CpuClock())
+
+
+@pytest.mark.filterwarnings("ignore")  # inductor gives advice while it compiles, such as to allow TF32
 def test_a_decode_step_that_generate_compiles_by_itself(vlm, batch):
     from torch import _dynamo
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import MllamaForConditionalGeneration, MllamaImageProcessor, MllamaProcessor
+from transformers import GenerationConfig, MllamaForConditionalGeneration, MllamaImageProcessor, MllamaProcessor
 
 from chronostat.execution import execute
-from chronostat.knobs import applied
+from chronostat.knobs import applied, find_knob
 from chronostat.models.prepare import prepare
 from chronostat.records import Setting
 from processors.conftest import picture, request
@@ -64,6 +64,23 @@ def test_fewer_tiles_of_mllama_are_those_of_a_model_built_for_fewer(pair_of, til
         assert torch.equal(model(**batch).logits, smaller(**batch).logits)
 
 
+def test_a_static_cache_of_mllama_is_as_long_as_fewer_tiles(pair_of):
+    """The library reads its length from the configuration of the vision tower."""
+    pair, image = pair_of("Mllama"), picture(900, 600)
+    static = GenerationConfig(cache_implementation="static", disable_compile=True)
+    answers = [
+        execute(
+            pair.model,
+            request(pair.processor, image),
+            setting=Setting(vision_tokens=SIDE_POSITIONS),
+            max_new_tokens=4,
+            generation_config=config,
+        ).output_ids
+        for config in (None, static)
+    ]
+    assert answers[0] == answers[1]
+
+
 def test_grids_of_processor_and_model_are_set_together_and_set_back(pair_of):
     pair = pair_of("LLaVA-NeXT (336 px)")
     owners = (pair.processor.image_processor, pair.model.config, pair.model.model.config)
@@ -71,6 +88,24 @@ def test_grids_of_processor_and_model_are_set_together_and_set_back(pair_of):
     with applied(Setting(vision_tokens=1776), pair.model, pair.processor):
         assert all(owner.image_grid_pinpoints == [[336, 672], [672, 336]] for owner in owners)
     assert all(owner.image_grid_pinpoints is kept for owner, kept in zip(owners, before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["Mllama", "LLaVA-NeXT (336 px)"])
+def test_what_is_set_on_the_processor_does_not_change_what_is_nearest(pair_of, name):
+    """Under the fewest tiles the processor says that it can do no more; what was asked for was more, or less."""
+    pair, image = pair_of(name), picture(600, 600)
+    knob = find_knob("vision_tokens", pair.model, pair.processor)
+    fewest = knob.levels[-1]
+
+    def tokens(asked):
+        return execute(
+            pair.model, request(pair.processor, image), setting=Setting(vision_tokens=asked), max_new_tokens=1
+        ).image_tokens
+
+    least = tokens(fewest)
+    for asked in (fewest + 1, fewest - 1, 1 / knob.full):
+        assert knob.reached(asked) == fewest
+        assert tokens(asked) == least
 
 
 def test_grids_by_hand(pair_of):

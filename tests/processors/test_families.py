@@ -6,7 +6,7 @@ from benchmarks.processor_families import FAMILIES
 
 from chronostat.errors import DataError, KnobError
 from chronostat.execution import execute
-from chronostat.knobs import applied, find_knob, find_space, image_arguments
+from chronostat.knobs import applied, find_knob, find_space
 from chronostat.measure.work import counted_work
 from chronostat.models.prepare import count_image_tokens, prepare
 from chronostat.models.state import first_difference, state_of, weights_checksum, without_memory
@@ -22,14 +22,14 @@ def lasting(pair):
 
 
 def batch_of(pair, setting, *images):
-    with applied(setting, pair.model, pair.processor):
+    with applied(setting, pair.model, pair.processor) as image_arguments:
         return prepare(
             pair.processor,
             images,
             "a b c",
             device=torch.device("cpu"),
             dtype=torch.float32,
-            image_arguments=image_arguments(setting, pair.model, pair.processor),
+            image_arguments=image_arguments,
         )
 
 

@@ -37,6 +37,19 @@ def test_a_list_of_projectors_is_taken_apart_since_a_list_is_never_called():
     assert find_anatomy(model).projector == (f"{path}.0", f"{path}.1")
 
 
+def test_a_list_of_towers_is_taken_apart_likewise():
+    model, path = molmo_like(), "model.vision_backbone.image_vit"
+    model.model.vision_backbone.image_vit = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    assert find_anatomy(model, {"vision": path}).vision == (f"{path}.0", f"{path}.1")
+
+
+def test_a_layout_that_is_given_later_counts_from_then_on():
+    model = molmo_like()
+    assert anatomy_of(model).vision == ("model.vision_backbone",)
+    anatomy_of(model, {"vision": "model.vision_backbone.image_vit"})
+    assert anatomy_of(model).vision == ("model.vision_backbone.image_vit",)
+
+
 def test_layout_overrides_what_is_found():
     layout = {"vision": ("model.vision_backbone.image_vit",), "projector": "model.vision_backbone.image_pooling_2d"}
     anatomy = find_anatomy(molmo_like(), layout)

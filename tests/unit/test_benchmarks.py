@@ -6,8 +6,10 @@ import transformers
 from benchmarks.cells import CellFile, TimeBox
 from benchmarks.common import ratio_interval
 from benchmarks.models import MODELS, build
-from benchmarks.truth.timeline import Kernel, agrees, parse_trace, stage_in, stages, without
+from benchmarks.progress import fill_rows
+from benchmarks.truth.timeline import Kernel, agrees, parse_trace, stage_in, stages
 
+from chronostat.errors import MeasurementError
 from chronostat.measure.generate import measure_generate
 from chronostat.models.prepare import image_token_id
 
@@ -77,12 +79,6 @@ def test_work_of_an_earlier_stage_moves_the_start():
     assert stage.reference_ms == pytest.approx(0.015)
 
 
-def test_windows_without_others():
-    assert without([(0, 10)], [(2, 3), (9, 20)]) == [(0, 2), (3, 9)]
-    assert without([(0, 10)], []) == [(0, 10)]
-    assert without([(0, 10)], [(0, 10)]) == []
-
-
 @pytest.mark.parametrize(("ours", "reference", "verdict"), [(1.09, 1.0, True), (1.11, 1.0, False), (101, 100, True)])
 def test_agreement_is_one_percent_or_a_tenth_of_a_millisecond(ours, reference, verdict):
     assert agrees(ours, reference) is verdict
@@ -102,12 +98,29 @@ def test_cells_go_on_under_like_conditions_only(tmp_path, capsys):
     again = CellFile("trial", tmp_path, "def").open("m:1", model, tokens=8)
     assert again["rows"] == [1.23457]
     assert again["commit"] == "abc"
+    assert "rows" not in CellFile("trial", tmp_path, "def").open("m:1", model, tokens=9)
+    assert "tokens: 8 != 9" in capsys.readouterr().out
     stored = json.loads((tmp_path / "trial.json").read_text())
     stored["cells"]["m:1"]["conditions"]["device"] = "another"
     (tmp_path / "trial.json").write_text(json.dumps(stored))
     assert "rows" not in CellFile("trial", tmp_path, "def").open("m:1", model, tokens=8)
     assert "device: another != cpu" in capsys.readouterr().out
-    assert "rows" not in CellFile("trial", tmp_path, "def").open("m:1", model, tokens=9)
+
+
+def test_a_block_that_cannot_be_measured_is_no_row_and_too_many_of_them_end_it(tmp_path):
+    def block(number):
+        if number % 2:
+            raise MeasurementError(f"block {number}")
+        return {"number": number}
+
+    cell, file = {}, CellFile("trial", tmp_path, "abc")
+    fill_rows(cell, 3, TimeBox(None), file, block)
+    assert cell == {"rows": [{"number": 0}, {"number": 2}, {"number": 4}], "dropped": ["block 1", "block 3"]}
+    fill_rows(cell, 3, TimeBox(None), file, pytest.fail)  # nothing is missing
+    broken = {}
+    with pytest.raises(MeasurementError, match="block 1"):
+        fill_rows(broken, 2, TimeBox(None), file, lambda number: block(1))
+    assert broken == {"rows": [], "dropped": ["block 1"] * 3}
 
 
 def test_time_box():

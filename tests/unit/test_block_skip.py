@@ -9,14 +9,26 @@ from chronostat.errors import KnobError
 from chronostat.knobs import applied, find_knob, find_space
 from chronostat.knobs.block_form import BlockForm
 from chronostat.knobs.block_limits import BlockLimits
-from chronostat.knobs.block_skip import BlockSkip, levels_by_importance
+from chronostat.knobs.block_skip import BlockSkip
 from chronostat.knobs.cache_keeping import CacheKeepingBlock
 from chronostat.records import Setting
 from stand_ins.molmo_like import Block, MolmoLike, molmo_batch, molmo_like
 
 
-def test_the_least_important_blocks_are_skipped_first():
-    assert levels_by_importance([5, 0, 3, 1], [0, 1, 2, 3, 3]) == ((), (5,), (0, 5), (0, 3, 5))
+def test_the_first_blocks_of_an_order_are_those_that_can_be_skipped_together():
+    assert [BlockSkip(8).first_of([5, 0, 3, 1], count) for count in range(6)] == [
+        (),
+        (5,),
+        (0, 5),
+        (0, 3, 5),
+        (0, 1, 3, 5),
+        (0, 1, 3, 5),  # there is no fifth
+    ]
+    needs = BlockSkip(4, limits=BlockLimits(sources=frozenset({0, 1}), dependents=frozenset({2})))
+    assert needs.first_of([1, 0, 3, 2], 2) == (1, 3)  # block 2 needs block 0 now
+    assert needs.first_of([1, 0, 2, 3], 3) == (0, 1, 2)  # without block 2 nothing needs it
+    assert needs.first_of([1, 0], 2) == (1,)
+    assert needs.offered({"block_order": (1, 0, 3, 2)}) == ((), (1,), (1, 3))
 
 
 def test_an_order_replaces_the_central_blocks_of_the_default_values():

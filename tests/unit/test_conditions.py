@@ -96,11 +96,11 @@ def test_the_number_of_threads_is_a_condition(bundled):
             "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder)",
             "580.95.05",
         ),
-        ("nothing of the kind", "unknown"),
+        ("nothing of the kind", "570.1"),  # what NVML says
     ],
 )
 def test_the_driver_version_is_found_in_the_kernel_modules_text(tmp_path, monkeypatch, text, version):
     file = tmp_path / "version"
     file.write_text(text)
     monkeypatch.setattr(conditions, "Path", lambda _: file)
-    assert conditions._cuda_driver() == version
+    assert conditions._cuda_driver(GpuFacts(uuid="GPU-1", driver="570.1")) == version

@@ -1,5 +1,6 @@
 """The controller on the disk and on the bundled model."""
 
+import copy
 import json
 import re
 from dataclasses import asdict, replace
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import chronostat.control.controller as controller_module
 from chronostat.config import Config
-from chronostat.control.controller import FACTS, POLICY, Controller, ControllerFacts, load_controller
+from chronostat.control.controller import FACTS, Controller, ControllerFacts, load_controller
 from chronostat.control.learners import LEARNERS, learner_by_name
 from chronostat.control.observation import Observer
 from chronostat.data.demo import DemoTask
@@ -21,6 +22,7 @@ from chronostat.knobs import find_space
 from chronostat.measure.clock import CpuClock
 from chronostat.measure.conditions import read_conditions
 from chronostat.records import Budget
+from stand_ins.controllers import policy_of
 
 FULL_MS = 80.0
 BUDGETS = tuple(Budget(kind=kind, fraction=f) for kind in ("mean", "deadline") for f in (0.3, 0.6, 0.9))
@@ -80,14 +82,14 @@ def test_it_decides_the_same_after_loading(controller, folder, bundled):
 
 
 def test_the_directory_is_readable_json_and_tensors(controller, folder, bundled):
-    assert sorted(path.name for path in folder.iterdir()) == [FACTS, POLICY]
+    assert set(folder.iterdir()) == {folder / FACTS, policy_of(folder)}
     facts = json.loads((folder / FACTS).read_text())["controller"]
     assert facts["levels"]["vision_tokens"] == [272, 160, 80, 16]
     assert facts["model_fingerprint"] == bundled.fingerprint
     assert (facts["metric"], facts["full_ms"], facts["learner"]) == ("prefill_ms", 80.0, controller.facts.learner)
     assert facts["budgets"][0] == {"kind": "mean", "fraction": 0.3}
     assert facts["conditions"]["torch"] == torch.__version__
-    assert load_file(folder / POLICY).keys() == controller.learner.policy_state().keys()
+    assert load_file(policy_of(folder)).keys() == controller.learner.policy_state().keys()
 
 
 def test_it_can_be_saved_again_and_recalibrated(controller, folder, bundled):
@@ -165,19 +167,38 @@ def test_damaged_files(folder, bundled):
     with pytest.raises(StoreError, match="not written by this version"):
         load_controller(folder, bundled.model, bundled.processor)
     (folder / FACTS).write_text(whole)
-    (folder / POLICY).write_bytes((folder / POLICY).read_bytes()[:100])
-    with pytest.raises(StoreError, match=re.escape(str(folder / POLICY))):
+    policy = policy_of(folder)
+    policy.write_bytes(policy.read_bytes()[:100])
+    with pytest.raises(StoreError, match=re.escape(str(policy))):
         load_controller(folder, bundled.model, bundled.processor)
-    (folder / POLICY).unlink()
-    with pytest.raises(StoreError, match=re.escape(str(folder / POLICY))):
+    policy.unlink()
+    with pytest.raises(StoreError, match=re.escape(str(policy))):
         load_controller(folder, bundled.model, bundled.processor)
 
 
 def test_tensors_of_another_training(folder, bundled):
-    tensors = load_file(folder / POLICY)
-    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / POLICY, {"chronostat": "{}"})
-    with pytest.raises(StoreError, match=r"does not belong to controller.json beside it"):
+    tensors = load_file(policy_of(folder))
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, policy_of(folder), {"chronostat": "{}"})
+    with pytest.raises(StoreError, match=r"was changed: it is not what controller.json beside it names"):
         load_controller(folder, bundled.model, bundled.processor)
+
+
+@pytest.mark.parametrize("step", ["write_tensors", "write_text"])
+def test_killed_while_it_is_saved_again_the_earlier_one_is_whole(controller, folder, bundled, monkeypatch, step):
+    other = replace(controller, learner=copy.deepcopy(controller.learner))
+    other.learner.take_out([1])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(controller_module, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            other.save(folder)
+    assert load_controller(folder, bundled.model, bundled.processor).learner.policy_state()["limits.legal"].all()
+    other.save(folder)
+    assert not load_controller(folder, bundled.model, bundled.processor).learner.policy_state()["limits.legal"][1]
+    assert set(folder.iterdir()) == {folder / FACTS, policy_of(folder)}
 
 
 def test_a_request_is_answered_within_its_budget(controller, bundled):

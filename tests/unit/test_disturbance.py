@@ -1,5 +1,7 @@
+import resource
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,6 +162,39 @@ def test_the_reader_asks_a_bare_machine_for_no_stolen_time(tmp_path, monkeypatch
     assert Reader(linux, None, on_cpu=True)().stolen_ms == {0: 20}
     linux.write("proc/cpuinfo", "flags : sse2\n")
     assert Reader(FakeLinux(tmp_path), None, on_cpu=True)().stolen_ms == {}
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "threads", "waited_ms", "who", "cpu"),
+    [
+        (True, 1, {"thread-self": 2.0}, resource.RUSAGE_THREAD, 5),
+        (True, 2, {"11": 1.0, "12": 7.0}, resource.RUSAGE_SELF, None),  # all torch threads work
+        (False, 2, {"thread-self": 2.0}, resource.RUSAGE_THREAD, 5),  # only this one launches kernels
+    ],
+)
+def test_the_reader_looks_at_the_threads_that_work(tmp_path, monkeypatch, on_cpu, threads, waited_ms, who, cpu):
+    linux = FakeLinux(tmp_path)
+    linux.thread_waited(2_000_000)
+    linux.thread_waited(1_000_000, thread="11")
+    linux.thread_waited(7_000_000, thread="12")
+    linux.write("proc/thread-self/stat", f"7 (python) R {'0 ' * 35}5 0\n")
+    linux.write("proc/pressure/cpu", "some avg10=0 avg60=0 avg300=0 total=9000\n")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    asked = []
+    monkeypatch.setattr(
+        disturbance.resource, "getrusage", lambda whose: asked.append(whose) or SimpleNamespace(ru_nivcsw=3)
+    )
+    facts = Reader(linux, None, on_cpu=on_cpu)()
+    assert (facts.waited_ms, facts.cpu, facts.switches, asked) == (waited_ms, cpu, 3, [who])
+    assert facts.pressure_ms is None  # what this process waited itself is known
+
+
+def test_where_the_waiting_is_not_told_the_pressure_is_read(tmp_path):
+    linux = FakeLinux(tmp_path)
+    linux.write("proc/thread-self/schedstat", "0 0 0\n")  # a kernel that does not count it
+    linux.write("proc/pressure/cpu", "some avg10=0 avg60=0 avg300=0 total=9000\n")
+    facts = Reader(linux, None, on_cpu=False)()
+    assert (facts.waited_ms, facts.pressure_ms) == ({}, 9.0)
 
 
 def test_a_thread_that_is_measured_waits_for_a_competing_one_by_the_kernels_own_count(tmp_path):

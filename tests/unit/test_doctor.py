@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from chronostat.errors import ConfigError
 from chronostat.execution import request_for
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.findings import Finding
+from chronostat.measure.gpu import GpuFacts, GpuState
 from chronostat.measure.machine import MachineWatch
 from chronostat.records import Conditions, Execution, Setting, StageTiming
 from chronostat.verbs.doctor import findings_table, floors_table, verdict_lines
@@ -108,7 +110,14 @@ def test_too_few_undisturbed_pairs_measure_nothing():
 def test_a_model_whose_stages_are_not_seen_measures_nothing():
     exam = found([(repeat(source="total_only"), repeat(source="total_only"))] * 8)
     assert (exam.verdict, exam.floors) == ("cannot measure", ())
-    assert "the stages cannot be measured: no hook fired" in exam.doubts
+    assert exam.doubts == ("the stages cannot be measured: no hook fired",)
+
+
+def test_a_repeat_whose_stages_are_doubtful_is_left_out_and_counted():
+    exam = found([*pairs_of(*[(40.0, 40.0)] * 9), (repeat(source="total_only"), repeat())])
+    assert (exam.pairs, exam.repeats) == (9, 20)
+    assert exam.disturbed == {"no hook fired": 1}
+    assert (exam.verdict, exam.unmeasured) == ("trustworthy", None)
 
 
 def test_exit_statuses_are_no_error_codes():
@@ -133,6 +142,20 @@ def test_the_time_box_ends_the_repeats(bundled, tmp_path):
     assert len(ran) == 3 + 20
     assert (exam.pairs, exam.repeats) == (10, 20)
     assert exam.conditions.device == "cpu"
+
+
+def test_the_card_that_the_model_is_on_is_looked_at(bundled, tmp_path):
+    state = GpuState(reasons=0x20, sm_clock_mhz=900)
+    card = SimpleNamespace(facts=lambda: GpuFacts(uuid="GPU-1", driver="580"), state=lambda: state)
+    watch, clock = MachineWatch(FakeLinux(tmp_path), processes=list, cpus=(0,)), FakeClock()
+
+    def run():
+        clock.advance_ms(100)
+        return repeat()
+
+    exam = examine(bundled, request_for_demo(bundled), seconds=2.0, clock=clock, watch=watch, gpu=card, run=run)
+    assert exam.doubts == ("GPU throttling: SwThermalSlowdown",)
+    assert exam.verdict == "noisy"
 
 
 def test_a_time_box_of_nothing_is_refused(bundled):

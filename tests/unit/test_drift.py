@@ -5,11 +5,14 @@ import math
 import numpy as np
 import pytest
 
+from chronostat.control import drift
 from chronostat.control.drift import (
     Anchor,
     DriftTracker,
     Reference,
     TimeLine,
+    _around,
+    _estimate,
     _Filters,
     anchor_of,
     reference_of,
@@ -80,6 +83,48 @@ def test_a_spike_counts_for_little_by_hand():
     step = filters.update(100.0, 1.0, 0.0)
     assert step.mean[0, 0] == pytest.approx(spread / (spread + 1e-4 / weight))
     assert step.mean[0, 0] < 0.001
+
+
+def test_the_last_anchor_lends_no_weight_yet_by_hand():
+    filters = _Filters()
+    first = filters.update(0.0, 0.1, 0.0).likelihood
+    assert filters.likelihood.tolist() == [0.0] * len(first)
+    second = filters.update(2.0, 0.2, 0.0).likelihood
+    assert filters.likelihood == pytest.approx(0.95 * first)
+    filters.update(4.0, 0.2, 0.0)
+    assert filters.likelihood == pytest.approx(0.95 * (0.95 * first + second))
+
+
+def test_in_the_report_anchors_on_both_sides_lend_weight_by_hand():
+    # before the second: .95 * 1, before the third: .95 * (.95 * 1 + 2); after the second: .95 * 4, the first: .95 * 5.8
+    around = _around(np.array([[1.0], [2.0], [4.0]]))
+    assert around.ravel() == pytest.approx([1 + 0.95 * (2 + 3.8), 0.95 + 2 + 3.8, 0.95 * 2.95 + 4])
+
+
+def test_filters_that_disagree_widen_the_interval_by_hand():
+    # level .5 * 0 + .5 * 1; variance .5 * (.01 + .5 ** 2) + .5 * (.09 + .5 ** 2) = .3
+    estimate = _estimate(np.array([0.0, 1.0]), np.array([0.01, 0.09]), np.array([0.5, 0.5]))
+    assert estimate.point == pytest.approx(math.exp(0.5))
+    assert estimate.high == pytest.approx(math.exp(0.5 + 1.959964 * math.sqrt(0.3)))
+    assert estimate.low == pytest.approx(math.exp(0.5 - 1.959964 * math.sqrt(0.3)))
+
+
+def test_smoothing_is_conditioning_on_all_anchors(monkeypatch):
+    monkeypatch.setattr(drift, "_NOISE", np.array([0.1]))
+    monkeypatch.setattr(drift, "_PACE", np.array([0.05]))
+    at_s, logs, tokens = np.array([0.0, 2.0, 6.0]), np.array([0.02, 0.05, -0.03]), np.array([300, 420, 240])
+    found = smoothed(
+        [Anchor(s, 40 * math.exp(y), int(n)) for s, y, n in zip(at_s, logs, tokens, strict=True)], REFERENCE
+    )
+    # levels at the anchors and the slope as one normal vector: start .5 ** 2, then .05 ** 2 a second; slope 1
+    prior = np.zeros((4, 4))
+    prior[:3, :3] = 0.25 + 0.05**2 * np.minimum.outer(at_s, at_s)
+    prior[3, 3] = 1.0
+    rows = np.column_stack([np.eye(3), np.log(tokens / 300)])
+    gain = prior @ rows.T @ np.linalg.inv(rows @ prior @ rows.T + 0.01 * np.eye(3))
+    mean, spread = gain @ logs, np.sqrt(np.diag(prior - gain @ rows @ prior))
+    assert np.log(points(found)) == pytest.approx(mean[:3])
+    assert [math.log(e.high / e.point) for e in found] == pytest.approx(1.959964 * spread[:3])
 
 
 def test_a_machine_that_does_not_drift_has_a_drift_of_exactly_1():

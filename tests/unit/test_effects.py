@@ -2,9 +2,11 @@
 
 import io
 import json
+import math
 
 import pytest
 import torch
+from benchmarks.knob_effects import _verdict
 from rich.console import Console
 from torch import nn
 
@@ -17,7 +19,7 @@ from chronostat.knobs.space import ActionSpace
 from chronostat.material import BareModel
 from chronostat.measure.work import Work, counted_work, removed
 from chronostat.models.anatomy import anatomy_of
-from chronostat.records import Setting, StageTiming
+from chronostat.records import Estimate, Setting, StageTiming
 from chronostat.verbs.knobs import effects_tables
 from stand_ins.knobs import AttributeOnly
 from stand_ins.molmo_like import PROMPT_TOKENS, molmo_batch, molmo_like
@@ -179,12 +181,25 @@ def test_the_limit_of_executions_and_of_seconds(stand_in):
     assert effects_of(stand_in, seconds=0.1).executions == few.executions
 
 
+def test_every_execution_is_counted(stand_in, monkeypatch):
+    import chronostat.effects
+
+    ran = []
+    monkeypatch.setattr(
+        chronostat.effects, "execute", lambda *args, **options: (ran.append(1), execute(*args, **options))[1]
+    )
+    effects = effects_of(stand_in, repeats=1)
+    assert effects.executions == len(ran)
+
+
 def test_effects_are_plain_data(stand_in):
     data = json.loads(json.dumps(effects_of(stand_in).to_json()))
     assert data["settings"] == 4
     assert data["effects"][1]["setting"] == "moe_topk=2 block_skip=1,2"
     assert data["effects"][1]["comparisons"]["prefill_ms"]["verdict"] == "faster"
     assert data["conditions"]["device"] == "cpu"
+    few = json.loads(json.dumps(effects_of(stand_in, repeats=1).to_json(), allow_nan=False))
+    assert few["effects"][0]["comparisons"]["prefill_ms"]["ratio"]["high"] is None  # JSON has no infinity
 
 
 def test_stages_that_are_seen_under_some_settings_only_cannot_be_compared(stand_in, monkeypatch):
@@ -202,6 +217,26 @@ def test_stages_that_are_seen_under_some_settings_only_cannot_be_compared(stand_
         effects_of(stand_in)
 
 
+def test_a_repeat_whose_stages_are_doubtful_is_left_out_and_its_value_is_still_judged(stand_in, monkeypatch):
+    import chronostat.effects
+
+    calls = 0
+
+    def once_doubtful(model, request, *, setting, **options):
+        nonlocal calls
+        calls += 1
+        execution = execute(model, request, setting=setting, **options)
+        if calls != 15:  # the first call, 3 counted ones, 2 rounds of warm-up, and into the blocks
+            return execution
+        timing = StageTiming(source="total_only", total_ms=1.0, new_tokens=3, decode_steps=2, unseen="a doubt")
+        return type(execution)(**{**vars(execution), "timing": timing})
+
+    monkeypatch.setattr(chronostat.effects, "execute", once_doubtful)
+    effects = effects_of(stand_in)
+    assert calls > 15
+    assert {effect.comparisons["prefill_ms"].verdict for effect in effects.effects} == {"faster"}
+
+
 @pytest.mark.parametrize(
     ("verdicts", "removes", "changes", "flag"),
     [
@@ -216,6 +251,22 @@ def test_stages_that_are_seen_under_some_settings_only_cannot_be_compared(stand_
 )
 def test_flags(verdicts, removes, changes, flag):
     assert _flag(verdicts, removes=removes, changes=changes) == flag
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "pays"),
+    [
+        ((0.5, 0.97), (0.9, 1.1), "yes, in prefill"),
+        ((0.5, 0.97), (0.5, 0.6), "yes, in prefill and decode"),
+        ((0.5, 0.98), (0.98, 1.1), "undecided"),
+        ((0.98, 1.02), (0.99, 1.1), "no"),
+        ((0.5, 0.6), (1.03, 1.1), "yes, in prefill; slower in decode"),
+        ((math.nan, math.nan), (0.99, 1.0), "undecided"),  # too few blocks for an interval
+    ],
+)
+def test_whether_a_value_pays_is_decided_by_whole_intervals(prefill, decode, pays):
+    low_high = {"prefill": prefill, "decode_per_token": decode}
+    assert _verdict({kind: Estimate(point=1.0, low=low, high=high) for kind, (low, high) in low_high.items()}) == pays
 
 
 def test_prompt_and_new_tokens_do_not_matter_for_experts_per_token():

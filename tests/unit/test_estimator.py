@@ -6,13 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import chronostat.trials
 from chronostat.config import load_config
 from chronostat.errors import ConfigError, StoreError, UnlikeConditions
 from chronostat.fallback.estimator import LEAST_EXECUTIONS, Estimator, estimator_from, stored_executions
 from chronostat.fallback.evaluation import Known, errors, ordered_pairs
+from chronostat.fallback.remeasure import evaluate
+from chronostat.material import Material
 from chronostat.measure.conditions import read_conditions
+from chronostat.measure.steady import flushes_denormals
 from chronostat.records import Execution, Setting, StageTiming
 from chronostat.training import train
+from chronostat.validation import validate
 from unit.test_session import break_hooks
 
 LONG = "train.trials=20"
@@ -120,11 +125,46 @@ def test_a_run_that_cannot_be_measured_is_estimated_as_a_whole(stand_in, monkeyp
         train(session)
     store = stand_in.store()
     assert (store.facts["source"], store.facts["metric"]) == ("estimated", "prefill_ms")
-    timings = [e.timing for trial in store.trials() if trial.phase != "warmup" for e in trial.executions]
-    assert {timing.source for timing in timings} == {"estimated"}
+    assert {e.timing.source for trial in store.trials() for e in trial.executions} == {"estimated"}
     # of a full request: 6 ms of vision and 4 blocks of 3 + 2 * 0.5 ms
     full = [e.timing for t in store.trials("calibrate") for e in t.executions if e.setting == session.space.full]
     assert full[0].prefill_ms == pytest.approx(22, rel=0.02)
+
+
+@pytest.mark.slow
+def test_estimates_have_no_noise_floor_and_nothing_disturbs_them(stand_in, monkeypatch):
+    learned_from = a_measured_run(stand_in)
+    break_hooks(monkeypatch, stand_in.model)
+    with stand_in.session(LONG, "measure.on_unmeasured=estimate", learned_from) as session:
+        controller = train(session)
+        real = chronostat.trials.execute
+
+        def execute(*given, **options):
+            return replace(real(*given, **options), disturbed="stolen CPU time 20 ms")
+
+        monkeypatch.setattr(chronostat.trials, "execute", execute)
+        verdict = validate(session, controller)
+    assert (verdict.source, verdict.noise) == ("estimated", None)
+    assert {compared.latency.pairs for compared in verdict.comparisons} == {6}
+    for trial in stand_in.store().trials("test"):
+        assert len({e.setting for e in trial.executions}) == len(trial.executions)  # full does not run twice
+
+
+@pytest.mark.slow
+def test_an_evaluation_measures_as_its_run_did(stand_in, monkeypatch):
+    overrides = (LONG, "measure.flush_denormals=true")
+    with stand_in.session(*overrides, name="earlier") as session:
+        train(session)
+        held_out = session.runner.request(session.samples("test")[0])
+        session.runner.run("test", 0, held_out, session.space.settings)  # nothing may be learned from it
+    material = stand_in.material(*overrides)
+    monkeypatch.setattr(Material, "load", lambda _: material)
+    evaluation = evaluate(stand_in.store("earlier"), material.config, seconds=60)
+    assert evaluation.requests == 6
+    earlier = [trial for phase in ("calibrate", "train") for trial in stand_in.store("earlier").trials(phase)]
+    assert evaluation.learned_from == sum(len(trial.executions) for trial in earlier)
+    assert evaluation.conditions.flush_denormals is True
+    assert not flushes_denormals()  # and it is put back
 
 
 def test_a_measured_run_never_comes_near_the_estimator(stand_in, monkeypatch):

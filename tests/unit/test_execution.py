@@ -67,6 +67,29 @@ def test_preprocessing_is_charged_to_the_request_and_outside_generate(bundled, d
     assert execution.charged_ms("request_ms") == 15
 
 
+class QueueClock(FakeClock):
+    """A device that works on when the host has gone on; 5 ms of somebody else's work are left at first."""
+
+    left_ms = 5
+
+    def synchronize(self):
+        self.advance_ms(self.left_ms)
+        self.left_ms = 0
+
+
+def test_preprocessing_waits_for_its_own_copies_and_for_nothing_queued_before(bundled, demo_sample, monkeypatch):
+    clock, template = QueueClock(), bundled.processor.apply_chat_template
+
+    def queueing(*args, **kwargs):
+        clock.left_ms += 6
+        return template(*args, **kwargs)
+
+    monkeypatch.setattr(bundled.processor, "apply_chat_template", queueing)
+    request = request_for(demo_sample, bundled.processor, None)
+    execution = execute(bundled.model, request, setting=Setting(), max_new_tokens=1, clock=clock)
+    assert execution.preprocess_ms == 6
+
+
 def test_loading_images_is_outside_every_clock(bundled, demo_sample, clock):
     def load_slowly():
         clock.advance_ms(100)

@@ -11,7 +11,7 @@ from chronostat.errors import MeasurementError
 from chronostat.measure.clock import CpuClock, FakeClock
 from chronostat.measure.generate import measure_generate
 from chronostat.measure.timing import TOLERANCE_MS
-from chronostat.measure.witness import span_doubt
+from chronostat.measure.witness import Taken, span_doubt
 from stand_ins.molmo_like import MolmoLike, molmo_batch, molmo_like
 from stand_ins.observing import delay
 
@@ -120,6 +120,27 @@ def test_work_in_another_thread_is_flagged():
     assert "vision, which ran in another thread" in timing.unseen
 
 
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [("model.vision_backbone.image_vit", "vision"), ("model.transformer.blocks.0", "decoder blocks")],
+)
+def test_a_part_that_works_in_another_thread_is_flagged(monkeypatch, path, stage):
+    model = molmo_like()
+    module = model.get_submodule(path)
+    original = module._call_impl
+
+    def elsewhere(*args, **kwargs):
+        results = []
+        worker = threading.Thread(target=torch.no_grad()(lambda: results.append(original(*args, **kwargs))))
+        worker.start()
+        worker.join()
+        return results[0]
+
+    monkeypatch.setattr(module, "_call_impl", elsewhere)
+    timing = measured(model).timing
+    assert (timing.source, timing.unseen) == ("total_only", f"not seen: {stage}, which ran in another thread")
+
+
 # Numbers that contradict each other
 
 
@@ -188,6 +209,13 @@ def test_stages_longer_than_the_whole_are_flagged(beyond_ms, source):
         assert timing.other_ms == pytest.approx(-0.05)
 
 
+@pytest.mark.parametrize(("beyond_ms", "source"), [(0.5, "measured"), (2, "total_only")])
+def test_in_a_long_call_two_clocks_may_drift_apart(beyond_ms, source):
+    clock = with_marks(forward=0, forward_out=23, second=1000 + beyond_ms, end=1000)
+    clock.total_ms = 1000.0
+    assert measured(molmo_like(), clock, tokens=2).timing.source == source
+
+
 # What the caller brings into the measurement
 
 
@@ -200,10 +228,9 @@ def test_measuring_flags_the_users_call_likewise():
 
 @pytest.mark.parametrize(("before_ms", "inside_ms", "doubted"), [(0, 77, False), (5, 77, False), (5, 60, True)])
 def test_a_core_lost_beside_a_mark_is_no_doubt_but_missing_work_is(before_ms, inside_ms, doubted):
-    clock = FakeClock()
-    entry = clock.mark()
-    clock.advance_ms(inside_ms)
-    end = clock.mark()
     # the host saw 77 ms between the marks, and lost its core for some ms before the first one
-    doubt = span_doubt(clock, entry, end, inner_ms=77, total_ms=77 + before_ms)
+    entry_ns, end_ns = round(before_ms * 1e6), round((before_ms + 77) * 1e6)
+    entry = Taken(entry_ns, 0, entry_ns)
+    end = Taken(entry_ns + round(inside_ms * 1e6), end_ns, end_ns)
+    doubt = span_doubt(FakeClock(), entry, end, waited_ms=0, total_ms=77 + before_ms)
     assert (doubt is not None) == doubted

@@ -98,8 +98,9 @@ def test_the_clocks_of_a_slice_are_those_of_its_card(driver, monkeypatch):
     asked = []
     monkeypatch.setattr(pynvml, "nvmlDeviceGetDeviceHandleFromMigDeviceHandle", lambda _: "whole card")
     monkeypatch.setattr(pynvml, "nvmlDeviceGetClockInfo", lambda handle, _: asked.append(handle))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda handle: asked.append(handle) or [])
     NvmlGpu("MIG-1").state()
-    assert asked == ["whole card"]
+    assert asked == ["whole card", "card"]  # what runs on other slices is no neighbour
 
 
 @pytest.mark.usefixtures("driver")

@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chronostat.measure.intervals import length, length_outside, union
+from chronostat.measure.intervals import length, length_outside, outside, union
 
 moments = st.integers(0, 50)
 interval_lists = st.lists(st.tuples(moments, moments).map(lambda pair: (float(min(pair)), float(max(pair)))))
@@ -23,6 +24,20 @@ def test_length_outside_takes_out_what_the_others_cover():
     assert length_outside([(0, 10)], [(2, 5), (9, 12)]) == 6  # 10 - 3 - 1
 
 
+@pytest.mark.parametrize(
+    ("others", "left"),
+    [
+        ([], [(0, 10)]),
+        ([(0, 10)], []),
+        ([(-5, 3)], [(3, 10)]),
+        ([(2, 4), (6, 20)], [(0, 2), (4, 6)]),
+        ([(10, 12), (-3, 0)], [(0, 10)]),
+    ],
+)
+def test_what_lies_outside(others, left):
+    assert outside([(0, 10)], others) == left
+
+
 def test_nothing_has_no_length():
     assert (union([]), length([]), length_outside([], [(0, 1)])) == ([], 0, 0)
 
@@ -33,3 +48,8 @@ def test_inside_and_outside_sum_up(intervals, others):
     taken = {i for start, end in others for i in range(int(start), int(end))}
     assert length(intervals) == len(covered)
     assert length_outside(intervals, others) == len(covered - taken)
+
+
+@given(interval_lists, interval_lists)
+def test_what_lies_outside_has_the_length_outside(intervals, others):
+    assert length(outside(intervals, others)) == length_outside(intervals, others)

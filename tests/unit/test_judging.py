@@ -30,6 +30,10 @@ def judged(arms, count, **options):
     return judge(arms, count, metric="prefill_ms", **options)
 
 
+def log_ms(ran):
+    return math.log(ran.repeat.latency_ms["prefill_ms"])
+
+
 def verdicts(found):
     return {arm: comparison.verdict for arm, comparison in found.comparisons["prefill_ms"].items()}
 
@@ -52,6 +56,31 @@ def test_clear_arms_stop_early_and_leave_their_share_to_the_open_one():
     assert found.cost_ms == pytest.approx(6 * 250 + 7 * 200)
     assert found.one_shot_ms == pytest.approx(250)
     assert "the limit of 12 times the cost of one shot was reached" in found.comparisons["prefill_ms"][2].flags
+
+
+def test_what_is_left_goes_to_the_arm_that_is_nearest_to_a_verdict():
+    arms = Arms(100, 108, 100, noise=0.05)  # equal arms never get a verdict if nothing is the same
+    found = judged(arms, 3, rules=Rules(cost_limit=14, margin=0))
+    ran = [{each.arm for each in found.repeats if each.round == number} for number in range(2, 8)]
+    # both until the first look; then the limit cannot bring both to a verdict, so arm 1 alone until it has one
+    assert ran == [{0, 1, 2}, {0, 1, 2}, {0, 1}, {0, 1}, {0, 1}, {0, 2}]
+    assert verdicts(found) == {1: "slower", 2: "undecided"}
+
+
+@pytest.mark.parametrize(("limit", "last"), [(9, 9), (8, 8)], ids=["at a look", "between looks"])
+def test_an_interval_is_what_all_looks_share_each_at_its_own_level(limit, last):
+    # 6 pairs, then 3 or 2: after 8 it is not yet time for the look after 9, but nothing more will be executed
+    found = judged(Arms(100, 100, noise=0.05, seed=3), 2, rules=Rules(cost_limit=limit, margin=0))
+    blocks = []
+    for number in sorted({ran.round for ran in found.repeats}):
+        ran = [each for each in found.repeats if each.round == number]
+        blocks.append(Block(*([log_ms(each) for each in ran if each.arm == arm] for arm in (1, 0))))
+    first = ratio_of(blocks[:2], 0.05 * (1 - 2 / 6))
+    second = ratio_of(blocks, 0.05 * (2 / 6 - 2 / last))
+    ratio = found.comparisons["prefill_ms"][1].ratio
+    assert ratio.point == second.point
+    assert (ratio.low, ratio.high) == (max(first.low, second.low), min(first.high, second.high))
+    assert first.low != second.low
 
 
 def test_every_round_runs_partner_and_arms_equally_often_in_random_order():
@@ -121,6 +150,30 @@ def test_nothing_but_disturbed_repeats_is_invalid():
     assert "no repeat could be used" in comparison.flags
 
 
+def test_an_arm_that_has_not_met_its_partner_yet_stays_open():
+    def repeat(arm, unit):
+        early = unit < 6 and arm == (unit >= 3)  # the first round uses arm 1 only, the second one arm 0
+        return Repeat(latency_ms={"prefill_ms": 5.0 + arm}, cost_ms=1, left_out="throttled" if early else None)
+
+    comparison = judged(repeat, 2, rules=Rules(cost_limit=30)).comparisons["prefill_ms"][1]
+    assert comparison.verdict == "slower"
+    assert comparison.pairs == 15 - 6  # the look after 9 has 3 of each, too few; the next one is after 15
+
+
+def test_a_failed_arm_does_not_end_the_warm_up_of_the_others():
+    calls = Counter()
+
+    def repeat(arm, unit):
+        calls[arm] += 1
+        if arm == 2:
+            return Repeat(latency_ms={}, cost_ms=1, failed="out of memory")
+        return Repeat(latency_ms={"prefill_ms": 100.0 / min(calls[arm], 4)}, cost_ms=1)
+
+    found = judged(repeat, 3)
+    assert Counter(ran.arm for ran in found.ran if ran.warmup) == {0: 5, 1: 5, 2: 5}  # round 5 was no faster
+    assert verdicts(found) == {1: "same", 2: "invalid"}
+
+
 @pytest.mark.parametrize(("failing", "expected"), [(1, {1: "invalid", 2: "faster"}), (0, {1: "invalid", 2: "invalid"})])
 def test_a_failure_is_never_a_number(failing, expected):
     arms = Arms(100, 80, 80)
@@ -135,10 +188,15 @@ def test_a_failure_is_never_a_number(failing, expected):
     assert Counter(arm for arm, _ in arms.calls)[1] == (2 if failing == 1 else Counter(a for a, _ in arms.calls)[2])
 
 
+@pytest.mark.parametrize("bad", [0, 1])
 @pytest.mark.parametrize("latency_ms", [math.nan, 0.0, -1.0, math.inf])
-def test_what_is_no_latency_is_invalid(latency_ms):
-    found = judged(lambda arm, unit: Repeat(latency_ms={"prefill_ms": latency_ms if arm else 5.0}, cost_ms=1), 2)
+def test_what_is_no_latency_is_invalid(latency_ms, bad):
+    def repeat(arm, unit):
+        return Repeat(latency_ms={"prefill_ms": latency_ms if arm == bad and unit == 1 else 5.0}, cost_ms=1)
+
+    found = judged(repeat, 2)
     assert verdicts(found) == {1: "invalid"}
+    assert math.isnan(found.noise_floor["prefill_ms"].spread) == (bad == 0)
 
 
 def test_other_metrics_are_judged_beside_it():
@@ -170,6 +228,13 @@ def test_with_samples_the_next_repeat_is_the_next_sample():
     assert verdicts(found) == {1: "faster"}
     assert found.comparisons["prefill_ms"][1].ratio.point == pytest.approx(0.9, rel=0.02)
     assert [unit for _, unit in seen] == [0] * 4 + [n for n in range(8) for _ in "ab"]  # warm-up, then 8 samples
+    assert found.noise_floor == {}  # what successive samples differ by is no noise
+
+
+def test_samples_that_end_before_the_first_look_are_looked_at_once():
+    found = judged(Arms(100, 80), 2, unit="sample", units=7, rules=Rules(cost_limit=100))
+    assert verdicts(found) == {1: "faster"}  # 1 of 2^7 signs is .8 % on each side, 5 % * (1 - 2 / 7) are asked for
+    assert found.comparisons["prefill_ms"][1].pairs == 7
 
 
 def test_samples_that_are_used_up_leave_an_open_verdict():

@@ -56,6 +56,22 @@ def test_waiting_of_this_thread_and_of_all(linux):
     assert linux.waited_ms(all_threads=True) == {"11": 1.0, "12": 7.0}
 
 
+def test_a_kernel_that_does_not_count_the_waiting_tells_nothing(linux):
+    for folder in ("proc/thread-self", "proc/self/task/11"):
+        linux.write(f"{folder}/schedstat", "0 0 0\n")
+    assert linux.waited_ms(all_threads=False) is None
+    assert linux.waited_ms(all_threads=True) is None
+    linux.write("proc/self/task/12/schedstat", "500 0 1\n")  # it has run, and never waited
+    assert linux.waited_ms(all_threads=True) == {"12": 0.0}
+
+
+def test_a_thread_may_have_any_bytes_as_its_name(linux):
+    fields = ["R", *("0" for _ in range(4, 39)), "5", "0"]
+    linux.write("proc/thread-self/stat", "")
+    (linux.proc / "thread-self/stat").write_bytes(b"77 (\xff\xfe) " + " ".join(fields).encode())
+    assert linux.cpu_of_this_thread() == 5
+
+
 def test_throttling_and_quota_of_version_2_groups_up_to_the_root(linux):
     linux.write("proc/self/cgroup", "0::/pod/container\n")
     linux.write("sys/fs/cgroup/pod/container/cpu.stat", "usage_usec 9\nnr_throttled 2\nthrottled_usec 8000\n")
@@ -63,6 +79,7 @@ def test_throttling_and_quota_of_version_2_groups_up_to_the_root(linux):
     linux.write("sys/fs/cgroup/cpu.stat", "usage_usec 9\n")
     linux.write("sys/fs/cgroup/pod/container/cpu.max", "max 100000\n")
     linux.write("sys/fs/cgroup/pod/cpu.max", "150000 100000\n")
+    linux.write("sys/fs/cgroup/cpu.max", "800000 100000\n")  # the smallest counts
     assert linux.throttled_ms() == 8.5
     assert linux.quota_cores() == 1.5
 

@@ -51,6 +51,10 @@ def test_no_such_folder(tmp_path):
     assert "nowhere is no directory; name a save_pretrained folder or a hub model" in refused(tmp_path / "nowhere")
 
 
+def test_an_empty_path_is_not_the_bundled_model():
+    assert "holds no config.json" in refused("")
+
+
 def test_a_file(folder):
     assert "is no directory; name a save_pretrained folder" in refused(folder / WEIGHTS)
 

@@ -89,7 +89,7 @@ def test_one_path_for_both_ways_of_measuring(bundled, demo_batch):
     )
 
 
-@pytest.mark.parametrize("container", [list, StoppingCriteriaList])
+@pytest.mark.parametrize("container", [list, tuple, StoppingCriteriaList])
 def test_the_users_own_criteria_are_asked_and_left_as_they_were(bundled, demo_batch, container):
     own = container([StopAfter(2), MaxLengthCriteria(10_000)])
     with measuring(bundled.model) as measured:

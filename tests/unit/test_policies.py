@@ -21,11 +21,12 @@ def deadline(fraction):
     return Budget(kind="deadline", fraction=fraction)
 
 
-def make_pool(quality, latency_ms):
+def make_pool(quality, latency_ms, disturbed=()):
     return Pool(
         quality=np.array(quality, dtype=float),
         latency_ms=np.array(latency_ms, dtype=float),
         rows=np.arange(len(quality)),
+        disturbed=disturbed,
     )
 
 
@@ -116,6 +117,14 @@ def test_the_best_mix_spends_the_budget_to_the_limit(pool):
     mix = pool.mix(HALF, FULL, 0.5)
     assert mix.mean_ms.mean() == 30
     assert mix.accuracy.mean() == 0.625
+
+
+def test_rivals_are_chosen_by_the_latencies_that_nothing_disturbed():
+    # full takes 40 ms and half 20, but once each something took another 80 ms
+    pool = make_pool([[1, 0]] * 4, [[40, 20], [120, 20], [40, 100], [40, 20]], [{}, {0: "stolen"}, {1: "stolen"}, {}])
+    assert best_mix(pool, [0, 1], 30.0) == Mix(low=1, high=0, share=0.5)
+    tied = make_pool([[1, 1]] * 4, [[30, 20], [30, 20], [30, 100], [30, 20]], [{}, {}, {1: "stolen"}, {}])
+    assert best_fixed(tied, [0, 1], mean(1.0), 50.0) == 1
 
 
 def test_a_mix_may_be_one_setting_alone(pool):

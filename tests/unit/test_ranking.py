@@ -3,17 +3,21 @@
 import dataclasses
 import json
 import math
+from itertools import combinations
 
 import pytest
 
+import chronostat.knobs.block_skip
 from chronostat.errors import ConfigError, KnobError, MeasurementError, StoreError, UnlikeConditions
 from chronostat.importance import RANKING, Plan, load_ranking, score_blocks, score_kept, spent_s, without
+from chronostat.knobs.block_limits import BlockLimits
 from chronostat.knobs.block_skip import BlockSkip
 from chronostat.material import BareModel
 from chronostat.measure.statistics import PairedBootstrap
 from chronostat.ranking import check_plan, rank, ranking_material, refused_blocks
 from chronostat.records import Execution, Setting, StageTiming, Trial
 from chronostat.session import begin_with, reopen_with
+from chronostat.verbs.knobs import doubt_of, scores_table
 from stand_ins.runs import fail_under, interrupt_after, stand_in
 
 __all__ = ["stand_in"]
@@ -120,6 +124,20 @@ def test_samples_that_the_machine_disturbed_are_left_out_unless_they_are_more_th
     assert score.saved_ms.point == pytest.approx((410 + 410 + 10) / 3)
 
 
+def test_disturbed_samples_that_had_to_be_used_are_told_whichever_round_they_were_in(stand_in):
+    ranking = ranked(stand_in, plan_for("greedy"))
+    assert doubt_of(ranking) is None
+    first, last = ranking.rounds
+    shaken = dataclasses.replace(first[2], disturbed=3)
+    assert "disturbed 3 of 4 samples" in doubt_of(
+        dataclasses.replace(ranking, rounds=((*first[:2], shaken, *first[3:]), last))
+    )
+    kept = dataclasses.replace(ranking.kept[1], disturbed=4)
+    assert "disturbed 4 of 4 samples, too many to leave out" in doubt_of(
+        dataclasses.replace(ranking, rounds=((shaken,), last), kept=(ranking.kept[0], kept))
+    )
+
+
 def slow(prefill_ms):
     return execution(without(()), 1, prefill_ms).timing
 
@@ -138,7 +156,13 @@ def test_what_is_left_when_some_blocks_are_kept():
     # 180 ms of 300; the resamples give 50 / 100, 180 / 300 and 130 / 200
     assert (kept.keep, kept.skipped, kept.loss.point) == (6, (1, 3), 0.5)
     assert (kept.ratio.point, kept.ratio.low, kept.ratio.high) == (0.6, 0.5, 0.65)
+    assert kept.disturbed == 0
     assert score_kept(trials, [0], 8, "prefill_ms", seed=0, fresh=True) is None
+    shaken = [
+        dataclasses.replace(t, executions=tuple(dataclasses.replace(e, disturbed="waited") for e in t.executions))
+        for t in trials
+    ]
+    assert score_kept(shaken, [3, 1], 8, "prefill_ms", seed=0, fresh=True) == dataclasses.replace(kept, disturbed=2)
 
 
 def test_the_ratio_of_means_is_paired():
@@ -318,6 +342,44 @@ def test_blocks_that_cannot_be_skipped_are_listed_with_the_reason(stand_in, monk
     assert list(ranking.refused) == [1]
     assert "blocks that no other one reads from" in ranking.refused[1]
     assert load_ranking(stand_in.store().folder, ranking.fingerprint) == ranking
+
+
+def require_source(monkeypatch, *, sources, dependents):
+    """As in models whose blocks hand indices on: a dependent needs one of the sources before it."""
+    limits = BlockLimits(sources=frozenset(sources), dependents=frozenset(dependents))
+    monkeypatch.setattr(chronostat.knobs.block_skip, "block_limits", lambda _: limits)
+    return limits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["greedy", "one-at-a-time"])
+def test_blocks_that_cannot_be_left_out_together_are_not(stand_in, monkeypatch, method):
+    free = ranked(stand_in, plan_for(method, keep=(2,)), "free")
+    first, second = free.kept[0].skipped
+    others = [block for block in range(4) if block > second]
+    limits = require_source(monkeypatch, sources=free.kept[0].skipped, dependents=others)
+    ranking = ranked(stand_in, plan_for(method, keep=(2,)))
+    for each in stand_in.store().trials("rank"):
+        assert all(limits.objection(e.setting["block_skip"]) is None for e in each.executions)
+    assert sorted(ranking.order) == [0, 1, 2, 3]
+    assert ranking.order[0] == free.order[0]
+    assert len(ranking.kept[0].skipped) == 2
+    assert (first, second) != ranking.kept[0].skipped
+    assert scores_table(ranking).row_count == 4
+
+
+@pytest.mark.parametrize("method", ["greedy", "one-at-a-time"])
+def test_more_blocks_than_can_be_left_out_together_are_refused_with_the_reason(stand_in, monkeypatch, method):
+    limits = require_source(monkeypatch, sources=[], dependents=[])
+    pairs = {frozenset(pair) for pair in combinations(range(4), 2)}
+    monkeypatch.setattr(
+        type(limits), "objection", lambda _, skipped: "two of a pair" if frozenset(skipped) in pairs else None
+    )
+    with pytest.raises(
+        KnobError,
+        match=r"beside block_skip=\d, no other block can be left out \(two of a pair\); rank again with --keep 3 or m",
+    ):
+        ranked(stand_in, plan_for(method, keep=(2,)))
 
 
 def test_a_model_without_a_block_to_skip_is_refused(stand_in, monkeypatch):

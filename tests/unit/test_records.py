@@ -30,6 +30,7 @@ def test_settings_are_equal_in_any_order():
         ("full", Setting()),
         ("vision_tokens=80 moe_topk=1 block_skip=2,3", Setting(vision_tokens=80, moe_topk=1, block_skip=(2, 3))),
         ("vision_tokens=0.25", Setting(vision_tokens=0.25)),
+        ("vision_tokens=7e-05", Setting(vision_tokens=7e-05)),
         ("block_skip=-", Setting(block_skip=())),
         ("block_skip=4,", Setting(block_skip=(4,))),
     ],
@@ -45,6 +46,11 @@ def test_what_is_no_setting(text):
         KnobError, match=r"cannot read .* as a knob setting; write knob=value, for example vision_tokens=80"
     ):
         Setting.parse(text)
+
+
+def test_a_setting_that_names_a_knob_twice():
+    with pytest.raises(KnobError, match="'a=1 b=3 a=2' names a 2 times; name each knob once"):
+        Setting.parse("a=1 b=3 a=2")
 
 
 def test_budgets():

@@ -4,12 +4,24 @@ import math
 
 import numpy as np
 import pytest
+from benchmarks import disturbance
 from benchmarks.curves import write_curves
 from benchmarks.misranking import demands
-from benchmarks.replays import DIFFERENCES, Playback, attempts, by_judge, fixed_number, in_blocks, in_pairs, summary
+from benchmarks.replays import (
+    DIFFERENCES,
+    Attempt,
+    Playback,
+    attempts,
+    by_judge,
+    fixed_number,
+    in_blocks,
+    in_pairs,
+    summary,
+)
 from benchmarks.series import Row, Series, load, save
 
 from chronostat.measure.judging import Rules
+from chronostat.records import Estimate
 
 
 @pytest.fixture
@@ -79,6 +91,37 @@ def test_the_judge_is_asked_for_what_the_docs_say():
         "wrong order of a true 10 %",  # 3 % where 2 % are allowed
         "false verdicts between equal arms",  # 6 % where 5 % are allowed
     ]
+
+
+def test_a_false_verdict_is_the_other_order_or_any_order_of_equal_arms():
+    def share(true, verdict):
+        return summary([Attempt(error=0.0, true=true, cost=1.0, verdict=verdict)])["wrong_verdicts"]
+
+    assert [share(0.1, verdict) for verdict in ("faster", "slower", "same")] == [1, 0, 0]
+    assert [share(-0.1, verdict) for verdict in ("faster", "slower", "same")] == [0, 1, 0]
+    assert [share(0.0, verdict) for verdict in ("faster", "slower", "same")] == [1, 1, 0]
+
+
+def test_comparisons_beside_another_program_are_counted_by_their_verdict():
+    def said(low, point, high, verdict):
+        return disturbance.Said(
+            ratio=Estimate(low=low, point=point, high=high), verdict=verdict, executions=4, left_out=1
+        )
+
+    row = disturbance.summary(
+        [
+            said(1.05, 1.1, 1.2, "slower"),
+            said(0.8, 0.9, 0.95, "faster"),
+            said(0.99, 1.01, 1.015, "same"),
+            said(0.0, 1.2, math.inf, "undecided"),
+            said(math.nan, math.nan, math.nan, "invalid"),
+        ]
+    )
+    # the truth is 1.10: wrong order 1 of 4 with a number, held by 2 of 4, of which 3 have bounds
+    assert (row["comparisons"], row["numbers"], row["wrong"], row["coverage"]) == (5, 4, 0.25, 0.5)
+    assert (row["bounded"], row["left_out"]) == (3, 0.25)
+    *_, right, wrong, left_out = disturbance.table({"no": {"judge": row}}).splitlines()[-1].strip("| ").split(" | ")
+    assert (right, wrong, left_out) == ("1", "2", "25 %")  # same is as wrong as faster where arms differ by 10 %
 
 
 def test_curves_are_drawn(tmp_path):

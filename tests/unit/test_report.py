@@ -25,7 +25,7 @@ from chronostat.report.gather import (
 )
 from chronostat.report.machine import disturbances, drift_curve, machine_time, measured_twice, phase_costs
 from chronostat.report.picture import Axis
-from chronostat.report.text import milliseconds, percent, percent_interval, points_interval
+from chronostat.report.text import milliseconds, noise_floor_text, percent, percent_interval, points_interval
 from chronostat.store import RunStore
 
 LOADING = {"src", "href", "srcset", "data", "poster", "action", "background", "formaction", "xlink:href"}
@@ -466,7 +466,15 @@ def test_the_noise_floor(page: Page, whole: RunStore) -> None:
         "same",
         "3 stolen CPU time",
     ]
-    assert "8.3 %: half of 57 pairs of full against itself differ by more" in page.text
+    text = "half of 57 pairs of full against itself differ by more than 8.3 %; 3 of 60 pairs left out"
+    assert text in page.text
+
+
+def test_a_noise_floor_that_no_pair_told() -> None:
+    noise = validation().noise
+    assert noise is not None
+    none = replace(noise, spread=float("nan"), comparison=replace(noise.comparison, pairs=0))
+    assert noise_floor_text(none) == "not known; 60 of 60 pairs left out"
 
 
 def test_verdicts_paired_by_sample(page: Page) -> None:
@@ -605,3 +613,27 @@ def test_axis() -> None:
     assert axis.ticks() == [0, 10, 20, 30, 40]
     assert axis.px(21.0) == 310.0  # half way between 100 and 520
     assert Axis(low=0.52, high=0.97, start_px=0, end_px=1).ticks() == pytest.approx([0.6, 0.7, 0.8, 0.9])
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_picture_of_answers_that_are_all_right_or_all_wrong(tmp_path: Path, share: float) -> None:
+    same = Estimate(point=share, low=share, high=share)
+    with write_run(tmp_path / "run") as store:
+        judged = validation()
+        fixed = tuple(replace(score, accuracy=same) for score in judged.fixed)
+        scores = tuple(replace(score, accuracy=same) for score in judged.scores)
+        store.write_json("validation.json", replace(judged, fixed=fixed, scores=scores).to_json())
+    text = write_picture(store, tmp_path / "picture.svg").read_text(encoding="utf-8")
+    assert f">{100 * share:.0f} %<" in text
+    assert re.findall(r"nan|inf\b|105 %", text) == []
+
+
+def test_the_picture_of_one_sample_whose_intervals_are_all_invalid(tmp_path: Path) -> None:
+    nan = float("nan")
+    one = Estimate(point=0.5, low=nan, high=nan)
+    with write_run(tmp_path / "run") as store:
+        judged = validation()
+        fixed = tuple(replace(score, accuracy=one) for score in judged.fixed)
+        scores = tuple(replace(score, accuracy=one) for score in judged.scores)
+        store.write_json("validation.json", replace(judged, fixed=fixed, scores=scores).to_json())
+    assert "nan" not in write_picture(store, tmp_path / "picture.svg").read_text(encoding="utf-8")

@@ -69,7 +69,13 @@ def test_latency_means_are_over_full_on_the_same_samples(stand_in):
         table = Measurements(space=session.space, metric=session.metric)
     nan = float("nan")
     table.latency_ms = [np.array(row) for row in ([100.0, 30.0, nan], [80.0, 50.0, nan], [90.0, nan, nan])]
+    table.disturbed = [{}, {}, {}]
     # full: (90 + 2) / 90; the second: ((30 + 50) / 2 + 2) / 90, over the median of 100 and 80; the third never ran
+    assert latency_means(table, 2.0) == pytest.approx((92 / 90, 42 / 90, nan), nan_ok=True)
+    # a disturbed one is left out of its mean, unless most of them were
+    table.disturbed = [{}, {1: "stolen CPU time 20 ms"}, {}]
+    assert latency_means(table, 2.0) == pytest.approx((92 / 90, 32 / 90, nan), nan_ok=True)
+    table.disturbed = [{1: "stolen CPU time 20 ms"}] * 3
     assert latency_means(table, 2.0) == pytest.approx((92 / 90, 42 / 90, nan), nan_ok=True)
 
 

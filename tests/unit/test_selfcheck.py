@@ -14,8 +14,9 @@ from chronostat.errors import KnobError, MeasurementError
 from chronostat.knobs import KNOBS
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import FakeClock
+from chronostat.measure.work import Work
 from chronostat.models.state import differences, first_difference, state_of, weights_checksum
-from chronostat.selfcheck import prove_knobs, require_gradients, varying_knobs
+from chronostat.selfcheck import _proved, prove_knobs, require_gradients, varying_knobs
 from chronostat.training import train
 from chronostat.trials import TrialRunner
 from stand_ins.molmo_like import molmo_like
@@ -197,6 +198,13 @@ def test_the_counts_of_the_bundled_model(bundled):
     assert proofs["vision_tokens"].values == {"80": 80, "16": 16}
     assert proofs["moe_topk"].values == {"1": 1}
     assert proofs["block_skip"].values == {"3,4": 6}
+
+
+def test_a_count_that_is_not_known_is_absent_and_not_0():
+    known = Work(image_tokens=None, vision_inputs=8, experts_per_token=2, blocks_run=4, prefill_inputs=9, forwards=2)
+    fewer, unknown = replace(known, experts_per_token=1), replace(known, experts_per_token=None)
+    proof = _proved("experts_per_token", {1: (known, fewer), (1, 1): (known, unknown)})
+    assert (proof.full, proof.values, proof.idle) == (2, {"1": 1}, ("1,1",))
 
 
 # --- the state of a model

@@ -92,6 +92,26 @@ def test_drawn_orders_stand_in_for_too_many():
     assert estimate == block_interval(blocks, 0.05)  # drawn alike each time
 
 
+@pytest.mark.parametrize(("seed", "level"), [(347, look_level(36, 24, 0.05)), (1614, 4e-4)])
+def test_a_level_that_few_orders_reach_holds_where_noise_has_two_modes(seed, level):
+    # equal arms that a normal distribution of the orders calls different; of 4,000 orders 2.8 and 0.8 may reach a bound
+    rng = np.random.default_rng(seed)
+    values = np.where(rng.random((12, 6)) < 0.5, 0.2, 0.0) + 0.005 * rng.standard_normal((12, 6))
+    ran = low_half(values[:, :3].ravel()) - low_half(values[:, 3:].ravel())
+    others = [rng.permuted(values, axis=1) for _ in range(2_000)]
+    reached = np.mean([low_half(o[:, :3].ravel()) - low_half(o[:, 3:].ravel()) >= ran for o in others])
+    assert reached > 10 * level / 2
+    estimate = block_interval([Block(row[:3].tolist(), row[3:].tolist()) for row in values], level)
+    assert estimate.low < 0 < estimate.high
+
+
+def test_beyond_all_drawn_orders_the_interval_still_narrows():
+    rng = np.random.default_rng(0)
+    blocks = [Block((rng.normal(size=3) + 1).tolist(), rng.normal(size=3).tolist()) for _ in range(13)]
+    wide, narrow = (block_interval(blocks, alpha) for alpha in (1e-5, 4e-4))  # less than 1 of 4,000 drawn orders
+    assert -math.inf < wide.low < narrow.low < narrow.point < narrow.high < wide.high < math.inf
+
+
 @pytest.mark.parametrize("blocks", [[], [Block([], [1.0])], [Block([math.nan, 1.0], [1.0, 2.0])]])
 def test_nothing_to_compare_is_nan(blocks):
     assert math.isnan(block_interval(blocks, 0.05).low)
@@ -128,6 +148,31 @@ def test_looks_are_spaced_and_spend_less_than_alpha():
     assert levels[1] == pytest.approx(0.05 * (2 / 5 - 2 / 8))
     assert sum(levels) == pytest.approx(0.05 * (1 - 2 / last))
     assert min(levels) > 0
+
+
+def theorem_2(values, alpha):
+    """The paper's recursion, value by value: centre and half width."""
+    mean, variance, bets, weighted, costs = 0.5, 0.25, 0.0, 0.0, 0.0
+    seen, squares = 0.5, 0.25
+    for t, value in enumerate(values, start=1):
+        bet = min(math.sqrt(2 * math.log(2 / alpha) / (variance * t * math.log(1 + t))), 0.5)
+        costs += 4 * (value - mean) ** 2 * (-math.log(1 - bet) - bet) / 4
+        bets, weighted = bets + bet, weighted + bet * value
+        seen += value
+        mean = seen / (t + 1)
+        squares += (value - mean) ** 2
+        variance = squares / (t + 1)
+    return weighted / bets, (math.log(2 / alpha) + costs) / bets
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(40, 0.05), (300, 0.01)])
+def test_bounded_means_are_those_of_the_theorem(n, alpha):
+    values = np.random.default_rng(n).random(n)
+    centre, half = theorem_2(values, alpha)
+    estimate = bounded_mean_interval((2 * values - 1).tolist(), -1, 1, alpha)
+    assert estimate.point == pytest.approx(2 * centre - 1)
+    assert estimate.low == pytest.approx(2 * (centre - half) - 1)
+    assert estimate.high == pytest.approx(2 * (centre + half) - 1)
 
 
 def test_bounded_means_hold_the_truth_at_all_numbers_of_values():

@@ -12,6 +12,7 @@ from chronostat.phases import CallCounter
 from chronostat.records import Setting
 from chronostat.store import RunStore
 from stand_ins.molmo_like import molmo_like
+from stand_ins.observing import delay
 from stand_ins.runs import StandIn, fail_under, interrupt_after
 
 
@@ -116,6 +117,26 @@ def test_while_a_phase_goes_on_nothing_is_claimed(stand_in):
         assert "generate_calls" not in stand_in.store().facts["phases"]["train"]
 
 
+def test_the_box_of_the_whole_run_bounds_a_phase(stand_in):
+    with stand_in.session("seconds=60") as session:
+        # the warm-up took 2 * 38 ms and 171 ms
+        assert session.box_s(600) == pytest.approx(60 - 0.247)
+        assert session.box_s(5) == 5
+        stand_in.clock.advance_ms(55_000)
+        assert session.box_s(600) == 10  # even where less than that is left
+        assert session.box_s(5) == 5
+
+
+def test_the_time_limit_of_a_generation_follows_from_the_machine(stand_in, monkeypatch):
+    with stand_in.session() as session:
+        assert session.runner.time_limit_s == 10  # 30 times 38 ms are less
+    with stand_in.session("measure.time_limit_s=3", name="given") as session:
+        assert session.runner.time_limit_s == 3
+    delay(monkeypatch, stand_in.clock, stand_in.model.model.vision_backbone, 1_000)
+    with stand_in.session(name="slow") as session:
+        assert session.runner.time_limit_s == pytest.approx(30 * 1.038)
+
+
 def test_progress_ends_whatever_happens(stand_in, monkeypatch):
     spy = Spy()
     with stand_in.session(progress=spy) as session, monkeypatch.context() as pressed:
@@ -168,6 +189,24 @@ def test_stages_that_cannot_be_seen_switch_the_whole_run_to_totals(stand_in, mon
     assert {timing.prefill_ms for timing in timings} == {None}
 
 
+def test_the_check_itself_has_the_source_of_the_run(stand_in, monkeypatch):
+    """Its first call is seen, its second one is not: both are totals then, as all that follow."""
+    calls, vision = [], stand_in.model.model.vision_backbone
+    call_impl = vision._call_impl
+
+    def unseen_from_the_second_on(*given):
+        calls.append(given)
+        return call_impl(*given) if len(calls) == 1 else vision.forward(*given)
+
+    monkeypatch.setattr(vision, "_call_impl", unseen_from_the_second_on)
+    with stand_in.session() as session:
+        assert session.source == "total_only"
+    timings = [e.timing for trial in stand_in.store().trials("warmup") for e in trial.executions]
+    assert {timing.source for timing in timings} == {"total_only"}
+    assert {timing.prefill_ms for timing in timings} == {None}
+    assert executions(stand_in.store(), "warmup") == 8
+
+
 def test_or_they_end_the_run_before_anything_is_learned(stand_in, monkeypatch):
     break_hooks(monkeypatch, stand_in.model)
     with (
@@ -175,6 +214,8 @@ def test_or_they_end_the_run_before_anything_is_learned(stand_in, monkeypatch):
         stand_in.session("measure.on_unmeasured=stop"),
     ):
         pytest.fail("the session began")
+    assert executions(stand_in.store(), "warmup") == 2  # what it looked at is there to be read
+    assert stand_in.store().facts["phases"]["warmup"]["generate_calls"] == 2
 
 
 def test_a_run_keeps_its_source(stand_in, monkeypatch):

@@ -47,6 +47,8 @@ def test_it_survives_json():
     again = ActionSpace.from_json(json.loads(json.dumps(SPACE.to_json())))
     assert again.settings == SPACE.settings
     assert again.levels == SPACE.levels
+    warmth = ActionSpace({"temperature": (1.0, 0.5, 0)})  # a knob of one's own
+    assert ActionSpace.from_json(json.loads(json.dumps(warmth.to_json()))).settings == warmth.settings
 
 
 LEVELS = {"vision_tokens": (4, 1), "block_skip": ((), (1,), (1, 2))}
@@ -109,6 +111,17 @@ def test_values_that_change_only_skipped_blocks_are_pruned():
         "moe_topk=1 block_skip=2,3": "does the same as moe_topk=2 block_skip=2,3",
     }
     assert len(space) == 3 * 3 - 3
+
+
+@pytest.mark.parametrize(
+    ("values", "option"),
+    [({"moe_topk": (1,)}, {"moe_keep_first": True}), ({"block_skip": ((1,),)}, {"block_order": (0, 1, 2, 3)})],
+)
+def test_an_option_that_nothing_would_read_is_refused(values, option):
+    (knob,), (name,) = values, option
+    find_space(molmo_like(), None, {**values, name: None})
+    with pytest.raises(KnobError, match=f"knobs.{knob} names the values to offer, so knobs.{name} would change noth"):
+        find_space(molmo_like(), None, {**values, **option})
 
 
 def test_a_value_without_any_combination_left_is_none():

@@ -3,6 +3,7 @@
 The fake clock stands still except where a delay is put, so every assertion is an equality.
 """
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -259,6 +260,41 @@ def test_a_part_whose_hooks_do_not_fire_leaves_only_the_total(clock, monkeypatch
     assert torch.equal(result.sequences, plain)
 
 
+def test_one_of_two_projectors_whose_hooks_do_not_fire_leaves_only_the_total(clock, monkeypatch):
+    model = molmo_like()
+    pooling, projector = "model.vision_backbone.image_pooling_2d", "model.vision_backbone.image_projector"
+    anatomy_of(model, {"projector": (pooling, projector)})
+    assert measured(model, molmo_batch(), clock).source == "measured"
+    call_past_hooks(monkeypatch, model.get_submodule(pooling))  # it has no parts that would be noticed
+    timing = measured(model, molmo_batch(), clock)
+    assert (timing.source, timing.unseen) == ("total_only", "not seen: projector")
+
+
+def test_a_users_own_hook_is_part_of_its_module(clock):
+    model = molmo_like()
+    tower = model.model.vision_backbone
+    tower.register_forward_pre_hook(lambda *_: clock.advance_ms(3))
+    tower.register_forward_hook(lambda *_: clock.advance_ms(4))
+    assert stages(measured(model, molmo_batch(), clock)) == only(**IN_PREFILL, vision_ms=7)
+
+
+class TriesTwice(MolmoLike):
+    """Catches what its vision tower raises, and calls it again."""
+
+    def forward(self, input_ids, images=None, image_masks=None, image_input_idx=None, **kwargs):
+        if images is not None:
+            with contextlib.suppress(TypeError):
+                self.model.vision_backbone(images, None)
+        return super().forward(input_ids, images, image_masks, image_input_idx, **kwargs)
+
+
+def test_a_stage_that_raised_and_was_tried_again_took_the_time_of_both(clock, monkeypatch):
+    model = molmo_like(TriesTwice)
+    delay(monkeypatch, clock, model.model.vision_backbone, 7, calls=(0, 1))
+    timing = measured(model, molmo_batch(), clock)
+    assert (timing.source, timing.vision_ms, timing.prefill_ms) == ("measured", 14, 14)
+
+
 class TwoTowerCalls(MolmoLike):
     """Calls its vision tower twice before the first token, the second time past the hooks."""
 
@@ -303,6 +339,41 @@ def test_a_generate_that_asks_no_stopping_criteria_leaves_only_the_total(clock):
     timing = measured(molmo_like(OwnLoop), molmo_batch(), clock)
     assert (timing.source, timing.new_tokens, timing.decode_steps) == ("total_only", 4, 3)
     assert timing.unseen == "not seen: 0 token marks for 4 tokens"
+
+
+class BlocksBesideTheForward(MolmoLike):
+    """Runs its decoder blocks once more, where no forward of the model is open."""
+
+    def generate(self, input_ids, **batch):
+        hidden = self.model.transformer["wte"](input_ids)
+        for block in self.model.transformer["blocks"]:
+            hidden, _ = block(hidden, None)
+        return super().generate(input_ids=input_ids, **batch)
+
+
+class AsksEverySecondToken(OwnLoop):
+    """Asks its stopping criteria too seldom."""
+
+    def generate(self, input_ids, max_new_tokens, stopping_criteria=None, **batch):
+        for _ in range(max_new_tokens // 2):
+            input_ids = super().generate(input_ids, 2, **batch)
+            stopping_criteria(input_ids, None)
+        return input_ids
+
+
+def test_a_token_without_a_mark_leaves_only_the_total(clock):
+    batch = {"input_ids": molmo_batch()["input_ids"]}
+    timing = measured(molmo_like(AsksEverySecondToken), batch, clock)
+    assert timing.source == "total_only"
+    assert "2 token marks for" in timing.unseen
+
+
+def test_blocks_that_run_outside_the_prefill_forward_leave_only_the_total(clock, monkeypatch):
+    model = molmo_like(BlocksBesideTheForward)
+    delay(monkeypatch, clock, model.get_submodule("model.transformer.blocks.0"), 7, calls=(0, 1))
+    timing = measured(model, molmo_batch(), clock)
+    assert timing.source == "total_only"  # else llm_prefill_ms were 14, and prefill_ms 7
+    assert "decoder blocks ran 7.000 ms outside the prefill forward" in timing.unseen
 
 
 def test_a_model_without_a_vision_part_is_measured_without_one(clock):

@@ -277,18 +277,28 @@ def test_a_folder_that_holds_a_run_is_refused(store: RunStore) -> None:
     assert len(store.trials()) == 1
 
 
-def test_replacing_a_run_forgets_its_records_and_nothing_else(store: RunStore) -> None:
-    store.append([a_trial(), a_step()])
-    store.write_json("validation.json", {})
-    (store.folder / "steps" / "mine.txt").write_text("keep")
-    store.close()
-    with RunStore.create(store.folder, {"seed": 1}, replace=True) as fresh:
-        fresh.append(a_trial(3))
-        assert fresh.facts == {"seed": 1}
-        assert [trial.index for trial in fresh.trials()] == [3]
-        assert fresh.steps() == []
-        assert not fresh.holds("validation.json")
-        assert (fresh.folder / "steps" / "mine.txt").read_text() == "keep"
+@pytest.mark.parametrize("left", ["checkpoint.safetensors", "controller/controller.json", "validation.json", "steps"])
+def test_what_is_left_of_a_run_is_neither_gone_on_with_nor_removed(tmp_path: Path, left: str) -> None:
+    with RunStore.create(tmp_path / "run", {}) as store:
+        if left == "steps":
+            store.append(a_step())
+        else:
+            (store.folder / left).parent.mkdir(exist_ok=True)
+            (store.folder / left).write_text("{}")
+    (store.folder / "run.json").unlink()
+    with pytest.raises(StoreError, match=rf"what is left of a run without run.json: {left}; choose another"):
+        RunStore.create(store.folder, {})
+    assert (store.folder / left).exists()
+
+
+def test_a_run_that_was_killed_before_it_had_facts_can_begin(tmp_path: Path) -> None:
+    for name in ("executions", "decisions", "steps"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".run.json.tmp").write_text("{")
+    (tmp_path / "mine.txt").write_text("keep")
+    with RunStore.create(tmp_path, {"seed": 1}) as store:
+        assert store.facts == {"seed": 1}
+    assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -147,7 +147,8 @@ def test_a_stage_that_was_not_seen_each_time_is_absent():
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"), [(1, (None, None, None)), (2, (1, None, None)), (20, (10, 19, None)), (100, (50, 95, 99))]
+    ("count", "expected"),
+    [(1, (None, None, None)), (2, (1.5, None, None)), (20, (10.5, 19.5, None)), (101, (51, 96, 100))],
 )
 def test_a_percentile_needs_enough_executions(count, expected):
     times = column(*(shot(timing(total_ms=float(n)), preprocess_ms=None) for n in range(1, count + 1)))

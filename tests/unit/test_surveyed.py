@@ -3,12 +3,20 @@
 import dataclasses
 import re
 
-import pytest
 from survey_fixtures import a_survey, column, comparison, shot, timing
 
 from chronostat.measure.generate import Waterfall
-from chronostat.surveyed import condition_rows, notes, stage_rows, summary_rows, survey_page, title, verdict_rows
-from chronostat.surveyed.waterfall import lanes_of, outside
+from chronostat.surveyed import (
+    condition_rows,
+    judged,
+    notes,
+    stage_rows,
+    summary_rows,
+    survey_page,
+    title,
+    verdict_rows,
+)
+from chronostat.surveyed.waterfall import lanes_of
 
 WATERFALL = Waterfall(
     spans={
@@ -45,20 +53,6 @@ def test_where_only_the_total_was_seen_only_that_is_drawn():
     assert lanes == ["preprocessing", "generate()"]
 
 
-@pytest.mark.parametrize(
-    ("others", "left"),
-    [
-        ([], [(0, 10)]),
-        ([(0, 10)], []),
-        ([(-5, 3)], [(3, 10)]),
-        ([(2, 4), (6, 20)], [(0, 2), (4, 6)]),
-        ([(10, 12), (-3, 0)], [(0, 10)]),
-    ],
-)
-def test_what_lies_outside(others, left):
-    assert outside([(0, 10)], others) == left
-
-
 def test_rows_say_what_is_absent_and_what_needs_more():
     found = a_survey(column(*(shot(timing(float(ms)), peak_mib=3.6) for ms in range(1, 11))))
     stages, summary = dict(stage_rows(found)), dict(summary_rows(found))
@@ -69,6 +63,8 @@ def test_rows_say_what_is_absent_and_what_needs_more():
     assert summary["peak process memory"] == ("4 MiB",)
     assert summary["answer"] == ("[red]",)
     assert "median in ms of 10 repeats" in title(found)
+    assert "median in ms of 1 repeat [" in title(a_survey(column(shot(timing()))))
+    assert judged(found) is None
 
 
 def test_several_requests_show_ranges_and_accuracy():
@@ -89,8 +85,11 @@ def test_verdicts_stand_in_the_order_of_the_stages_and_nothing_is_hidden():
     found = a_survey(
         column(shot(timing())), column(shot(timing()), name="small"), comparisons=comparisons, ended="all given"
     )
-    assert verdict_rows(found) == [("prefill_ms", ("faster: 0.500 [0.450, 0.550]",)), ("total_ms", ("invalid",))]
-    assert list(notes(found)) == ["small, total_ms: unequal", "judged by prefill_ms: all given"]
+    assert verdict_rows(found) == [("prefill_ms", ("0.500 [0.450, 0.550] faster",)), ("total_ms", ("invalid",))]
+    assert list(notes(found)) == ["small: total_ms: unequal"]
+    few = {name: {1: comparison(name, flags=("too few",))} for name in ("prefill_ms", "total_ms")}
+    assert list(notes(dataclasses.replace(found, comparisons=few))) == ["small: all latencies: too few"]
+    assert judged(found) == "judged by prefill_ms: all given"
 
 
 def test_a_metric_without_a_pair_is_invalid_in_sight():

@@ -196,6 +196,28 @@ def test_full_that_fails_three_times_stops_the_run(executions):
     assert len(bench.trials) == 3  # all of it is stored
 
 
+@pytest.mark.parametrize("checkpoint_after", [0, 2])
+def test_a_run_that_stopped_since_full_failed_can_go_on(executions, checkpoint_after):
+    executions.fails = frozenset({SPACE.full})
+    stopped = make_bench()
+    for index in range(checkpoint_after):
+        stopped.trainer.step(subject(index))
+    tensors, numbers = stopped.trainer.state()
+    for index in range(checkpoint_after, 2):
+        stopped.trainer.step(subject(index))
+    with pytest.raises(MeasurementError, match="full failed 3 times in a row"):
+        stopped.trainer.step(subject(2))
+
+    executions.fails = frozenset()  # whoever ran it has freed the memory
+    resumed = make_bench()
+    resumed.trainer.resume(tensors, numbers)
+    resumed.trainer.replay(stopped.trials)
+    for index in range(checkpoint_after, 5):
+        resumed.trainer.step(subject(index))
+    assert [trial.index for trial in resumed.trials] == [3, 4]  # the stored ones are not executed again
+    assert resumed.trainer.failures.streaks[0] == 0
+
+
 @pytest.mark.parametrize("learner", ["rloo", "direct"])
 def test_a_setting_that_fails_three_times_is_never_drawn_again(executions, learner):
     executions.fails = failing = frozenset({SPACE.settings[4], SPACE.settings[7]})

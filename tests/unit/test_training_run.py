@@ -1,6 +1,8 @@
 """A whole training on the stand-in: what is executed, what is saved, and how a run that ended early goes on."""
 
+import shutil
 from itertools import pairwise
+from math import inf
 
 import pytest
 import torch
@@ -9,16 +11,21 @@ import chronostat.training
 import chronostat.trials
 from chronostat.config import load_config
 from chronostat.control.controller import FOLDER, load_controller
+from chronostat.control.observation import Observer
 from chronostat.errors import BudgetError, StoreError
-from chronostat.files import read_tensors
+from chronostat.files import read_tensors, write_tensors
 from chronostat.progress import Silent
 from chronostat.records import Budget, Setting
 from chronostat.training import CHECKPOINT, train, training_box_s
-from stand_ins.runs import fail_under, interrupt_after, prefill_ms
+from chronostat.verbs.loop import _limits
+from stand_ins.controllers import policy_of
+from stand_ins.observing import delay
+from stand_ins.runs import StandIn, fail_under, interrupt_after, prefill_ms
+from unit.test_store_crashes import Killed, dying_at
 
 
 def policy(store):
-    return read_tensors(store.folder / FOLDER / "policy.safetensors")[0]
+    return read_tensors(policy_of(store.folder / FOLDER))[0]
 
 
 def trained(stand_in, *overrides, name="run"):
@@ -95,6 +102,20 @@ def test_the_time_box_ends_training(stand_in):
     # the trial that is running when the box ends is still finished: at most 171 ms more
     assert 0.3 <= took_s <= 0.5
     assert last.index < 30
+
+
+def test_the_time_box_of_a_training_goes_on_where_it_was_interrupted(stand_in, monkeypatch):
+    box = ("train.seconds=0.6", "train.trials=1000", "train.checkpoint_every_s=0.01")
+    with stand_in.session(*box) as session, monkeypatch.context() as pressed:
+        monkeypatch.setattr(session.runner, "run", press_after(pressed, stand_in, session, 14))
+        with pytest.raises(KeyboardInterrupt):
+            train(session)
+    before_s = stand_in.store().facts["phases"]["train"]["seconds"]
+    assert before_s >= 0.3
+    with stand_in.reopened(*box) as session:
+        train(session)
+    # both together; the trial that was interrupted and the last one take at most 171 ms each
+    assert 0.6 <= stand_in.store().facts["phases"]["train"]["seconds"] <= 0.6 + 2 * 0.171
 
 
 @pytest.mark.parametrize(("learner", "calls"), [("direct", 9), ("rloo", 1)])
@@ -192,6 +213,34 @@ def test_a_checkpoint_of_another_run_is_refused(stand_in):
         train(session)
 
 
+def test_a_checkpoint_of_another_version_is_refused(stand_in):
+    trained(stand_in)
+    path = stand_in.store().folder / CHECKPOINT
+    tensors, numbers = read_tensors(path)
+    missing = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.")}
+    for content in ((tensors, {}), (tensors, {**numbers, "trainer": {}}), (missing, numbers)):
+        write_tensors(path, *content)
+        message = r"(?s)cannot continue from .*checkpoint.safetensors: .*not written by this version of chronostat"
+        with stand_in.reopened() as session, pytest.raises(StoreError, match=message):
+            train(session)
+
+
+def test_what_choosing_costs_is_part_of_what_a_setting_costs_before_it_is_drawn(stand_in, monkeypatch):
+    delay(monkeypatch, stand_in.clock, Observer, 1.1, method="__call__")
+    with stand_in.session("train.trials=1") as session:
+        controller = train(session)
+    facts = stand_in.store().facts
+    assert facts["calibration"]["controller_ms"] == pytest.approx(1.1)
+    assert facts["calibration"]["fractions"][0] == 1  # as measured
+    # 1.1 of 22 ms on top of the quantiles of the settings
+    assert facts["budget_range"] == pytest.approx([13.25 / 22 + 0.05, 21.5 / 22 + 0.05])
+    charged = [prefill_ms(setting) / 22 + 0.05 for setting in stand_in.material().space.settings]
+    assert controller.facts.latency_means == pytest.approx(charged)
+    assert controller.learner.policy_state()["limits.latencies.means"].tolist() == pytest.approx(charged)
+    with pytest.raises(BudgetError, match=r"the cheapest needs 0.6410 of full"):  # (13 + 1.1) / 22
+        controller.learner.decide(torch.zeros(controller.observer.size), Budget(kind="mean", fraction=0.6))
+
+
 def test_trials_that_fail_altogether_do_not_end_training(stand_in, monkeypatch):
     with stand_in.session() as session:
         fail_under(monkeypatch, session, session.space.settings[-1], samples={"train-3", "train-5", "train-7"})
@@ -214,6 +263,44 @@ def test_training_gets_what_validation_leaves():
     # a box below that is kept
     assert training_box_s(config(**(whole | {"train__seconds": 4})), elapsed_s=40, execution_s=0.1) == 4
     assert training_box_s(config(train__seconds=150), elapsed_s=1e6, execution_s=9) == 150
+
+
+def test_a_forecast_knows_every_limit_of_the_training():
+    def most(**values):
+        return _limits(config(**values), settings=6, execution_s=0.05)["train"][1]
+
+    assert most() == inf
+    assert most(train__trials=10, train__group_size=4, train__repeats=3) == 120
+    assert most(train__executed_seconds=3) == pytest.approx(60)  # of .05 s each
+    assert most(train__trials=10, train__executed_seconds=3) == 40
+
+
+@pytest.mark.slow
+def test_training_may_die_at_any_write(tmp_path, monkeypatch):
+    """kill -9 at the n-th change of the disk: the run goes on, or begins, and learns what an undisturbed one does."""
+    stand_in = StandIn(tmp_path, monkeypatch)
+    short = ("train.trials=3", "train.checkpoint_every_s=0.12", "train.calibration_seconds=0.2")
+    whole = trained(stand_in, *short, name="whole")
+    survived, call = False, 3
+    while not survived:
+        with dying_at(monkeypatch, call):
+            try:
+                trained(stand_in, *short)
+                survived = True
+            except Killed:
+                """As if it had never come back."""
+        if not survived:
+            with stand_in.reopened(*short) as session:
+                train(session)
+        store = stand_in.store()
+        assert [draws(trial) for trial in store.trials("train")] == [draws(trial) for trial in whole.trials("train")]
+        assert all(torch.equal(policy(store)[name], value) for name, value in policy(whole).items())
+        assert store.facts["calibration"] == whole.facts["calibration"]
+        for phase, facts in store.facts["phases"].items():
+            assert facts.get("generate_calls", executions(store, phase)) == executions(store, phase)
+        shutil.rmtree(store.folder)
+        call += 10
+    assert call > 60
 
 
 @pytest.mark.slow

@@ -5,9 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 import chronostat.trials
-from chronostat.control.controller import FOLDER, POLICY, load_controller
+from chronostat.control.controller import FOLDER, load_controller
 from chronostat.control.observation import Observer
 from chronostat.errors import BudgetError, ConfigError, DataError, MeasurementError, UnlikeConditions
 from chronostat.files import read_tensors
@@ -16,6 +17,7 @@ from chronostat.store import Validation
 from chronostat.training import train
 from chronostat.validation import validate
 from chronostat.verbs.loop import _shortcomings
+from stand_ins.controllers import policy_of
 from stand_ins.observing import delay
 from stand_ins.runs import COUNTS, StandIn, fail_under, prefill_ms
 
@@ -83,6 +85,11 @@ def test_decisions_are_stored_and_each_is_measured_afresh(judged):
     for decision in decisions:
         assert decision.setting in ran[decision.sample_id]
         assert (decision.split, decision.kind) == ("test", "odd" if decision.sample_id[-1] in "135" else "even")
+
+
+def test_no_budget_is_always_the_first_one_to_be_decided(judged):
+    _, store = judged
+    assert len({decision.budget for decision in store.decisions()[:: len(BUDGETS)]}) > 1
 
 
 def test_the_order_within_a_sample_varies(judged):
@@ -184,7 +191,7 @@ def test_what_the_validation_split_measured_holds_the_controller_to_its_budgets(
         controller.learner._limits.latencies.means *= 0.5  # as if everything but full had been faster in training
         validate(session, controller)
         settings = session.space.settings
-    saved, _ = read_tensors(stand_in.store().folder / FOLDER / POLICY)
+    saved, _ = read_tensors(policy_of(stand_in.store().folder / FOLDER))
     expected = [prefill_ms(setting) / prefill_ms(settings[0]) for setting in settings]
     assert saved["limits.latencies.means"].tolist() == pytest.approx(expected)
 
@@ -196,6 +203,23 @@ def test_a_budget_that_no_setting_can_meet_is_refused_before_anything_runs(stand
         r"no setting can meet the budget \w+ 0.5 of full; .* \(13.[01] ms where full takes 22.0 ms; asked .* 11.0 ms\)"
     )
     refused(stand_in, BudgetError, message, f"validation.{key}=[0.5]")
+
+
+def test_a_budget_that_the_validation_split_says_cannot_be_met_leaves_the_test_split_and_the_controller(
+    stand_in, monkeypatch
+):
+    with stand_in.session("train.trials=1", "validation.mean_budgets=[0.6]") as session:
+        controller = train(session)
+        trained, _ = read_tensors(policy_of(stand_in.store().folder / FOLDER))
+        delay(monkeypatch, stand_in.clock, Observer, 1.5, method="__call__")
+        # the cheapest takes 13 of 22 ms, which is less than .6, and choosing it another 1.5 ms
+        with pytest.raises(BudgetError, match=r"no setting can meet the budget mean 0.6 of full; .* needs 0.659"):
+            validate(session, controller)
+    store = stand_in.store()
+    assert len(store.trials("select")) == 8
+    assert "test" not in store.facts["phases"]
+    kept, _ = read_tensors(policy_of(store.folder / FOLDER))
+    assert all(torch.equal(kept[name], value) for name, value in trained.items())
 
 
 def test_no_budget_at_all(stand_in):
@@ -357,6 +381,8 @@ def test_disturbed_executions_are_left_out_of_latencies_and_counted(stand_in, mo
         left_out = compared.latency.left_out
         assert left_out == {"stolen CPU time": 1} if compared.policy == "full" else sum(left_out.values()) <= 1
         assert compared.latency.pairs == 6 - sum(left_out.values())
+    of_full = next(score for score in verdict.fixed if Setting.parse(score.setting) in FULL)
+    assert of_full.mean_ms.point == pytest.approx(22)
     assert verdict.noise.left_out == {"stolen CPU time": 1}
     assert verdict.noise.comparison.pairs == 5
     assert verdict.samples == 6  # for accuracy all of them count
@@ -370,8 +396,10 @@ def disturb_full(monkeypatch, samples):
 
     def execute(model, request, *, setting, **options):
         execution = real(model, request, setting=setting, **options)
-        hit = request.id in samples and {setting} == FULL
-        return dataclasses.replace(execution, disturbed="stolen CPU time 20 ms") if hit else execution
+        if request.id not in samples or {setting} != FULL:
+            return execution
+        slow = dataclasses.replace(execution.timing, prefill_ms=execution.timing.prefill_ms + 20)
+        return dataclasses.replace(execution, timing=slow, disturbed="stolen CPU time 20 ms")
 
     monkeypatch.setattr(chronostat.trials, "execute", execute)
 
@@ -385,6 +413,22 @@ def test_judging_ends_when_everything_is_decided_if_that_is_asked_for(tmp_path, 
     assert judged == verdict.samples < 60
     assert verdict.stop == "every verdict was known"
     assert {c.latency.verdict for c in verdict.comparisons} == {"same"}  # within 90 %
+
+
+@pytest.mark.slow
+def test_what_keeps_failing_on_the_validation_split_is_never_chosen(stand_in, monkeypatch):
+    out = Setting(moe_topk=1, block_skip=(1, 2))
+    with stand_in.session() as session:
+        controller = train(session)
+        fail_under(monkeypatch, session, out)
+        verdict = validate(session, controller)
+    store = stand_in.store()
+    assert store.facts["taken_out"] == {str(out): "RuntimeError: out of memory"}
+    assert sum(e.setting == out for trial in store.trials("select") for e in trial.executions) == 3
+    assert out not in {decision.setting for decision in store.decisions()}
+    assert verdict.samples == 6
+    loaded = load_controller(store.folder / FOLDER, stand_in.model, None)
+    assert loaded.facts.taken_out == (str(out),)
 
 
 @pytest.mark.slow

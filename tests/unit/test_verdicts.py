@@ -108,8 +108,9 @@ def test_looking_often_rarely_says_what_is_not_so():
     assert wrong <= 8  # 2 verdicts of at most 5 % each: 6 of 60
 
 
-def test_nothing_left_is_invalid():
-    judged = verdicts("fixed")
+@pytest.mark.parametrize("stop", ["fixed", "decided"])
+def test_nothing_left_is_invalid(stop):
+    judged = verdicts(stop)
     pairs = Pairs(gains=np.ones(3), log_ratios=np.zeros(0), left_out={"stolen CPU time": 3})
     judged.look({NAME: pairs}, final=True)
     _, _, compared = judged.comparison(NAME, pairs)

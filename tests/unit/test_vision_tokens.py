@@ -20,6 +20,7 @@ from chronostat.models.load import load_vlm
 from chronostat.models.prepare import prepare
 from chronostat.models.state import first_difference, state_of, without_memory
 from chronostat.records import Setting
+from chronostat.verbs.knobs import nearest_values
 from stand_ins.molmo_v1 import write_checkpoint
 
 MODEL = SimpleNamespace(config=SimpleNamespace(), modules=lambda: ())
@@ -192,6 +193,9 @@ def test_a_span_is_never_below_its_fewest():
         (math.nan, None),
         (True, None),
         ((20,), None),
+        ([20], None),
+        ("20", None),
+        (20.0, None),
     ],
 )
 def test_what_cannot_be_met_exactly_is_the_nearest_possible_number(asked, nearest):
@@ -202,6 +206,7 @@ def test_what_cannot_be_met_exactly_is_the_nearest_possible_number(asked, neares
 def test_a_span_meets_every_number_it_has():
     found = span(says="", full=100, least=60, arguments=lambda tokens: {"n": tokens})
     assert [found.nearest(asked) for asked in (59, 60, 77, 100, 0.777)] == [60, 60, 77, 100, 78]
+    assert found.nearest(0.775) == 77  # 77.5 tokens: of two equally near ones the smaller
 
 
 def test_a_setting_keeps_what_was_asked_and_an_execution_what_was_read(bundled, demo_sample):
@@ -215,6 +220,11 @@ def test_a_setting_keeps_what_was_asked_and_an_execution_what_was_read(bundled, 
 def test_an_action_space_holds_each_possible_number_once(bundled):
     space, _ = find_space(bundled.model, bundled.processor, {"vision_tokens": [0.3, 85, 80, 0.999, 16]})
     assert space.levels["vision_tokens"] == (272, 80, 16)
+
+
+def test_values_that_cannot_be_met_are_told_with_what_they_are_taken_to(bundled):
+    asked = {"vision_tokens": (0.3, 85, 80), "moe_topk": (1,), "block_skip": None, "moe_keep_first": False}
+    assert nearest_values(bundled, asked) == {"vision_tokens": {"0.3": 80, "85": 80}}
 
 
 @pytest.mark.parametrize(

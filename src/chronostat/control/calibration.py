@@ -23,6 +23,7 @@ class Calibration:
         fractions: mean latency of each setting divided by ``full_ms``, in the order of the space; NaN where every
             execution failed.
         samples: samples that were measured.
+        controller_ms: what choosing a setting costs, on average; 0 if it was not measured.
         streaks: how often each setting failed in a row at the end, in the order of the space.
         reasons: why, by position.
     """
@@ -32,10 +33,16 @@ class Calibration:
     samples: int
     streaks: tuple[int, ...] = ()
     reasons: Mapping[int, str] = field(default_factory=dict)
+    controller_ms: float = 0.0
+
+    @property
+    def charged(self) -> tuple[float, ...]:
+        """``fractions`` with ``controller_ms``: what budgets limit."""
+        return tuple(fraction + self.controller_ms / self.full_ms for fraction in self.fractions)
 
     def budgets(self) -> tuple[Budget, ...]:
         """Means and deadlines spread evenly over what the settings cost here, so that they bind somewhere."""
-        low, high = np.nanquantile(self.fractions, [0.05, 0.95])
+        low, high = np.nanquantile(self.charged, [0.05, 0.95])
         grid = np.linspace(low, high, BUDGETS_PER_KIND)
         means = tuple(Budget(kind="mean", fraction=float(fraction)) for fraction in grid)
         return (*means, *(Budget(kind="deadline", fraction=budget.fraction) for budget in means))

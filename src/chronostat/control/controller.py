@@ -31,7 +31,6 @@ from chronostat.models.load import fingerprint
 from chronostat.records import Budget, BudgetKind, Conditions, Execution, KnobValue, LatencyMetric, Setting
 
 FACTS = "controller.json"
-POLICY = "policy.safetensors"
 FOLDER = "controller"  # in the directory of a run
 
 
@@ -213,13 +212,20 @@ class Controller:
     def save(self, folder: str | Path) -> None:
         """Write the directory that ``load_controller`` reads: ``controller.json`` and the policy's tensors.
 
+        The controller that was there before is whole until the new one is.
+
         Raises:
             StoreError: it cannot be written.
         """
-        policy = Path(folder) / POLICY
-        write_tensors(policy, self.learner.policy_state(), {})
-        saved = _Saved(controller=self.facts, observation_size=self.observer.size, policy_sha256=_digest(policy))
-        write_text(Path(folder) / FACTS, saved.model_dump_json(indent=2) + "\n")
+        folder = Path(folder)
+        fresh = folder / "policy.safetensors"
+        write_tensors(fresh, self.learner.policy_state(), {})
+        digest = _digest(fresh)
+        policy = fresh.rename(policy_path(folder, digest))
+        saved = _Saved(controller=self.facts, observation_size=self.observer.size, policy_sha256=digest)
+        write_text(folder / FACTS, saved.model_dump_json(indent=2) + "\n")
+        for earlier in set(folder.glob("policy*.safetensors")) - {policy}:
+            earlier.unlink()
 
 
 def load_controller(
@@ -277,10 +283,16 @@ def _read(folder: Path) -> tuple[_Saved, dict[str, Tensor]]:
         saved = _Saved.model_validate_json(path.read_bytes())
     except (OSError, ValidationError, ChronostatError) as error:
         raise StoreError(f"cannot read {path}: {error}; it was not written by this version of chronostat") from error
-    tensors, _ = read_tensors(folder / POLICY)
-    if _digest(folder / POLICY) != saved.policy_sha256:
-        raise StoreError(f"{folder / POLICY} does not belong to {FACTS} beside it; put back the whole folder")
+    policy = policy_path(folder, saved.policy_sha256)
+    tensors, _ = read_tensors(policy)
+    if _digest(policy) != saved.policy_sha256:
+        raise StoreError(f"{policy} was changed: it is not what {FACTS} beside it names; put back the whole folder")
     return saved, tensors
+
+
+def policy_path(folder: Path, sha256: str) -> Path:
+    """Where the tensors of a policy are, by the digest of their file."""
+    return folder / f"policy-{sha256[:12]}.safetensors"
 
 
 def _restore(facts: ControllerFacts, observation_size: int, tensors: Mapping[str, Tensor]) -> Learner:

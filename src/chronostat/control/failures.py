@@ -43,8 +43,13 @@ class Failures:
         """Those that have not."""
         return [s for s, streak in zip(self._space.settings, self._streaks, strict=True) if streak < IN_A_ROW]
 
-    def add(self, trial: Trial) -> list[int]:
+    def add(self, trial: Trial, *, earlier: bool = False) -> list[int]:
         """Count a trial.
+
+        Args:
+            trial: the executions.
+            earlier: they are of a process that has ended. ``full`` has worked since, at the start of this one, so what
+                it did there counts no more: otherwise a run that stopped for it could never go on.
 
         Returns:
             Positions of the settings that leave with it.
@@ -55,6 +60,8 @@ class Failures:
         by_position: dict[int, list[str | None]] = {}
         for execution in trial.executions:
             by_position.setdefault(self._space.index(execution.setting), []).append(execution.invalid)
+        if earlier:
+            by_position.pop(0, None)
         leaving: list[int] = []
         for position, reasons in by_position.items():
             failed = [reason for reason in reasons if reason is not None]

@@ -70,17 +70,20 @@ class Trainer:
         settings = [self.space.settings[i] for i in draws.tolist()]
         controller_ms = self.runner.clock.host_ms_since(start_ns)
 
-        trial = self._stored.pop(index, None)
-        if trial is None:
+        stored = self._stored.pop(index, None)
+        if stored is None:
             again = list(dict.fromkeys(settings)) * (self.repeats - 1)
             trial = self.runner.run(
                 "train", index, request, settings, budget=budget, controller_ms=controller_ms, again=again
             )
-        elif not _repeats(trial, request, settings, budget):
+            return self._learn(trial, budget, draws, observation)
+        if not _repeats(stored, request, settings, budget):
             raise StoreError(f"stored trial {index} does not continue the checkpoint; resume with the same config")
-        return self._learn(trial, budget, draws, observation)
+        return self._learn(stored, budget, draws, observation, earlier=True)
 
-    def _learn(self, trial: Trial, budget: Budget, draws: Tensor, observation: Tensor) -> Step:
+    def _learn(
+        self, trial: Trial, budget: Budget, draws: Tensor, observation: Tensor, *, earlier: bool = False
+    ) -> Step:
         self.executed_ms += sum(e.timing.total_ms for e in trial.executions if e.timing is not None)
         outcome = outcome_of(trial, draws, observation, budget, self.metric, self._full_ms(trial))
         measured = len(outcome.settings)
@@ -94,7 +97,7 @@ class Trainer:
             metrics=metrics,
         )
         self.next_step += 1
-        for position in self.failures.add(trial):
+        for position in self.failures.add(trial, earlier=earlier):
             self.learner.take_out([position])
             self.take_out(self.space.settings[position], self.failures.reasons[position])
         self.keep(step)
@@ -116,11 +119,11 @@ class Trainer:
         return self.learner.state(), numbers
 
     def resume(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Continue from what ``state`` gave."""
+        """Continue from what ``state`` gave; failures of ``full`` are forgotten, see ``Failures.add``."""
         self.learner.load_state(tensors)
         self.next_step, self.executed_ms = int(numbers["next_step"]), float(numbers["executed_ms"])
         reasons = {int(position): reason for position, reason in numbers["reasons"].items()}
-        self.failures = Failures(self.space, numbers["streaks"], reasons)
+        self.failures = Failures(self.space, [0, *numbers["streaks"][1:]], reasons)
 
     def replay(self, trials: list[Trial]) -> None:
         """Stored trials that the coming steps learn from instead of executing them again."""

@@ -44,11 +44,12 @@ def evaluate(store: RunStore, config: Config, *, seconds: float) -> Evaluation:
     if not fractions:
         raise ConfigError("the run has no budgets to decide; name some in its validation section")
     material = Material.load(config)
-    conditions = read_conditions(material.vlm.model)
-    require_measured(store, fingerprint=material.vlm.fingerprint, conditions=conditions)
-    stored = _to_learn_from(store, material)
-    estimator = Estimator(stored)
-    first, second = _measure_twice(material, seconds)
+    with material.steady():
+        conditions = read_conditions(material.vlm.model)
+        require_measured(store, fingerprint=material.vlm.fingerprint, conditions=conditions)
+        stored = _to_learn_from(store, material)
+        estimator = Estimator(stored)
+        first, second = _measure_twice(material, seconds)
     once, reference = _known(first), _known(second)
     budgets_ms = [fraction * float(np.median(reference.prefill_ms[:, 0])) for fraction in fractions]
     guessed = Known.of([estimator.timings(row) for row in second])

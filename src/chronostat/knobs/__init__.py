@@ -44,7 +44,7 @@ def find_space(
 
     Raises:
         KnobError: an illegal value, a value or option asked for on a knob that the model does not have, an option that
-            does not fit the model, or no knob at all.
+            does not fit the model or stands beside values of its knob, or no knob at all.
     """
     options = {name: levels.get(name) for kind in KNOBS.values() for name in kind.options}
     knobs: dict[str, Knob] = {}
@@ -59,12 +59,22 @@ def find_space(
                 raise
             absent[name] = str(error)
             continue
+        _require_no_idle_option(name, asked, options)
         offered = knob.offered(options) if asked is None else tuple(knob.reached(value) for value in asked)
         knobs[name] = knob
         found[name] = tuple(dict.fromkeys([knob.full, *offered]))
     if not found:
         raise KnobError(f"{type(model).__name__} has no knob: {'; '.join(absent.values())}")
     return _pruned_space(knobs, found), absent
+
+
+def _require_no_idle_option(name: str, asked: object, options: Mapping[str, Any]) -> None:
+    """Options shape the values that a knob offers by itself, so beside named values nothing would read them."""
+    idle = [option for option in KNOBS[name].options if options[option]]
+    if asked is not None and idle:
+        raise KnobError(
+            f"knobs.{name} names the values to offer, so knobs.{idle[0]} would change nothing; give one of them"
+        )
 
 
 def _pruned_space(knobs: Mapping[str, Knob], levels: Mapping[str, Sequence[KnobValue]]) -> ActionSpace:
@@ -83,36 +93,23 @@ def _pruned_space(knobs: Mapping[str, Knob], levels: Mapping[str, Sequence[KnobV
     return ActionSpace(used, pruned)
 
 
-def image_arguments(setting: Setting, model: PreTrainedModel, processor: ProcessorMixin) -> dict[str, Any]:
-    """What the image processor is called with under a setting.
-
-    Raises:
-        KnobError: an unknown knob or an illegal value.
-    """
-    merged: dict[str, Any] = {}
-    for knob, value in _checked(setting, model, processor):
-        merged |= knob.image_arguments(value)
-    return merged
-
-
 @contextmanager
-def applied(setting: Setting, model: PreTrainedModel, processor: ProcessorMixin | None) -> Generator[None]:
+def applied(setting: Setting, model: PreTrainedModel, processor: ProcessorMixin | None) -> Generator[dict[str, Any]]:
     """The model under a setting for the length of the ``with``; bit-equal afterwards, also when it raises.
+
+    Yields:
+        What the image processor is to be called with meanwhile. It is settled before anything is set: under a setting a
+        processor may say of itself that it can do less.
 
     Raises:
         KnobError: an unknown knob or an illegal value; the model is untouched then.
     """
-    pairs = _checked(setting, model, processor)
+    pairs = [(find_knob(name, model, processor), value) for name, value in setting.items()]
+    image_arguments: dict[str, Any] = {}
+    for knob, value in pairs:
+        knob.check(value)
+        image_arguments |= knob.image_arguments(value)
     with ExitStack() as stack:
         for knob, value in pairs:
             stack.enter_context(knob.applied(model, value))
-        yield
-
-
-def _checked(
-    setting: Setting, model: PreTrainedModel, processor: ProcessorMixin | None
-) -> list[tuple[Knob, KnobValue]]:
-    pairs = [(find_knob(name, model, processor), value) for name, value in setting.items()]
-    for knob, value in pairs:
-        knob.check(value)
-    return pairs
+        yield image_arguments

@@ -1,6 +1,6 @@
 """``block_skip``: which decoder blocks do not run."""
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Self, cast
 
@@ -80,8 +80,19 @@ class BlockSkip(Knob):
                 f"knobs.block_order = {given} does not order the blocks of this model; name distinct blocks from 0 to "
                 f"{self._block_count - 1}, the least important first"
             )
-        known = [index for index in given if index in self.skippable]
-        return self._legal(levels_by_importance(known, self._counts(len(known))))
+        return tuple(dict.fromkeys(self.first_of(given, count) for count in self._counts(len(given))))
+
+    def objection_to(self, skipped: Collection[int]) -> str | None:
+        """Why these blocks cannot be skipped together; None if they can."""
+        return self._limits.objection(skipped)
+
+    def first_of(self, order: Sequence[int], count: int) -> tuple[int, ...]:
+        """The first ``count`` blocks of an order that can be skipped together, ascending; fewer where no more can."""
+        chosen: list[int] = []
+        for _ in range(count):
+            others = (index for index in order if index not in chosen)
+            chosen += [index for index in others if self.objection_to([*chosen, index]) is None][:1]
+        return tuple(sorted(chosen))
 
     @contextmanager
     def applied(self, model: PreTrainedModel, value: KnobValue) -> Generator[None]:
@@ -96,16 +107,6 @@ class BlockSkip(Knob):
 
     def _legal(self, values: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
         return tuple(value for value in dict.fromkeys(values) if self._limits.objection(value) is None)
-
-
-def levels_by_importance(order: Sequence[int], counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """For each count the blocks that matter least, as ascending tuples, equal ones once.
-
-    Args:
-        order: block indices, the least important first.
-        counts: how many to skip.
-    """
-    return tuple(dict.fromkeys(tuple(sorted(order[:count])) for count in counts))
 
 
 def _central(indices: Sequence[int], width: int) -> tuple[int, ...]:

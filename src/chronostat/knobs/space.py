@@ -68,11 +68,11 @@ class ActionSpace:
 
     @classmethod
     def from_json(
-        cls, data: Mapping[str, Sequence[int | Sequence[int]]], pruned: Mapping[str, str] | None = None
+        cls, data: Mapping[str, Sequence[float | Sequence[int]]], pruned: Mapping[str, str] | None = None
     ) -> "ActionSpace":
         """The space that ``to_json`` described."""
         levels = {
-            knob: [value if isinstance(value, int) else tuple(value) for value in values]
+            knob: [value if isinstance(value, int | float) else tuple(value) for value in values]
             for knob, values in data.items()
         }
         return cls(levels, pruned)

@@ -47,7 +47,7 @@ class VisionTokens(Knob):
             raise self.refuse(
                 value,
                 f"1 to {self._mechanism.most} tokens, of which the nearest of {self._mechanism.possible_words} is "
-                f"taken, or a share of {self.full} below 1, such as 0.25",
+                f"taken, or a share of {self.full} below 1 that is a token at least, such as 0.25",
             )
         return nearest
 

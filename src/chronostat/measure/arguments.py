@@ -116,7 +116,7 @@ def with_criterion(
     else:
         return tuple(args), dict(kwargs)
     given = place.get(_CRITERIA)
-    criteria = StoppingCriteriaList() if given is None else copy.copy(given)
+    criteria = copy.copy(given) if isinstance(given, list) else StoppingCriteriaList(given or ())
     criteria.append(criterion)
     place[_CRITERIA] = criteria
     return bound.args, bound.kwargs

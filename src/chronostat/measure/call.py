@@ -19,7 +19,7 @@ from chronostat.measure.disturbance import Watch
 from chronostat.measure.stages import StageRecorder, TokenMarks
 from chronostat.measure.steady import collector_at_rest
 from chronostat.measure.timing import Called, Waterfall, timing_of, waterfall_of
-from chronostat.measure.witness import HostWitness, StreamWitness, span_doubt
+from chronostat.measure.witness import HostWitness, StreamWitness, Taken, span_doubt
 from chronostat.models.anatomy import anatomy_of
 from chronostat.records import StageTiming
 
@@ -63,7 +63,8 @@ def call_measured(
     Raises:
         DataError: the arguments are not one request on the model's device.
         ModelError: a part of the model is compiled, or its decoder blocks were not found.
-        MeasurementError: nothing of the model ran, no token came out, or the clock contradicts the system's.
+        MeasurementError: nothing of the model ran, no token came out, or the clock is that of another device or
+            contradicts the system's.
         GenerationTimeout: it took longer than ``time_limit_s``.
         Exception: whatever the model raises; nothing stays installed.
     """
@@ -72,7 +73,8 @@ def call_measured(
     check_batch(asked.batch, device, main_input=model.main_input_name)
     check_answers(asked.config)
     clock = clock or clock_for(device)
-    limit, streams, host = TimeLimit(clock, time_limit_s), StreamWitness(device), HostWitness(clock)
+    _require_following(clock, device)
+    limit, streams, host = TimeLimit(clock, time_limit_s), StreamWitness(device, clock), HostWitness(clock)
     recorder = StageRecorder(model, anatomy_of(model), clock, limit=limit, streams=streams, chunked=asked.chunked)
     args, kwargs = with_criterion(function, args, kwargs, recorder.tokens)
     with collector_at_rest(), Watch(device) as watch, recorder:
@@ -80,28 +82,27 @@ def call_measured(
         clock.synchronize()
         graphs = graphs_compiled()
         start_ns = host.start_ns()
-        entry = clock.mark()
-        entered_ns = clock.host_ns()
+        entry = Taken.by(clock)
         limit.start(start_ns)
         output = function(*args, **kwargs)
-        inner_ms = clock.host_ms_since(entered_ns)
-        end = clock.mark()
+        end = Taken.by(clock)
         clock.synchronize()
+        waited_ms = clock.host_ms_since(end.after_ns)
         total_ms = host.total_ms()
         graphs = graphs_compiled() - graphs
-    spans = span_doubt(clock, entry, end, inner_ms=inner_ms, total_ms=total_ms)
+    spans = span_doubt(clock, entry, end, waited_ms=waited_ms, total_ms=total_ms)
     sequences = _sequences(output, recorder.tokens)
     output_ids = _new_tokens(sequences, asked, recorder.tokens, encoder_decoder=model.config.is_encoder_decoder)
     _require_work(recorder, output_ids)
     call = Called(
-        entry=entry,
+        entry=entry.mark,
         total_ms=total_ms,
         new_tokens=len(output_ids),
         sees_image=asked.sees_image,
         one_path=asked.one_path,
-        doubts=tuple(filter(None, (*_doubts(asked, recorder), streams.doubt(clock), spans))),
+        doubts=tuple(filter(None, (*_doubts(asked, recorder), streams.doubt(), spans))),
     )
-    seen = waterfall_of(recorder, clock, entry)
+    seen = waterfall_of(recorder, clock, entry.mark)
     measured = Measured(
         output_ids=output_ids,
         sequences=sequences,
@@ -168,6 +169,14 @@ def sole_measurement(device: torch.device) -> Generator[None]:
     finally:
         with _busy_lock:
             _busy.discard(device)
+
+
+def _require_following(clock: Clock, device: torch.device) -> None:
+    if not clock.follows(device):
+        raise MeasurementError(
+            f"a {type(clock).__name__} of another device does not follow {device}: its marks would not lie where the "
+            "model works; leave the clock out, or take clock_for(device)"
+        )
 
 
 def _sequences(output: Any, tokens: TokenMarks) -> Tensor:  # noqa: ANN401 - ids, or an output object

@@ -19,6 +19,10 @@ class Clock(ABC):
     """Time as the device and as the host see it."""
 
     @abstractmethod
+    def follows(self, device: torch.device) -> bool:
+        """Whether marks lie on the time line of ``device``."""
+
+    @abstractmethod
     def restart(self) -> None:
         """Begin a new measurement: earlier marks may be reused from here on."""
 
@@ -50,6 +54,10 @@ class Clock(ABC):
 class CpuClock(Clock):
     """Host time is device time."""
 
+    def follows(self, device: torch.device) -> bool:
+        """Only the CPU: on any other device host time is when work was queued."""
+        return device.type == "cpu"
+
     def restart(self) -> None:
         """Nothing to reuse."""
 
@@ -78,6 +86,10 @@ class CudaClock(Clock):
         self._device = device
         self._pool: list[torch.cuda.Event] = []
         self._used = 0
+
+    def follows(self, device: torch.device) -> bool:
+        """The device that the events are recorded on."""
+        return device == self._device
 
     def restart(self) -> None:
         """Give all events back to the pool."""

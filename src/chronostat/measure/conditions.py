@@ -33,7 +33,7 @@ def read_conditions(model: PreTrainedModel) -> Conditions:
         cpu=_cpu_name(),
         cores=len(cpus),
         device=torch.cuda.get_device_name(device) if on_cuda else "cpu",
-        driver=_cuda_driver() if on_cuda else "none",
+        driver=_cuda_driver(card) if on_cuda else "none",
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         transformers=transformers.__version__,
@@ -61,11 +61,11 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cuda_driver() -> str:
-    """The version in the first line of the kernel module's description, for example ``580.95.05``."""
+def _cuda_driver(card: GpuFacts) -> str:
+    """Version from the kernel module's description, for example ``580.95.05``; what NVML says where it holds none."""
     file = Path("/proc/driver/nvidia/version")
     version = re.search(r"\b\d+\.\d+(\.\d+)?\b", file.read_text(encoding="utf-8")) if file.is_file() else None
-    return version.group() if version else "unknown"
+    return version.group() if version else card.driver
 
 
 def _cache_name(model: PreTrainedModel) -> str:

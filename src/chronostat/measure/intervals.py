@@ -21,6 +21,19 @@ def length(intervals: Iterable[Interval]) -> float:
     return sum(end - start for start, end in union(intervals))
 
 
+def outside(intervals: Iterable[Interval], others: Iterable[Interval]) -> list[Interval]:
+    """The parts of ``intervals`` that no interval of ``others`` covers, disjoint and in order."""
+    left = union(intervals)
+    for out_start, out_end in union(others):
+        left = [
+            part
+            for start, end in left
+            for part in ((start, min(end, out_start)), (max(start, out_end), end))
+            if part[0] < part[1]
+        ]
+    return left
+
+
 def length_outside(intervals: Iterable[Interval], others: Iterable[Interval]) -> float:
     """Length of the part of ``intervals`` that no interval of ``others`` covers."""
     intervals, others = list(intervals), list(others)

@@ -40,7 +40,8 @@ class Judged:
     Attributes:
         comparisons: by metric, then by arm (1 and up); against arm 0.
         ran: every execution, warm-up and left-out ones among them.
-        noise_floor: by metric: what the partner's own repeats differ by (A/A).
+        noise_floor: by metric: what the partner's own repeats differ by (A/A); none where the unit is a sample, since
+            samples differ by more than noise.
         cost_ms: of all executions but the warm-up.
         warmup_ms: of the warm-up.
         one_shot_ms: of one shot of every arm, which the limit is a multiple of.
@@ -241,12 +242,9 @@ class _Court:
         return self.bench.failures.get(arm) or self.bench.failures.get(PARTNER)
 
     def _metrics(self, arm: int) -> list[str]:
-        """Those that the arm and the partner have."""
-        names = {
-            each: {name for ran in self.bench.ran if ran.used and ran.arm == each for name in ran.repeat.latency_ms}
-            for each in (arm, PARTNER)
-        }
-        return sorted(names[arm] & names[PARTNER])
+        """Those by which the arm can be compared: with a used repeat of both in one round at least."""
+        names = {name for ran in self.bench.ran if ran.used and ran.arm == arm for name in ran.repeat.latency_ms}
+        return sorted(name for name in names if self._blocks(arm, name))
 
     def _blocks(self, arm: int, metric: str) -> list[Block]:
         """The used repeats of an arm with those of the partner, by round, as logarithms."""
@@ -265,18 +263,21 @@ class _Court:
         metrics = dict.fromkeys(
             [self.bench.metric, *(n for arm in range(1, self.bench.arms) for n in self._metrics(arm))]
         )
-        partner = [ran.repeat.latency_ms for ran in self.bench.ran if ran.used and ran.arm == PARTNER]
         return Judged(
             comparisons={
                 name: {arm: self._comparison(arm, name) for arm in range(1, self.bench.arms)} for name in metrics
             },
             ran=tuple(self.bench.ran),
-            noise_floor={name: noise_floor([each[name] for each in partner if name in each]) for name in metrics},
+            noise_floor={} if self.bench.unit == "sample" else {name: self._noise_floor(name) for name in metrics},
             cost_ms=self.bench.cost_ms,
             warmup_ms=self.bench.warmup_ms,
             one_shot_ms=self._whole_ms,
             ended=self.ended,
         )
+
+    def _noise_floor(self, metric: str) -> NoiseFloor:
+        partner = (ran.repeat.latency_ms for ran in self.bench.ran if ran.used and ran.arm == PARTNER)
+        return noise_floor([latency_ms[metric] for latency_ms in partner if metric in latency_ms])
 
     def _comparison(self, arm: int, metric: str) -> Comparison:
         """Point from all pairs; interval and verdict from the looks."""

@@ -71,10 +71,13 @@ class Linux:
         return None if text is None else int(text.rpartition(")")[2].split()[36])  # field 39; the name is field 2
 
     def waited_ms(self, *, all_threads: bool) -> Mapping[str, float] | None:
-        """For each thread, or for this one alone, how long it has waited on a run queue for a CPU."""
+        """For each thread, or for this one alone, how long it has waited on a run queue for a CPU.
+
+        A kernel that does not count this writes zeros, also as the time that a thread has run.
+        """
         tasks = self._tasks() if all_threads else [self.proc / "thread-self"]
-        texts = {task.name: read(task / "schedstat") for task in tasks}
-        waited = {name: int(text.split()[1]) / _NS_PER_MS for name, text in texts.items() if text}
+        counters = {task.name: [int(word) for word in (read(task / "schedstat") or "").split()] for task in tasks}
+        waited = {name: each[1] / _NS_PER_MS for name, each in counters.items() if any(each)}
         return waited or None
 
     def _tasks(self) -> list[Path]:
@@ -161,7 +164,7 @@ def read(path: Path) -> str | None:
     except OSError:
         return None
     try:
-        return b"".join(iter(lambda: os.read(descriptor, 1 << 20), b"")).decode()
+        return b"".join(iter(lambda: os.read(descriptor, 1 << 20), b"")).decode(errors="replace")  # names of threads
     except OSError:
         return None
     finally:

@@ -40,7 +40,8 @@ class Rules:
     Attributes:
         margin: arms whose ratio lies within a factor of 1 + margin of 1 are the same.
         alpha: the probability with which an arm's intervals may miss its ratio, all looks together.
-        cost_limit: as a multiple of the cost of one shot of every arm; warm-up comes on top.
+        cost_limit: as a multiple of the cost of one shot of every arm; warm-up comes on top. A round begins only if it
+            fits, as far as costs are known; repeats of it that are tried again may go beyond.
         block: pairs of each arm that run together in random order; 1 where the unit is a sample.
         least_warmup: rounds of all arms that are never used.
         most_warmup: no more of them, whatever they show.
@@ -143,8 +144,10 @@ class Bench:
             best = min(best, level)
 
     def _level(self, round_: Sequence[Ran]) -> float:
-        logs = [log_ms(ran.repeat.latency_ms.get(self.metric, math.nan)) for ran in round_]
-        return float(np.mean(logs))
+        """Of the arms that have not failed: one that has says nothing of when the others are warm."""
+        running = (ran.repeat for ran in round_ if ran.arm not in self.failures)
+        logs = [log_ms(repeat.latency_ms.get(self.metric, math.nan)) for repeat in running]
+        return float(np.mean(logs)) if logs else math.nan
 
     def round(self, arms: Sequence[int], pairs: int) -> None:
         """The partner and some arms, ``pairs`` repeats of each; again where a sample's shape was seen first."""

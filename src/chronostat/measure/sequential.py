@@ -38,7 +38,6 @@ FIRST_LOOK_AT_SAMPLES = 8  # signs alone tell less than orders of a block
 _GROWTH = 1.5  # from one look to the next
 _UNSPENT = 2.0  # after n pairs this / n of alpha is left
 _MOST_ORDERS = 4_000  # of more, so many are drawn
-_LEAST_IN_TAIL = 4  # drawn orders; for less their normal distribution is taken
 _RESOLUTION = 1e-4  # of bounds, in the unit of the values: 0.01 % for logarithms
 _FIRST_STEP = 0.02  # from the point to a bound
 _EXACT_PAIRS = 200  # beyond which the signed-rank distribution is taken as normal
@@ -75,8 +74,8 @@ def block_interval(blocks: Sequence[Block], alpha: float) -> Estimate:
 
     Changing one arm by more never makes its difference overtake that of another order, so each bound is found by
     bisection: from the difference in the order that ran, the values of the arm less d, to those in all orders of the
-    same block sizes. Of many repeats so small a share is asked for that drawn orders hardly reach it; their differences
-    are then taken as normally distributed, as means of halves of many values are.
+    same block sizes. Of many repeats a smaller share is asked for than one of the drawn orders is; the order that ran
+    has then to be the most extreme of all, and as far from the others as their normal distribution asks for.
 
     Args:
         blocks: a block without one of the arms adds nothing.
@@ -105,9 +104,11 @@ def _bound(values: Floats, orders: Labels, tail: float, point: float, *, slowest
 
     def is_extreme(change: float) -> bool:
         differences = _half_differences(values - change * ran, orders, slowest=slowest)
-        if drawn and tail * _MOST_ORDERS < _LEAST_IN_TAIL:
-            return bool(differences[0] >= differences.mean() + NormalDist().inv_cdf(1 - tail) * differences.std())
-        return bool(np.mean(differences >= differences[0] - _TINY) <= tail * (1 + _TINY))
+        reached = np.count_nonzero(differences >= differences[0] - _TINY)  # by the order that ran at least
+        if drawn and tail * _MOST_ORDERS < 1:
+            far = differences.mean() + NormalDist().inv_cdf(1 - tail) * differences.std()
+            return bool(reached == 1 and differences[0] >= far)
+        return bool(reached <= tail * len(differences) * (1 + _TINY))
 
     outside = float(values[ran].min() - values[~ran].max()) - 1.0
     if not is_extreme(outside):

@@ -41,9 +41,10 @@ class TokenMarks(StoppingCriteria):
             new token. Some models shorten or drop the prompt before their language model generates.
     """
 
-    def __init__(self, clock: Clock, limit: TimeLimit, at_first: Callable[[Mark], None]) -> None:
+    def __init__(self, clock: Clock, limit: TimeLimit, streams: StreamWitness, at_first: Callable[[], None]) -> None:
         self._clock = clock
         self._limit = limit
+        self._streams = streams
         self._at_first = at_first
         self.marks: list[Mark] = []
         self.sequence: torch.Tensor | None = None
@@ -53,11 +54,12 @@ class TokenMarks(StoppingCriteria):
         self, input_ids: torch.Tensor, scores: object, **_: object
     ) -> torch.Tensor:
         """Shape [batch], all False."""
-        self.marks.append(self._clock.mark())
+        first = not self.marks
+        self.marks.append(self._streams.mark() if first else self._clock.mark())
         self.sequence = input_ids
-        if len(self.marks) == 1:
+        if first:
             self.first_length = input_ids.shape[1]
-            self._at_first(self.marks[0])
+            self._at_first()
         self._limit.check()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
@@ -91,7 +93,7 @@ class StageRecorder:
         anatomy: its parts.
         clock: takes the marks.
         limit: on the whole call; looked at in every hook and at every token.
-        streams: notes where the marks were recorded.
+        streams: takes the marks at the end of each stage and at the first token.
         chunked: whether the prefill runs in chunks, which ``generate()`` compiles where it compiles decode steps.
 
     Attributes:
@@ -126,7 +128,7 @@ class StageRecorder:
         self._thread = get_ident()
         self.spans: defaultdict[str, Span] = defaultdict(Span)
         self.must_be_called: list[tuple[str, int]] = []
-        self.tokens = TokenMarks(clock, limit, self._first_token)
+        self.tokens = TokenMarks(clock, limit, streams, self._first_token)
         self.ran = False
         self.compiled = False
 
@@ -144,8 +146,7 @@ class StageRecorder:
         self._installed.close()
         self._model = None
 
-    def _first_token(self, mark: Mark) -> None:
-        self._streams.beside(mark)
+    def _first_token(self) -> None:
         if all(span.depth == 0 for span in self.spans.values()):  # else a module is going through its hooks now
             self._installed.close()
 
@@ -282,9 +283,8 @@ class StageRecorder:
             return
         span.depth -= 1
         if span.depth == 0 and span.start is not None:
-            end = self._clock.mark()
-            span.finished.append((span.start, end))
-            self._streams.beside(end)  # each stage: after the next wait of the host no stream shows which one it was
+            # of each stage: after the next wait of the host no stream shows which one a mark was on
+            span.finished.append((span.start, self._streams.mark()))
 
     def _paths(self, stage: str) -> tuple[str, ...]:
         """Where the modules of a stage are that may run anywhere before the first token."""

@@ -121,7 +121,8 @@ class NoiseFloor:
     """What the same arm differs by from itself, measured (A/A).
 
     Attributes:
-        spread: half of all pairs of successive repeats differ by more than this share; NaN below 2 repeats.
+        spread: half of all pairs of successive repeats differ by more than this share; NaN below 2 repeats, and if one
+            of them is no latency.
         repeats: that it was taken from.
     """
 
@@ -144,6 +145,8 @@ class NoiseFloor:
 
 def noise_floor(latencies_ms: Sequence[float]) -> NoiseFloor:
     """From repeats of one arm in the order they ran; slow drift cancels between neighbours."""
-    steps = np.abs(np.diff(np.log(np.asarray(latencies_ms, dtype=np.float64))))
-    spread = float(np.expm1(np.median(steps))) if len(steps) else math.nan
-    return NoiseFloor(spread=spread, repeats=len(latencies_ms))
+    values = np.asarray(latencies_ms, dtype=np.float64)
+    if len(values) < 2 or not (np.isfinite(values) & (values > 0)).all():
+        return NoiseFloor(spread=math.nan, repeats=len(values))
+    steps = np.abs(np.diff(np.log(values)))
+    return NoiseFloor(spread=float(np.expm1(np.median(steps))), repeats=len(values))

@@ -12,6 +12,7 @@ from chronostat.measure.stages import BLOCKS, ENCODE, FORWARD, PROJECTOR, VISION
 from chronostat.records import StageTiming
 
 TOLERANCE_MS = 0.1  # by which device and host may disagree
+TOLERANCE_SHARE = 1e-3  # of a long call: NTP slews the host's clock by up to 500 ppm, and a GPU's own runs free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,7 @@ def _unseen(recorder: StageRecorder, call: Called) -> list[str]:
 def _contradictions(seen: Waterfall, timing: StageTiming) -> list[str]:
     """Where the numbers cannot all be true: a stage that ends before it starts, or parts longer than the whole."""
     first, last = seen.tokens[0], seen.tokens[-1]
+    tolerance_ms = max(TOLERANCE_MS, TOLERANCE_SHARE * timing.total_ms)
     reasons = [
         f"{stage} lies from {start:.3f} to {end:.3f} ms, the first token at {first:.3f} ms"
         for stage, spans in seen.spans.items()
@@ -136,9 +138,12 @@ def _contradictions(seen: Waterfall, timing: StageTiming) -> list[str]:
     ]
     if any(later < earlier for earlier, later in zip(seen.tokens, seen.tokens[1:], strict=False)):
         reasons.append("the token marks are not in the order of the tokens")
-    if last > timing.total_ms + TOLERANCE_MS:
+    outside_ms = length_outside(seen.spans[BLOCKS], seen.spans[FORWARD])
+    if outside_ms > TOLERANCE_MS:
+        reasons.append(f"the {BLOCKS} ran {outside_ms:.3f} ms outside the {FORWARD}")
+    if last > timing.total_ms + tolerance_ms:
         reasons.append(f"the last token lies {last:.3f} ms after the entry, the return {timing.total_ms:.3f} ms")
-    if timing.other_ms is not None and timing.other_ms < -TOLERANCE_MS:
+    if timing.other_ms is not None and timing.other_ms < -tolerance_ms:
         reasons.append(
             f"the stages take {timing.total_ms - timing.other_ms:.3f} ms together, the whole call {timing.total_ms:.3f}"
         )

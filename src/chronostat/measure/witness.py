@@ -10,7 +10,22 @@ from chronostat.measure.clock import Clock, Mark
 _NS_PER_MS = 1_000_000
 _RATE = 2e-3  # two honest clocks of one machine differ by less than 500 ppm (the most that NTP slews)
 _READING_MS = 0.02
-_STREAM_MS, _STREAM_SHARE = 0.5, 0.02  # host jitter around the two events at both ends of a call
+_STREAM_MS, _STREAM_SHARE = 0.5, 0.02  # until an event passes on an idle stream, and a wait of the host is over
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A mark, and the host times between which it was taken: the host may lose its core beside it."""
+
+    mark: Mark
+    before_ns: int
+    after_ns: int
+
+    @classmethod
+    def by(cls, clock: Clock) -> "Taken":
+        """Take one now."""
+        before_ns = clock.host_ns()
+        return cls(clock.mark(), before_ns, clock.host_ns())
 
 
 @dataclass(frozen=True)
@@ -62,47 +77,60 @@ class HostWitness:
 
 
 class StreamWitness:
-    """Events that torch itself records on the current stream beside some marks of a CUDA clock; none on a CPU.
+    """Takes marks of a clock, with an event that torch itself records right after each on the current stream.
 
-    A mark that was recorded on another stream does not wait for the stage's work.
+    A mark on another stream does not wait for the stage's work. On one stream the event follows the mark at once, or,
+    where the device has nothing to do, when the host comes to record it: not later than the host needed for both. On a
+    CPU there are no events.
 
     Args:
         device: the model's.
+        clock: takes the marks.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, clock: Clock) -> None:
         self._device = device
-        self._pairs: list[tuple[Mark, torch.cuda.Event]] = []
+        self._clock = clock
+        self._pairs: list[tuple[Mark, torch.cuda.Event, float]] = []
 
-    def beside(self, mark: Mark) -> None:
-        """Record an event right after ``mark``."""
-        if isinstance(mark, torch.cuda.Event):
+    def mark(self) -> Mark:
+        """A mark of the clock."""
+        taken = Taken.by(self._clock)
+        if isinstance(taken.mark, torch.cuda.Event):
             event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self._device))
-            self._pairs.append((mark, event))
+            self._pairs.append((taken.mark, event, self._clock.host_ms_since(taken.before_ns)))
+        return taken.mark
 
-    def doubt(self, clock: Clock) -> str | None:
+    def doubt(self) -> str | None:
         """What is wrong with the marks, after the synchronize; None: nothing."""
-        apart_ms = max((abs(clock.between_ms(mark, event)) for mark, event in self._pairs), default=0.0)
-        if apart_ms <= _STREAM_MS:
-            return None
-        return f"a mark lies {apart_ms:.3f} ms from the stream that the model works on: its clock uses another stream"
+        for mark, event, host_ms in self._pairs:
+            apart_ms = self._clock.between_ms(mark, event)
+            if abs(apart_ms) > host_ms + _STREAM_MS:
+                return (
+                    f"a mark lies {apart_ms:.3f} ms from the stream that the model works on: its clock uses another "
+                    "stream"
+                )
+        return None
 
 
-def span_doubt(clock: Clock, entry: Mark, end: Mark, *, inner_ms: float, total_ms: float) -> str | None:
+def span_doubt(clock: Clock, entry: Taken, end: Taken, *, waited_ms: float, total_ms: float) -> str | None:
     """Compare the device's own time from entry to return with the host's, which waits for all streams.
+
+    The host may lose its core beside a mark: on whichever side of it, that is honest. So the device needs at least the
+    host's time between the marks and, on CUDA, its wait after them.
 
     Args:
         clock: of the marks.
         entry: the first mark of the call.
         end: the last one.
-        inner_ms: host time from right after the first mark to right before the last one. On a CPU the process may lose
-            its core beside a mark, so that all between ``inner_ms`` and ``total_ms`` is honest there.
-        total_ms: host time of the whole call with its synchronize.
+        waited_ms: host time of the synchronize after ``end``.
+        total_ms: host time of the whole call with that synchronize.
     """
-    device_ms = clock.between_ms(entry, end)
+    device_ms = clock.between_ms(entry.mark, end.mark)
     tolerance_ms = _STREAM_MS + _STREAM_SHARE * total_ms
-    least_ms = total_ms if isinstance(entry, torch.cuda.Event) else min(inner_ms, total_ms)
+    inner_ms = (end.before_ns - entry.after_ns) / _NS_PER_MS
+    least_ms = inner_ms + (waited_ms if isinstance(entry.mark, torch.cuda.Event) else 0.0)
     if least_ms - tolerance_ms <= device_ms <= total_ms + tolerance_ms:
         return None
     return (

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from chronostat.measure.stages import restorer
 from chronostat.models.anatomy import SkippedBlock, anatomy_of, running_blocks
 from chronostat.models.prepare import count_image_tokens
 
@@ -68,7 +69,7 @@ def counted_work(model: nn.Module) -> Generator[list[Work]]:
     """
     done: list[Work] = []
     watched: Any = model
-    original, own = watched.generate, vars(watched).get("generate")
+    original, restore = watched.generate, restorer(model, "generate")
 
     @functools.wraps(original)
     def counted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passes through whatever generate takes
@@ -83,9 +84,7 @@ def counted_work(model: nn.Module) -> Generator[list[Work]]:
     try:
         yield done
     finally:
-        del watched.generate
-        if own is not None:  # someone had put it there
-            watched.generate = own
+        restore()
 
 
 @dataclass(kw_only=True)

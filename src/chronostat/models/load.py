@@ -68,7 +68,7 @@ def load_vlm(
             image-text-to-text model, own code without ``trust_remote_code``, no such device, an attention that the
             model or this machine does not have, a revision of a directory, or a wrong ``layout``.
     """
-    source = str(path or BUNDLED)
+    source = str(BUNDLED if path is None else path)
     place = _device(device)
     kind = _dtype(dtype, place)
     if Path(source).exists() or _looks_like_path(source):

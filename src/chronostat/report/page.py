@@ -22,7 +22,7 @@ from chronostat.report.text import (
     SOURCE_DEFINITIONS,
     count,
     milliseconds,
-    percent,
+    noise_floor_text,
     points_interval,
 )
 from chronostat.store import RunStore
@@ -82,11 +82,7 @@ def _facts(run: RunView) -> Iterator[tuple[str, str]]:
     yield "version", f"chronostat {facts.get('version', ABSENT)}"
     noise = run.validation.noise if run.validation else None
     if noise is not None:
-        yield (
-            "noise floor",
-            f"{percent(noise.spread)}: half of {count(noise.comparison.pairs)} pairs of full against itself differ by "
-            "more",
-        )
+        yield "noise floor", noise_floor_text(noise)
     low_high = facts.get("budget_range")
     if low_high:
         yield "budgets", f"drawn from {low_high[0]:.2f} to {low_high[1]:.2f} of full while training"

@@ -1,7 +1,7 @@
 """Accuracy against latency as a standalone SVG, drawn without a browser."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from chronostat.store.atomic import write_whole
 WIDTH, HEIGHT = 880, 540
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 24, 64, 112
 _TICKS = 6  # about so many on each axis
+_LEAST_SPAN = 0.1  # of an axis: 10 points of accuracy
 
 Point = tuple[Estimate, Estimate, str]  # latency in ms, accuracy in [0, 1], label
 
@@ -86,9 +87,8 @@ def write_picture(store: RunStore, path: Path) -> Path:
 def _picture(run: RunView, validation: Validation) -> str:
     groups = _groups(run, validation)
     points = [point for _, _, _, group, _ in groups for point in group]
-    x = _axis([latency.high for latency, _, _ in points], 0.0, _LEFT, WIDTH - _RIGHT)
-    lowest = min(accuracy.low for _, accuracy, _ in points if math.isfinite(accuracy.low))
-    y = _axis([accuracy.high for _, accuracy, _ in points], lowest, HEIGHT - _BOTTOM, _TOP)
+    x = _axis([0.0, *_bounds(latency for latency, _, _ in points)], _LEFT, WIDTH - _RIGHT)
+    y = _axis(_bounds(accuracy for _, accuracy, _ in points), HEIGHT - _BOTTOM, _TOP)
     series = [
         Series(name=name, shape=shape, colour=colour, marks=[_mark(x, y, point) for point in group], joined=joined)
         for name, shape, colour, group, joined in groups
@@ -139,10 +139,18 @@ def _scores(validation: Validation, policy: str, kind: str | None = None) -> lis
     ]
 
 
-def _axis(highs: Sequence[float], low: float, start_px: float, end_px: float) -> Axis:
-    high = max(value for value in highs if math.isfinite(value))
+def _bounds(estimates: Iterable[Estimate]) -> list[float]:
+    """Points and what is known of their intervals."""
+    bounds = (bound for each in estimates for bound in (each.point, each.low, each.high))
+    return [bound for bound in bounds if math.isfinite(bound)]
+
+
+def _axis(values: Sequence[float], start_px: float, end_px: float) -> Axis:
+    """All values with a margin; equal ones (every answer right, every answer wrong) lie at its upper end or at 0."""
+    high = max(values)
+    low = min(*values, high - _LEAST_SPAN)
     margin = 0.04 * (high - low)
-    return Axis(low=max(0.0, low - margin), high=high + margin, start_px=start_px, end_px=end_px)
+    return Axis(low=max(0.0, low - margin), high=max(high, _LEAST_SPAN) + margin, start_px=start_px, end_px=end_px)
 
 
 def _mark(x: Axis, y: Axis, point: Point) -> Mark:

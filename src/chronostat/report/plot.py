@@ -35,7 +35,7 @@ def page_figure(figure: go.Figure, *, name: str, title: str, summary: str, capti
         margin={"l": 60, "r": 12, "t": 12, "b": 50},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "traceorder": "normal"},
         hoverlabel={"namelength": -1},
     )
     text = figure.to_json(engine="json")

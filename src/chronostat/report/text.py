@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 from chronostat.records import Estimate, LatencyMetric, Setting, Source
+from chronostat.store import NoiseFloor
 
 ABSENT = "not recorded"
 
@@ -56,6 +57,15 @@ def ms_interval(estimate: Estimate) -> str:
 def points_interval(estimate: Estimate | None) -> str:
     """A difference of shares in points with its 95 % interval, ``+5.0 [1.6, 8.4]``."""
     return "" if estimate is None else _interval(estimate, lambda share: f"{100 * share:+.1f}", "")
+
+
+def noise_floor_text(noise: NoiseFloor) -> str:
+    """What ``full`` differs by from itself, in words; that it is not known where no pair could be used."""
+    used, left_out = noise.comparison.pairs, noise.asked - noise.comparison.pairs
+    known = f"half of {count(used)} pairs of full against itself differ by more than {percent(noise.spread)}"
+    if not math.isfinite(noise.spread):
+        known = "not known"
+    return f"{known}; {count(left_out)} of {count(noise.asked)} pairs left out"
 
 
 def setting_lines(setting: str) -> str:

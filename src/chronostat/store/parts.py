@@ -135,15 +135,7 @@ def merge_parts(folder: Path, schema: pa.Schema) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove merged parts and files that a killed writer left half written. Only the writer may call this."""
-    _remove(folder, keep={part.name for part in live_parts(folder)})
-
-
-def remove_all(folder: Path) -> None:
-    """Remove every part and nothing else. Only the writer may call this."""
-    _remove(folder, keep=set())
-
-
-def _remove(folder: Path, keep: set[str]) -> None:
+    keep = {part.name for part in live_parts(folder)}
     with disk_errors(folder):
         for name in _listing(folder) - keep:
             if _NAME.fullmatch(name) or _ASIDE.fullmatch(name):

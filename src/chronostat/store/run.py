@@ -23,7 +23,6 @@ from chronostat.store.parts import (
     merge_parts,
     read_parts,
     record_count,
-    remove_all,
     remove_leftovers,
     write_part,
 )
@@ -31,6 +30,8 @@ from chronostat.store.tables import TABLES, TRIALS_VIEW, Record, TableKind, to_t
 
 FACTS = "run.json"
 VALIDATION = "validation.json"
+CHECKPOINT = "checkpoint.safetensors"
+_OF_A_RUN = (VALIDATION, CHECKPOINT, "controller/controller.json")  # what a new run would be taken to have made
 
 
 class RunStore:
@@ -50,13 +51,12 @@ class RunStore:
         self._read: dict[str, tuple[list[Part], pa.Table]] = {}
 
     @classmethod
-    def create(cls, folder: Path | str, facts: Mapping[str, Any], *, replace: bool = False) -> "RunStore":
+    def create(cls, folder: Path | str, facts: Mapping[str, Any]) -> "RunStore":
         """Begin a run.
 
         Args:
             folder: is made if it does not exist.
             facts: what ``run.json`` holds (docs/records.md); plain data.
-            replace: forget a run that the folder already holds.
 
         Raises:
             StoreError: the folder holds a run, has another writer, or cannot be written.
@@ -64,12 +64,17 @@ class RunStore:
         store = cls(Path(folder))
         with disk_errors(store.folder):
             store.folder.mkdir(parents=True, exist_ok=True)
-        if store.holds(FACTS) and not replace:
+        if store.holds(FACTS):
             raise StoreError(
                 f"{folder} already holds a run; choose another run directory, resume it, or delete it first"
             )
-        store._lock = WriterLock(store.folder)
-        store._forget()
+        left = [name for name in _OF_A_RUN if store.holds(name)]
+        left += [name for name in TABLES if live_parts(store.folder / name)]
+        if left:
+            raise StoreError(
+                f"{folder} holds what is left of a run without {FACTS}: {', '.join(left)}; choose another run "
+                "directory, or delete it first"
+            )
         store.write_json(FACTS, facts)
         return store
 
@@ -234,14 +239,6 @@ class RunStore:
         self._lock = WriterLock(self.folder)
         for name in TABLES:
             remove_leftovers(self._table_folder(name))
-
-    def _forget(self) -> None:
-        """Remove what an earlier run left here; ``run.json`` goes first, so that no half of a run looks like one."""
-        with disk_errors(self.folder):
-            for name in (FACTS, VALIDATION):
-                (self.folder / name).unlink(missing_ok=True)
-        for name in TABLES:
-            remove_all(self._table_folder(name))
 
     def _table_folder(self, name: str) -> Path:
         folder = self.folder / name

@@ -1,6 +1,5 @@
 """What was found: a column of numbers for each arm, and the verdicts between them."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +10,7 @@ import numpy as np
 from chronostat.errors import MeasurementError
 from chronostat.measure.memory import peak_meaning
 from chronostat.measure.statistics import NoiseFloor, median_interval
-from chronostat.records import Comparison, Conditions, Estimate, Setting, Source
+from chronostat.records import Comparison, Conditions, Estimate, Setting, Source, plain
 from chronostat.survey.arms import Arm, Shot
 
 STAGES = (
@@ -71,10 +70,13 @@ class Column:
         return median_interval(groups[0] if len(groups) == 1 else [float(np.median(group)) for group in groups])
 
     def percentile_ms(self, percent: int) -> float | None:
-        """A percentile of ``request_ms`` over all executions; None where it would be the largest of too few."""
+        """A percentile of ``request_ms`` over all executions; None where it would be the largest of too few.
+
+        Where it falls between two executions it is their mean, as the median is (Hyndman and Fan 1996, definition 2).
+        """
         if len(self.shots) * (100 - percent) < 100:
             return None
-        return float(np.quantile(self.requests_ms, percent / 100, method="inverted_cdf"))
+        return float(np.quantile(self.requests_ms, percent / 100, method="averaged_inverted_cdf"))
 
     @property
     def requests_ms(self) -> list[float]:
@@ -106,7 +108,7 @@ class Column:
             "source": self.source,
             "conditions": asdict(self.conditions),
             "compiled_decode": self.compiled,
-            "stages": {name: _plain(self.stage(name)) for name in STAGES},
+            "stages": {name: plain(self.stage(name)) for name in STAGES},
             "request_percentiles_ms": {f"p{percent}": self.percentile_ms(percent) for percent in PERCENTILES},
             "peak_memory_mib": self.peak_mib,
             "peak_memory_is": self.peak_meaning,
@@ -142,11 +144,11 @@ class Survey:
             "arms": [column.to_json() for column in self.columns],
             "metric": self.metric,
             "comparisons": [
-                {"arm": self.columns[arm].name, "against": self.columns[0].name, **_plain(asdict(comparison))}
+                {"arm": self.columns[arm].name, "against": self.columns[0].name, **plain(asdict(comparison))}
                 for by_arm in self.comparisons.values()
                 for arm, comparison in by_arm.items()
             ],
-            "noise_floor": {name: _plain(asdict(floor)) for name, floor in self.noise_floor.items()},
+            "noise_floor": {name: plain(asdict(floor)) for name, floor in self.noise_floor.items()},
             "ended": self.ended,
         }
 
@@ -229,14 +231,3 @@ def _execution(shot: Shot) -> dict[str, Any]:
         "compiled_decode": shot.compiled,
         "waterfall_ms": asdict(shot.waterfall),
     }
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any part of a record
-    """JSON has neither NaN nor infinity."""
-    if isinstance(value, Estimate):
-        return _plain(asdict(value))
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -6,7 +6,7 @@ from chronostat.records import Source
 from chronostat.report.templates import environment
 from chronostat.report.text import SOURCE_DEFINITIONS
 from chronostat.survey import Survey
-from chronostat.surveyed.rows import condition_rows, notes, stage_rows, summary_rows, title, verdict_rows
+from chronostat.surveyed.rows import condition_rows, judged, notes, stage_rows, summary_rows, title, verdict_rows
 from chronostat.surveyed.waterfall import waterfalls
 from chronostat.version import VERSION
 
@@ -32,6 +32,7 @@ def survey_page(survey: Survey, command: str) -> str:
             verdicts=verdict_rows(survey),
             conditions=condition_rows(survey),
             notes=list(notes(survey)),
+            judged=judged(survey),
             waterfalls=waterfalls(survey.columns),
             command=command,
             written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

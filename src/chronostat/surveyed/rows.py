@@ -22,7 +22,8 @@ def title(survey: Survey) -> str:
     number = _range([len(column.shots) for column in survey.columns])
     used = _range([len({shot.request for shot in column.shots}) for column in survey.columns])
     several = len(survey.requests) > 1
-    what = f"{number} executions of {used} of {len(survey.requests)} requests" if several else f"{number} repeats"
+    repeats = "1 repeat" if number == "1" else f"{number} repeats"
+    what = f"{number} executions of {used} of {len(survey.requests)} requests" if several else repeats
     device = first.conditions.cpu if first.conditions.device == "cpu" else first.conditions.device
     return f"{models}, {sources}: median in ms of {what} [95 % interval, from 6 on]; {device}"
 
@@ -75,17 +76,22 @@ def condition_rows(survey: Survey) -> list[Row]:
 
 
 def notes(survey: Survey) -> Iterator[str]:
-    """What a reader has to know about the numbers."""
+    """What limits the numbers."""
     for column in survey.columns:
         yield from _column_notes(column)
     for arm in range(1, len(survey.columns)):
         yield from _flags(survey, arm)
-    if survey.ended is not None:
-        floor = survey.noise_floor.get(survey.metric)
-        noise = ""
-        if floor is not None and math.isfinite(floor.spread):
-            noise = f"; half of all pairs of {survey.columns[0].name} differ by more than {percent(floor.spread)}"
-        yield f"judged by {survey.metric}: {survey.ended}{noise}"
+
+
+def judged(survey: Survey) -> str | None:
+    """By what was judged, why it ended, and the noise; None for one arm."""
+    if survey.ended is None:
+        return None
+    floor = survey.noise_floor.get(survey.metric)
+    noise = ""
+    if floor is not None and math.isfinite(floor.spread):
+        noise = f"; half of all pairs of {survey.columns[0].name} differ by more than {percent(floor.spread)}"
+    return f"judged by {survey.metric}: {survey.ended}{noise}"
 
 
 def _column_notes(column: Column) -> Iterator[str]:
@@ -109,7 +115,8 @@ def _flags(survey: Survey, arm: int) -> Iterator[str]:
             if flag != survey.ended and not flag.endswith("left out"):  # both are said elsewhere
                 flags.setdefault(flag, []).append(metric)
     for flag, metrics in flags.items():
-        yield f"{survey.columns[arm].name}, {', '.join(metrics)}: {flag}"
+        which = "all latencies" if 1 < len(metrics) == len(survey.comparisons) else ", ".join(metrics)
+        yield f"{survey.columns[arm].name}: {which}: {flag}"
 
 
 def _median(median: Estimate | None) -> str:
@@ -144,4 +151,4 @@ def _verdict(comparison: Comparison) -> str:
     if not math.isfinite(ratio.point):
         return comparison.verdict
     bounds = f" [{ratio.low:.3f}, {ratio.high:.3f}]" if math.isfinite(ratio.high) else ""
-    return f"{comparison.verdict}: {ratio.point:.3f}{bounds}"
+    return f"{ratio.point:.3f}{bounds} {comparison.verdict}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from chronostat.measure.intervals import Interval, union
+from chronostat.measure.intervals import Interval, outside, union
 from chronostat.measure.stages import BLOCKS, ENCODE, FORWARD, PROJECTOR, VISION
 from chronostat.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from chronostat.report.picture import Axis
@@ -92,21 +92,6 @@ def _stages(shot: Shot, begin_ms: float) -> Iterator[Lane]:
     yield Lane(name="first token", colour=GREEN, bars=[(max(end for _, end in prefill), tokens[0])])
     if len(tokens) > 1:
         yield Lane(name="decode steps", colour=VERMILLION, bars=list(pairwise(tokens)))
-
-
-def outside(intervals: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
-    """The parts of ``intervals`` that no interval of ``others`` covers, in order."""
-    left: list[Interval] = []
-    for start, end in union(intervals):
-        for low, high in union(others):
-            if high <= start or low >= end:
-                continue
-            if low > start:
-                left.append((start, low))
-            start = max(start, high)
-        if start < end:
-            left.append((start, end))
-    return left
 
 
 def _bar(axis: Axis, interval: Interval, number: int) -> dict[str, Any]:

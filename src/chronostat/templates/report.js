@@ -1,6 +1,7 @@
 (function () {
   "use strict";
   var scheme = window.matchMedia("(prefers-color-scheme: dark)");
+  var coarse = window.matchMedia("(pointer: coarse)").matches;
   var plots = Array.prototype.slice.call(document.querySelectorAll("div.plot"));
 
   function colour(name) {
@@ -19,7 +20,7 @@
         });
       }
     });
-    if (window.matchMedia("(pointer: coarse)").matches) {
+    if (coarse) {
       layout.dragmode = false; // a finger on a figure scrolls the page
     }
     return layout;
@@ -28,7 +29,10 @@
   function draw(div) {
     var data = document.querySelector('script[data-for="' + div.id + '"]').textContent;
     var figure = JSON.parse(data);
-    return window.Plotly.react(div, figure.data, dress(figure.layout), { responsive: true, displaylogo: false });
+    return window.Plotly.react(div, figure.data, dress(figure.layout), {
+      responsive: true, displaylogo: false,
+      displayModeBar: coarse ? false : "hover" // without a mouse the bar would always cover the legend
+    });
   }
 
   function drawAll() {

@@ -29,7 +29,8 @@ def validate(session: Session, controller: Controller) -> Validation:
     is not the same minutes after the training. The renewed controller is stored.
 
     Raises:
-        BudgetError: no setting can meet one of the budgets; nothing is executed then.
+        BudgetError: no setting can meet one of the budgets: by the training, and nothing is executed then; or by what
+            they took on the validation split, and no test sample is executed then.
         ConfigError: no budgets, or too few samples to judge on; nothing is executed then.
         DataError: there are no test samples; nothing is executed then.
         UnlikeConditions: the controller's budgets limit another latency; nothing is executed then.
@@ -48,6 +49,7 @@ def validate(session: Session, controller: Controller) -> Validation:
     renewed = controller.without(selection.taken_out).renewed(
         selection.latency_means, session.unseen_observations(), selection.full_ms, session.material.vlm.model
     )
+    _check(session, renewed, budgets)  # as long as the controller of the training is still there
     renewed.save(session.store.folder / FOLDER)
     judging = _Judging(session=session, controller=renewed, budgets=budgets, selection=selection)
     judged = judging.run()
@@ -145,6 +147,7 @@ class _Judging:
 
     def _judge(self, index: int, request: Request) -> None:
         session, every = self.session, self.session.config.validation.aa_every
+        every = 0 if session.source == "estimated" else every  # estimates repeat themselves, whatever the machine does
         chosen = _decide(session, self.controller, request, self.budgets, index)
         draws = [session.space.settings[i] for i in self.fixed] + [decision.setting for decision in chosen]
         again = [session.space.full] if every and index % every == 0 else []

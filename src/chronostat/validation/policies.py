@@ -14,8 +14,16 @@ from chronostat.records import Budget, LatencyMetric, PolicyScore, Trial
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Flags = NDArray[np.bool_]
-LEAST_CALM = 0.5  # of the samples; where fewer are undisturbed none is left out of the latencies
+_LEAST_CALM = 0.5  # of the samples; where fewer are undisturbed none is left out of the latencies
 DEADLINE_SHARE = 0.95  # of the requests that have to be within a deadline
+
+
+def that_count(calm: Flags) -> Flags:
+    """The samples whose latency counts, shape [n]: those that nothing disturbed.
+
+    All of them on a machine that disturbs more than half: what it takes is what it takes there.
+    """
+    return calm if calm.mean() >= _LEAST_CALM else np.ones_like(calm)
 
 
 @dataclass(kw_only=True)
@@ -135,12 +143,8 @@ class Played:
 
     @property
     def timed(self) -> Flags:
-        """The samples whose latency counts, shape [n]: those that nothing disturbed.
-
-        All of them on a machine that disturbs more than half: what it takes is what it takes there.
-        """
-        calm = np.array([reason is None for reason in self.disturbed], dtype=np.bool_)
-        return calm if calm.mean() >= LEAST_CALM else np.ones_like(calm)
+        """The samples whose latency counts, shape [n]."""
+        return that_count(np.array([reason is None for reason in self.disturbed], dtype=np.bool_))
 
     @property
     def accuracy(self) -> Floats:
@@ -152,6 +156,11 @@ class Played:
         """Expected latency of each sample, shape [n]."""
         return self.weights @ self.charged_ms
 
+    @property
+    def timed_ms(self) -> float:
+        """Mean latency over the samples whose latency counts."""
+        return float(self.mean_ms[self.timed].mean())
+
     def within(self, limit_ms: float) -> Floats:
         """Probability of each sample to be within a limit, shape [n]."""
         return self.weights @ (self.charged_ms <= limit_ms)
@@ -159,7 +168,7 @@ class Played:
     def keeps(self, budget: Budget, limit_ms: float) -> bool:
         """Whether the budget is kept by its own rule."""
         if budget.kind == "mean":
-            return float(self.mean_ms[self.timed].mean()) <= limit_ms
+            return self.timed_ms <= limit_ms
         return float(self.within(limit_ms)[self.timed].mean()) >= DEADLINE_SHARE
 
     def quantile_ms(self, q: float) -> float:
@@ -189,9 +198,7 @@ def best_fixed(pool: Pool, candidates: Iterable[int], budget: Budget, limit_ms: 
     """The candidate of highest accuracy that keeps the budget, ties to the faster; None if none keeps it."""
     kept = [(i, pool.fixed(i)) for i in candidates]
     ranked = [
-        (float(played.accuracy.mean()), -float(played.mean_ms.mean()), i)
-        for i, played in kept
-        if played.keeps(budget, limit_ms)
+        (float(played.accuracy.mean()), -played.timed_ms, i) for i, played in kept if played.keeps(budget, limit_ms)
     ]
     return max(ranked)[2] if ranked else None
 
@@ -199,7 +206,7 @@ def best_fixed(pool: Pool, candidates: Iterable[int], budget: Budget, limit_ms: 
 def best_mix(pool: Pool, candidates: Sequence[int], limit_ms: float) -> Mix | None:
     """The mix of two candidates of highest accuracy whose mean latency is the limit; None if none can keep it."""
     accuracy = {i: float(pool.quality[:, i].mean()) for i in candidates}
-    mean_ms = {i: float(pool.latency_ms[:, i].mean()) for i in candidates}
+    mean_ms = {i: pool.fixed(i).timed_ms for i in candidates}
     below = [i for i in candidates if mean_ms[i] <= limit_ms]
     above = [i for i in candidates if mean_ms[i] > limit_ms]
     pure = [Mix(low=i, high=i, share=0.0) for i in below]

@@ -10,7 +10,7 @@ from chronostat.errors import MeasurementError
 from chronostat.execution import Request
 from chronostat.records import Budget, Setting
 from chronostat.session import Session
-from chronostat.validation.policies import Measurements, Mix, Pool, best_fixed, best_mix
+from chronostat.validation.policies import Flags, Floats, Measurements, Mix, Pool, best_fixed, best_mix, that_count
 
 FINALISTS = 3  # settings per budget that stay in the race
 _OPEN_SHARE = 0.4  # of the time box, in which every setting runs
@@ -123,14 +123,22 @@ def _complete(table: Measurements, settings: Sequence[int]) -> Pool:
 
 
 def latency_means(table: Measurements, controller_ms: float) -> tuple[float, ...]:
-    """Mean latency of each setting plus ``controller_ms`` over the median of ``full`` on the same samples, length S."""
+    """Mean latency of each setting plus ``controller_ms`` over the median of ``full`` on the same samples, length S.
+
+    Disturbed executions are left out of the means as they are of those that rivals are chosen by.
+    """
     latency_ms = np.array(table.latency_ms)
-    return tuple(_fraction(latency_ms[:, 0], column, controller_ms) for column in latency_ms.T)
+    calm = np.array([[i not in why for i in range(latency_ms.shape[1])] for why in table.disturbed], dtype=np.bool_)
+    columns = zip(latency_ms.T, calm.T, strict=True)
+    return tuple(_fraction(latency_ms[:, 0], column, undisturbed, controller_ms) for column, undisturbed in columns)
 
 
-def _fraction(full: np.ndarray, column: np.ndarray, controller_ms: float) -> float:
+def _fraction(full: Floats, column: Floats, undisturbed: Flags, controller_ms: float) -> float:
     both = np.isfinite(full) & np.isfinite(column)
-    return float((column[both].mean() + controller_ms) / np.median(full[both])) if both.any() else float("nan")
+    if not both.any():
+        return float("nan")
+    mean_ms = column[both][that_count(undisturbed[both])].mean()
+    return float((mean_ms + controller_ms) / np.median(full[both]))
 
 
 def full_ms(pool: Pool) -> float:
@@ -149,7 +157,8 @@ def finalists(pool: Pool, budgets: Sequence[Budget], candidates: Sequence[int] |
         candidates: settings in the race, ``full`` among them; all if absent.
     """
     everything = list(range(pool.quality.shape[1]) if candidates is None else candidates)
-    mean_ms, accuracy = pool.latency_ms[:, everything].mean(axis=0), pool.quality[:, everything].mean(axis=0)
+    mean_ms = np.array([pool.fixed(i).timed_ms for i in everything])
+    accuracy = pool.quality[:, everything].mean(axis=0)
     kept = {0, *(everything[i] for i in (int(mean_ms.argmin()), *_upper_hull(mean_ms, accuracy)))}
     for budget in budgets:
         limit_ms = _SLACK * budget.ms(full_ms(pool))
@@ -182,7 +191,7 @@ def _rivals(pool: Pool, candidates: Sequence[int], budget: Budget) -> Rivals:
     limit_ms = budget.ms(full_ms(pool))
     fixed = best_fixed(pool, candidates, budget, limit_ms)
     if fixed is None:
-        fixed = min(candidates, key=lambda i: float(pool.latency_ms[:, i].mean()))
+        fixed = min(candidates, key=lambda i: pool.fixed(i).timed_ms)
     return Rivals(
         fixed=fixed,
         accuracy=float(pool.quality[:, fixed].mean()),

@@ -161,7 +161,7 @@ def _fixed_scores(session: Session, pool: Pool, bootstrap: PairedBootstrap) -> l
                 setting=str(session.space.settings[position]),
                 n=len(pool),
                 accuracy=bootstrap.mean(played.accuracy),
-                mean_ms=bootstrap.mean(played.mean_ms),
+                mean_ms=bootstrap.mean(played.mean_ms, played.timed),
                 p95_ms=played.quantile_ms(0.95),
             )
         )

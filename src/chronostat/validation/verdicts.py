@@ -10,7 +10,14 @@ import numpy as np
 
 from chronostat.measure.judging import verdict_of
 from chronostat.measure.reasons import kind_of
-from chronostat.measure.sequential import bounded_mean_interval, is_look, look_level, narrowed, sample_interval
+from chronostat.measure.sequential import (
+    FIRST_LOOK_AT_SAMPLES,
+    bounded_mean_interval,
+    is_look,
+    look_level,
+    narrowed,
+    sample_interval,
+)
 from chronostat.measure.statistics import PairedBootstrap
 from chronostat.records import Budget, Comparison, Estimate, LatencyMetric, Verdict
 from chronostat.store.validation import AccuracyVerdict
@@ -121,7 +128,7 @@ class Verdicts:
         if state.accuracy == "undecided":
             state.accuracy = accuracy_verdict(state.gain, self.margin)
         number = len(pairs.log_ratios)
-        if is_look(number, state.last) or (final and number > state.last):
+        if is_look(number, state.last, FIRST_LOOK_AT_SAMPLES) or (final and (number > state.last or not number)):
             ratio = _ratio(pairs.log_ratios, look_level(number, state.last, ALPHA))
             state.ratio, state.last = narrowed(ratio, state.ratio), number
             if state.latency == "undecided":

@@ -1,9 +1,10 @@
 """knobs and rank-blocks: what a model's knobs do, and which of its decoder blocks are worth least."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from rich.box import SIMPLE_HEAD
@@ -15,7 +16,7 @@ from chronostat.console import Bars
 from chronostat.effects import Effect, Effects, measure_effects
 from chronostat.errors import ConfigError, StoreError
 from chronostat.importance import RANKING, BlockScore, KeptBlocks, Plan, Ranking, load_ranking
-from chronostat.knobs import find_space
+from chronostat.knobs import KNOBS, find_knob, find_space
 from chronostat.material import load_data, load_model
 from chronostat.measure.work import Work
 from chronostat.models.anatomy import anatomy_of
@@ -64,7 +65,8 @@ def knobs(
             seed=config.seed,
             advance=lambda share, note: status.update(f"measuring: {100 * share:.0f} %, {note}"),
         )
-    for line in _space_lines(effects):
+    nearest = nearest_values(vlm, levels)
+    for line in _space_lines(effects, nearest):
         out.print(line)
     for table in effects_tables(effects):
         out.print(table)
@@ -73,7 +75,7 @@ def knobs(
             out.print(f"{_name(effect)}: {note}")
     out.print(f"{effects.executions} executions; {effects.ended}")
     if json_file is not None:
-        write_json(json_file, effects.to_json())
+        write_json(json_file, {**effects.to_json(), "nearest": nearest})
         out.print(f"written: {json_file}")
 
 
@@ -84,12 +86,25 @@ def _by_importance(ranking: Ranking, path: Path) -> list[tuple[int, ...]]:
     return [kept.skipped for kept in ranking.kept]
 
 
-def _space_lines(effects: Effects) -> Iterator[str]:
+def nearest_values(vlm: Vlm, levels: Mapping[str, Any]) -> dict[str, dict[str, KnobValue]]:
+    """By knob the values that are asked for and cannot be met exactly, as text, with what they are taken to."""
+    nearest: dict[str, dict[str, KnobValue]] = {}
+    for name in KNOBS:
+        for value in levels.get(name) or ():
+            reached = find_knob(name, vlm.model, vlm.processor).reached(value)
+            if reached != value:
+                nearest.setdefault(name, {})[_value(value)] = reached
+    return nearest
+
+
+def _space_lines(effects: Effects, nearest: Mapping[str, Mapping[str, KnobValue]]) -> Iterator[str]:
     product = " x ".join(str(len(values)) for values in effects.space.levels.values())
     yield f"{effects.model}: {len(effects.space)} settings ({product})"
     for name, values in effects.space.levels.items():
         shown = "; ".join(_value(value) for value in values)
         yield f"{name}: {effects.mechanisms[name]}; values {shown}"
+        for asked, reached in nearest.get(name, {}).items():
+            yield f"{name}: {asked} is taken to {_value(reached)}, the nearest that can be asked for"
     for reason in effects.absent.values():
         yield f"absent: {reason}"
     if effects.space.pruned:
@@ -131,8 +146,8 @@ def _latency_title(conditions: Conditions, source: str) -> str:
 def _notes(effect: Effect) -> Iterator[str]:
     if effect.flag:
         yield effect.flag
-    for flags in {comparison.flags for comparison in effect.comparisons.values() if not comparison.pairs}:
-        yield from flags
+    without_pairs = [comparison for comparison in effect.comparisons.values() if not comparison.pairs]
+    yield from dict.fromkeys(flag for comparison in without_pairs for flag in comparison.flags)
 
 
 def _name(effect: Effect) -> str:
@@ -208,12 +223,9 @@ def _rank(session: Session, plan: Plan, folder: Path, out: Console) -> None:
             out.print(table)
     for block, reason in ranking.refused.items():
         out.print(f"block {block} cannot be skipped: {reason}")
-    disturbed = max(score.disturbed for score in ranking.rounds[-1])
-    if disturbed:
-        out.print(
-            f"the machine disturbed {disturbed} of {ranking.rounds[-1][0].samples} samples, too many to leave out, so "
-            "that saved times are doubtful; chronostat doctor says what disturbs"
-        )
+    doubt = doubt_of(ranking)
+    if doubt is not None:
+        out.print(doubt)
     undecided = [score.block for score in ranking.rounds[-1] if score.loss_per_ms is None]
     if undecided:
         out.print(f"blocks {', '.join(map(str, undecided))}: it is undecided whether they save time; raise --seconds")
@@ -222,9 +234,20 @@ def _rank(session: Session, plan: Plan, folder: Path, out: Console) -> None:
     out.print(f"[knobs]\nblock_order = {list(ranking.order)}")
 
 
+def doubt_of(ranking: Ranking) -> str | None:
+    """What to say where samples that the machine disturbed had to be used, in any round; None where they had not."""
+    measured = [*(score for scores in ranking.rounds for score in scores), *ranking.kept]
+    worst = max(measured, key=lambda each: each.disturbed / each.samples)
+    if not worst.disturbed:
+        return None
+    return (
+        f"the machine disturbed {worst.disturbed} of {worst.samples} samples, too many to leave out, so that saved "
+        "times are doubtful; chronostat doctor says what disturbs"
+    )
+
+
 def scores_table(ranking: Ranking) -> Table:
-    """What each block is worth: of ``greedy`` in the round that took it out, of the others in the last round."""
-    greedy = ranking.plan.method == "greedy"
+    """What each block is worth: of ``greedy`` in the round that took it out, of the others in their last round."""
     table = Table(
         title=f"{ranking.model}: loss of quality in points for each ms of {ranking.metric} ({ranking.source}) saved, "
         f"[95 % intervals]; {ranking.plan.method}",
@@ -233,8 +256,8 @@ def scores_table(ranking: Ranking) -> Table:
     for head in ("place", "block", "loss of quality (points)", "saved", "loss per ms saved (points)", "samples"):
         table.add_column(head, justify="right")
     for place, block in enumerate(ranking.order):
-        scores = ranking.rounds[min(place, len(ranking.rounds) - 1)] if greedy else ranking.rounds[0]
-        score = next(score for score in scores if score.block == block)
+        rounds = reversed(ranking.rounds[: place + 1])
+        score = next(score for scores in rounds for score in scores if score.block == block)
         table.add_row(str(place + 1), str(block), *_score_cells(score))
     return table
 

@@ -18,7 +18,7 @@ from chronostat.execution import request_for
 from chronostat.material import Material, load_data, load_model
 from chronostat.records import Conditions, Phase
 from chronostat.report import write_picture, write_report
-from chronostat.report.text import percent
+from chronostat.report.text import noise_floor_text
 from chronostat.session import Session, begin, begin_with, reopen, reopen_with, require_like
 from chronostat.store import RunStore, Validation
 from chronostat.store.atomic import disk_errors
@@ -34,7 +34,8 @@ SIGNIFICANT = 0.01  # of the test whether choices depend on the kind of question
 
 def demo(config: Config, folder: Path, command: str, out: Console) -> None:
     """Train, validate and report in one process."""
-    out.print(f"Chronostat runs its main job in {folder}: at most 8 minutes. It reads no earlier run.")
+    limit = "" if config.seconds is None else f": at most {math.ceil(config.seconds / 60)} minutes"
+    out.print(f"Chronostat runs its main job in {folder}{limit}. It reads no earlier run.")
     with begin(config, run_dir=folder, command=command, progress=Bars(out)) as session:
         budgets = judged_budgets(session)  # what cannot be judged is refused before minutes of training
         _judge(session, run_training(session, budgets), out)
@@ -176,7 +177,10 @@ def _limits(config: Config, settings: int, execution_s: float) -> dict[Phase, tu
         "calibrate": (train.calibration_seconds, math.inf),
         "train": (
             training_box_s(config, train.calibration_seconds, execution_s),
-            math.inf if train.trials is None else train.trials * train.group_size,
+            min(
+                math.inf if train.trials is None else train.trials * train.group_size * train.repeats,
+                math.inf if train.executed_seconds is None else train.executed_seconds / execution_s,
+            ),
         ),
         "select": (validation.select_seconds, validation.select_samples * settings),
         "test": (validation.seconds, validation.samples * JUDGED_SETTINGS),
@@ -224,10 +228,7 @@ def _say_verdict(verdict: Validation, out: Console) -> None:
     out.print(verdict_table(verdict))
     counted, differ, noise = verdict.counted, verdict.kinds_differ, verdict.noise
     if noise is not None:
-        out.print(
-            f"noise floor: half of {noise.comparison.pairs} pairs of full against itself differ by more than "
-            f"{percent(noise.spread)}; {noise.asked - noise.comparison.pairs} of {noise.asked} pairs left out"
-        )
+        out.print(f"noise floor: {noise_floor_text(noise)}")
     if counted is not None:
         out.print(f"validation: {counted.executions:,} stored executions, {counted.generate_calls:,} generate() calls")
     if differ is not None:

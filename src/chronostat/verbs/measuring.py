@@ -21,11 +21,12 @@ from chronostat.material import load_model
 from chronostat.models.load import Vlm
 from chronostat.records import Setting
 from chronostat.survey import Arm, Plan, Survey, survey
-from chronostat.surveyed import condition_rows, notes, survey_page
+from chronostat.surveyed import condition_rows, judged, notes, survey_page
 from chronostat.verbs.output import write_json, write_text
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 ONE_ARM, COMPARED, MANY_REQUESTS = 10, 20, 1  # repeats, where the user names none
+MOST_REQUESTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Ask:
         images: of the one request.
         folder: of images, each a request.
         task: a task by name, each sample a request.
-        requests: most of them.
+        requests: most of them; None: 20.
         repeats: None: as many as suit.
         command: as it was typed.
     """
@@ -48,7 +49,7 @@ class Ask:
     folder: Path | None = None
     prompt: str | None = None
     task: str | None = None
-    requests: int = 20
+    requests: int | None = None
     repeats: int | None = None
     exact_tokens: bool = False
     json_file: Path | None = None
@@ -76,7 +77,12 @@ def measure(ask: Ask, out: Console) -> None:
     )
     with out.status("measuring") as status:
         found = survey(arms, plan, advance=lambda share, note: status.update(f"measuring: {100 * share:.0f} %, {note}"))
-    _show(found, ask, out)
+    try:
+        written = _write(found, ask)
+    finally:  # the tables last: they may go to a program that reads only their first lines
+        _show(found, out)
+    for line in written:
+        out.print(line)
 
 
 def one_request(vlm: Vlm, images: Sequence[Path], prompt: str | None, *, own_model: bool) -> SampleRequest:
@@ -98,8 +104,10 @@ def one_sample(images: Sequence[Path], prompt: str | None, *, own_model: bool) -
     """
     if images and prompt:
         return _sample("request", prompt, images)
-    if images or prompt or own_model:
-        raise ConfigError("give --image FILE and --prompt TEXT together; without both, the bundled model is measured")
+    if own_model:
+        raise ConfigError("an own model needs a request: give --image FILE and --prompt TEXT")
+    if images or prompt:
+        raise ConfigError("give --image FILE and --prompt TEXT together, or neither for a request of the bundled task")
     return DemoTask().split("validation")[0]
 
 
@@ -143,14 +151,17 @@ def _samples(ask: Ask) -> list[Sample]:
     ways = [flag for flag, given in (("--image", ask.images), ("--images", ask.folder), ("--task", ask.task)) if given]
     if len(ways) > 1:
         raise ConfigError(f"{' and '.join(ways)} each say what the requests are; give one of them")
+    if ask.requests is not None and ask.task is None and ask.folder is None:
+        raise ConfigError(f"--requests {ask.requests} says how many of --images or --task; give one of them with it")
+    most = ask.requests or MOST_REQUESTS
     if ask.task is not None:
         if ask.prompt:
             raise ConfigError("--task brings its own prompts; leave --prompt out")
-        return list(DemoTask().split("validation")[: ask.requests])
+        return list(DemoTask().split("validation")[:most])
     if ask.folder is not None:
         if not ask.prompt:
             raise ConfigError("--images DIR needs --prompt TEXT, which is asked of each image")
-        return [_sample(file.name, ask.prompt, [file]) for file in _image_files(ask.folder)[: ask.requests]]
+        return [_sample(file.name, ask.prompt, [file]) for file in _image_files(ask.folder)[:most]]
     own = any(config.model.path is not None for config in ask.models)
     return [one_sample(ask.images, ask.prompt, own_model=own)]
 
@@ -180,15 +191,20 @@ def _name(vlm: Vlm, setting: Setting, *, models: int, settings: int) -> str:
     return vlm.name if settings == 1 and not setting else f"{vlm.name}: {setting}"
 
 
-def _show(found: Survey, ask: Ask, out: Console) -> None:
-    for table in survey_tables(found):
-        out.print(table)
-    out.print("; ".join(f"{name.replace('_', ' ')} {' / '.join(cells)}" for name, cells in condition_rows(found)))
-    for note in notes(found):
-        out.print(note)
+def _write(found: Survey, ask: Ask) -> list[str]:
+    written: list[str] = []
     if ask.json_file is not None:
         write_json(ask.json_file, found.to_json())
-        out.print(f"every execution: {ask.json_file}")
+        written.append(f"every execution: {ask.json_file}")
     if ask.html_file is not None:
         write_text(ask.html_file, survey_page(found, ask.command), flag="--html")
-        out.print(f"page with waterfall: {ask.html_file}")
+        written.append(f"page with waterfall: {ask.html_file}")
+    return written
+
+
+def _show(found: Survey, out: Console) -> None:
+    for table in survey_tables(found, out.width):
+        out.print(table)
+    out.print("; ".join(f"{name.replace('_', ' ')} {' / '.join(cells)}" for name, cells in condition_rows(found)))
+    for note in filter(None, (*notes(found), judged(found))):
+        out.print(note)

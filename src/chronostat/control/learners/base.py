@@ -39,8 +39,8 @@ class Learner(ABC):
         observation_size: D.
         config: the run's configuration.
         seed: seed of the weights and of everything that learning draws.
-        latency_means: mean latency of each setting in the calibration of this run, as fractions of ``full``, length S;
-            NaN where it could not be measured.
+        latency_means: mean latency of each setting in the calibration of this run, the controller's own included, as
+            fractions of ``full``, length S; NaN where it could not be measured.
         budgets: the budgets that training draws from.
     """
 

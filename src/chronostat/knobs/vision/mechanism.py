@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -46,12 +47,13 @@ class Mechanism:
         Args:
             asked: a number of tokens from 1 to the most, or a share of full, a float below 1 that is a token at least.
         """
-        if isinstance(asked, bool | tuple) or (isinstance(asked, float) and not asked < 1):
+        if type(asked) is not int and not (isinstance(asked, float) and asked < 1):
             return None
         tokens = asked * self.full if isinstance(asked, float) else asked
         if not 1 <= tokens <= self.most:
             return None
-        possible = (min(max(round(tokens), span[0]), span[-1]) for span in self.legal)
+        whole = ceil(tokens - 0.5)
+        possible = (min(max(whole, span[0]), span[-1]) for span in self.legal)
         return min(possible, key=lambda number: (abs(number - tokens), number))
 
     @property
