@@ -25,6 +25,7 @@ PHASE_NAMES: dict[Phase, str] = {
 _NAME_WIDTH = max(map(len, PHASE_NAMES.values()))
 _BAR_WIDTH = 12  # then a line of 80 characters has room for the time and a note
 _GAP = 2  # characters between two columns of a table
+_EDGE = 1  # rich pads a column of a least width also where the table ends
 _LEAST_CELL = len("needs 100")
 
 
@@ -135,7 +136,7 @@ def _side_by_side(
     first = max(len(name) for rows in groups for name, _ in rows)
     needed = [max(_LEAST_CELL, *(_number_width(cells[arm]) for _, cells in groups[0])) for arm in range(len(names))]
     tables: list[Table] = []
-    for arms in _lines_of(needed, width - first):
+    for arms in _lines_of(needed, width - first - _EDGE):
         table = _table(None if tables else title)
         table.add_column(head, no_wrap=True)
         for arm in arms:

@@ -33,6 +33,7 @@ from chronostat.store.likeness import CONDITIONS
 from chronostat.trials import Subject, TrialRunner
 from chronostat.version import VERSION
 
+_MOST_PROBES = 4  # executions before training at which the stages can be seen
 _SETTLE_SAMPLES = 256  # that the price of latency is fitted on
 _TIME_LIMIT = 30.0  # of the time that full took, unless the configuration names a limit
 _LEAST_TIME_LIMIT_S = 10.0
@@ -261,7 +262,7 @@ def _session(material: Material, store: RunStore, progress: Progress, clock: Clo
 def _prove_knobs(runner: TrialRunner, material: Material, store: RunStore, weights: Mapping[str, int]) -> None:
     """Warm every setting up, and count meanwhile that each knob acts; ``run.json`` says what was counted."""
     try:
-        proofs = prove_knobs(runner, material.space, material.dataset.split("train"), index=2, weights=weights)
+        proofs = prove_knobs(runner, material.space, material.dataset.split("train"), index=_MOST_PROBES, weights=weights)
     except ChronostatError as error:
         record_check(store, failed=str(error))
         raise
@@ -285,7 +286,8 @@ def _record_source(store: RunStore, source: Source, metric: LatencyMetric) -> No
 def _decide_source(runner: TrialRunner, material: Material) -> Source:
     """Execute ``full`` twice, since the first call of a process pays for what later ones find ready.
 
-    Both are stored once the source is known: no record of a run has another one.
+    Where the stages of the second are not to be trusted, twice more at most: one doubtful call shall not decide how a
+    whole run is measured. All are stored once the source is known: no record of a run has another one.
     """
     request = runner.request(material.dataset.split("train")[0])
     runner.source = None  # whatever comes decides
@@ -293,8 +295,8 @@ def _decide_source(runner: TrialRunner, material: Material) -> Source:
     keep, held = runner.keep, list[Trial]()
     runner.keep = held.append
     try:
-        for index in range(2):
-            runner.run("warmup", index, request, [runner.full])
+        while len(held) < 2 or (len(held) < _MOST_PROBES and not _is_measured(held[-1])):
+            runner.run("warmup", len(held), request, [runner.full])
         probe = held[-1].executions[0]
         if runner.time_limit_s is None and probe.timing is not None:
             runner.time_limit_s = max(_TIME_LIMIT * probe.timing.total_ms / 1e3, _LEAST_TIME_LIMIT_S)
@@ -307,6 +309,11 @@ def _decide_source(runner: TrialRunner, material: Material) -> Source:
         for trial in held:
             keep(runner.in_source(trial, request))
     return source
+
+
+def _is_measured(trial: Trial) -> bool:
+    timing = trial.executions[0].timing
+    return timing is not None and timing.source == "measured"
 
 
 def _estimator(material: Material) -> Estimator:

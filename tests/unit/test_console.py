@@ -154,5 +154,8 @@ def test_arms_that_do_not_fit_a_line_go_below_and_nothing_is_cut():
     assert text.count("0.500 [0.450, 0.550]") == 3
     assert text.count("median in ms of 10 repeats") == 1
     assert len(survey_tables(found, 300)) == 2
+    for width in range(60, 130):
+        lines = [line for table in survey_tables(found, width) for line in render(table, width).splitlines()]
+        assert max(len(line) for line in lines if "median in ms" not in line) <= width
     for name in NAMES:
         assert all(word in text for word in name.split())

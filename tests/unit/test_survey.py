@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from chronostat.execution import execute, request_for
 from chronostat.records import Setting
 from chronostat.survey import STAGES, Arm, Plan, repeated, survey
 from chronostat.survey import arms as arms_module
+from chronostat.survey import protocol as protocol_module
 from chronostat.survey.protocol import _repeat
 from chronostat.survey.result import column_of, refuse_unequal
 
@@ -83,6 +85,23 @@ def test_several_arms_are_judged_against_the_first(arms):
     assert {shot.timing.new_tokens for each in found.columns for shot in each.shots} == {2}
 
 
+def test_what_warms_an_arm_up_is_in_no_number(arms, monkeypatch):
+    calls = Counter()
+
+    def cold_at_first(arms, arm, request, plan, *, warmup):
+        calls[arm] += 1
+        cold = calls[arm] <= 2  # the first look at its stages, and the warm-up of the judge
+        made = shot(timing(900.0 if cold else 30.0 + arm), request=request)
+        return dataclasses.replace(made, arm=arm, warmup=warmup)
+
+    monkeypatch.setattr(protocol_module, "shoot", cold_at_first)
+    found = survey(arms[:2], Plan(repeats=8, max_new_tokens=1))
+    for arm, column_ in enumerate(found.columns):
+        assert {each.timing.prefill_ms for each in column_.shots} == {30.0 + arm}
+        assert len(column_.shots) <= calls[arm] - 2
+    assert found.comparisons["prefill_ms"][1].ratio.point == pytest.approx(31 / 30)
+
+
 def test_several_requests_are_judged_by_sample(bundled, demo_sample):
     requests = [request_for(demo_sample, bundled.processor, None) for _ in range(3)]
     arms = [Arm(name=str(s), vlm=bundled, setting=s, requests=requests) for s in (FULL, SMALL)]
@@ -148,7 +167,13 @@ def test_a_stage_that_was_not_seen_each_time_is_absent():
 
 @pytest.mark.parametrize(
     ("count", "expected"),
-    [(1, (None, None, None)), (2, (1.5, None, None)), (20, (10.5, 19.5, None)), (101, (51, 96, 100))],
+    [
+        (1, (None, None, None)),
+        (2, (1.5, None, None)),
+        (20, (10.5, 19.5, None)),
+        (99, (50, 95, None)),
+        (101, (51, 96, 100)),
+    ],
 )
 def test_a_percentile_needs_enough_executions(count, expected):
     times = column(*(shot(timing(total_ms=float(n)), preprocess_ms=None) for n in range(1, count + 1)))
@@ -157,6 +182,7 @@ def test_a_percentile_needs_enough_executions(count, expected):
 
 def test_the_typical_execution_has_the_middle_total():
     assert column(*(shot(timing(total_ms=ms)) for ms in (9.0, 1.0, 5.0))).typical.timing.total_ms == 5
+    assert column(*(shot(timing(total_ms=ms)) for ms in (9.0, 1.0, 5.0, 7.0))).typical.timing.total_ms == 5
 
 
 def kept(arms, *shots):
