@@ -16,6 +16,8 @@ FRACTIONS = (1.0, 0.5, 0.3)  # of the latency of full
 
 def main() -> None:
     """Answer and print."""
+    if len(sys.argv) != 2:
+        sys.exit("name one directory: python examples/answer_within_budget.py RUN/controller")
     torch.set_num_threads(1)  # as it was trained; the thread count is a condition of every number
     vlm = load_vlm()
     controller = load_controller(sys.argv[1], vlm.model, vlm.processor)

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from chronostat import Execution, Setting, execute, load_vlm, request_for
+from chronostat import ChronostatError, Execution, Setting, execute, load_vlm, request_for
 from chronostat.data.demo import DemoTask
 
 STAGES = ("vision_ms", "projector_ms", "llm_prefill_ms", "prefill_rest_ms", "prefill_ms", "decode_ms", "total_ms")
@@ -39,4 +39,7 @@ def lines(execution: Execution) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ChronostatError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

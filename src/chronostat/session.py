@@ -262,7 +262,8 @@ def _session(material: Material, store: RunStore, progress: Progress, clock: Clo
 def _prove_knobs(runner: TrialRunner, material: Material, store: RunStore, weights: Mapping[str, int]) -> None:
     """Warm every setting up, and count meanwhile that each knob acts; ``run.json`` says what was counted."""
     try:
-        proofs = prove_knobs(runner, material.space, material.dataset.split("train"), index=_MOST_PROBES, weights=weights)
+        samples = material.dataset.split("train")
+        proofs = prove_knobs(runner, material.space, samples, index=_MOST_PROBES, weights=weights)
     except ChronostatError as error:
         record_check(store, failed=str(error))
         raise

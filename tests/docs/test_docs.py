@@ -88,6 +88,17 @@ def test_the_example_of_a_controller_says_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["answer_within_budget.py", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"StoreError: .* holds no controller"):
         runpy.run_path(str(ROOT / "examples" / "answer_within_budget.py"), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["answer_within_budget.py"])
+    with pytest.raises(
+        SystemExit, match=r"name one directory: python examples/answer_within_budget\.py RUN/controller"
+    ):
+        runpy.run_path(str(ROOT / "examples" / "answer_within_budget.py"), run_name="__main__")
+
+
+def test_the_example_of_measuring_says_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["measure_stages.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"ModelError: .* is no model directory"):
+        runpy.run_path(str(ROOT / "examples" / "measure_stages.py"), run_name="__main__")
 
 
 @every_document()
