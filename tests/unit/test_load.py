@@ -37,6 +37,16 @@ def test_a_copied_folder_is_the_same_model(bundled, folder):
     assert vlm.fingerprint == bundled.fingerprint
 
 
+@pytest.mark.parametrize("size", [1, 64, 65, 127, 128, 1000])
+def test_the_fingerprint_reads_values_all_over_a_weight(size):
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.zeros(size))
+    before = fingerprint(module)
+    with torch.no_grad():
+        module.weight[-max(1, -(-size // 64)) :] = 1  # where the last of at most 64 values is read
+    assert fingerprint(module) != before
+
+
 def test_the_fingerprint_follows_the_weights(folder, bundled):
     weights = load_file(folder / WEIGHTS)
     name = next(iter(weights))

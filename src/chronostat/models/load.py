@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +85,8 @@ def load_vlm(
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         # what transformers and safetensors raise for unusable directories
-        raise ModelError(f"cannot load {source} as an image-text-to-text model: {error}") from error
+        where = "" if Path(source).exists() else f"there is no directory {source} here, and as a hub model: "
+        raise ModelError(f"cannot load {source} as an image-text-to-text model: {where}{error}") from error
     model, facts = loaded
     _check_complete(source, facts["missing_keys"])
     model = model.to(place).eval()  # pyright: ignore[reportArgumentType] - a decorated method of the library
@@ -97,7 +99,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256(json.dumps(_stable(_config_of(model)), sort_keys=True, default=str).encode())
     for name, weight in sorted(model.named_parameters()):
         flat = weight.detach().flatten()
-        picked = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].float().cpu()
+        picked = flat[:: max(1, ceil(flat.numel() / _SAMPLED))].float().cpu()
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         digest.update(picked.numpy().tobytes())
     return digest.hexdigest()[:12]
