@@ -75,6 +75,11 @@ class Setting(Mapping[str, KnobValue]):
         return cls(dict(pairs))
 
 
+def knob_value(plain: float | list[int]) -> KnobValue:
+    """The value that JSON has made a list of, where it is a tuple."""
+    return tuple(plain) if isinstance(plain, list) else plain
+
+
 def _value_text(value: KnobValue) -> str:
     if not isinstance(value, tuple):
         return str(value)

@@ -1,7 +1,5 @@
 """The action space."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -43,14 +41,6 @@ def test_values_are_distinct(values):
         ActionSpace({"moe_topk": values})
 
 
-def test_it_survives_json():
-    again = ActionSpace.from_json(json.loads(json.dumps(SPACE.to_json())))
-    assert again.settings == SPACE.settings
-    assert again.levels == SPACE.levels
-    warmth = ActionSpace({"temperature": (1.0, 0.5, 0)})  # a knob of one's own
-    assert ActionSpace.from_json(json.loads(json.dumps(warmth.to_json()))).settings == warmth.settings
-
-
 LEVELS = {"vision_tokens": (4, 1), "block_skip": ((), (1,), (1, 2))}
 PRUNED = {
     "vision_tokens=1 block_skip=1,": "too few",
@@ -70,14 +60,6 @@ def test_a_pruned_space_holds_what_is_left_in_the_order_of_the_product():
     assert [space.index(setting) for setting in space.settings] == [0, 1, 2, 3]
     with pytest.raises(KnobError, match="block_skip=1, vision_tokens=1 is not in the action space: too few"):
         space.index(Setting(block_skip=(1,), vision_tokens=1))
-
-
-def test_a_pruned_space_survives_json():
-    space = ActionSpace(LEVELS, PRUNED)
-    plain = json.loads(json.dumps({"levels": space.to_json(), "pruned": space.pruned}))
-    again = ActionSpace.from_json(plain["levels"], plain["pruned"])
-    assert again.settings == space.settings
-    assert again.pruned == space.pruned
 
 
 def test_full_cannot_be_pruned():

@@ -63,19 +63,8 @@ class ActionSpace:
         return next((reason for text, reason in self.pruned.items() if Setting.parse(text) == setting), None)
 
     def to_json(self) -> dict[str, list[KnobValue]]:
-        """The levels as plain data that ``from_json`` reads back; ``pruned`` is plain data already."""
+        """The levels as plain data, as ``run.json`` holds them; ``pruned`` is plain data already."""
         return {knob: list(values) for knob, values in self.levels.items()}
-
-    @classmethod
-    def from_json(
-        cls, data: Mapping[str, Sequence[float | Sequence[int]]], pruned: Mapping[str, str] | None = None
-    ) -> "ActionSpace":
-        """The space that ``to_json`` described."""
-        levels = {
-            knob: [value if isinstance(value, int | float) else tuple(value) for value in values]
-            for knob, values in data.items()
-        }
-        return cls(levels, pruned)
 
 
 def pruning(

@@ -16,6 +16,7 @@ from chronostat.records import (
     Setting,
     Source,
     Step,
+    knob_value,
 )
 from chronostat.report.text import is_full
 from chronostat.store import RunStore, Validation
@@ -36,7 +37,7 @@ class RunView:
     validation: Validation | None
 
     @property
-    def space(self) -> dict[str, list[int | list[int]]]:
+    def space(self) -> dict[str, list[float | list[int]]]:
         """Levels of each knob, full first; empty if not recorded."""
         return self.facts.get("space") or {}
 
@@ -222,5 +223,5 @@ def _choices(run: RunView, decisions: Iterable[tuple[str, Decision]], columns: l
     )
 
 
-def _words(knob: str, levels: Iterable[int | list[int]]) -> list[str]:
-    return [str(Setting({knob: level if isinstance(level, int) else tuple(level)})) for level in levels]
+def _words(knob: str, levels: Iterable[float | list[int]]) -> list[str]:
+    return [str(Setting({knob: knob_value(level)})) for level in levels]

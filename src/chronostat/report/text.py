@@ -1,9 +1,9 @@
 """Numbers as text, each with its unit; what is not there says so and is never a 0."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-from chronostat.records import Estimate, LatencyMetric, Setting, Source
+from chronostat.records import Estimate, LatencyMetric, Setting, Source, knob_value
 from chronostat.store import NoiseFloor
 
 ABSENT = "not recorded"
@@ -73,13 +73,9 @@ def setting_lines(setting: str) -> str:
     return "<br>".join(setting.split())
 
 
-def is_full(setting: Setting, space: dict[str, list[int | list[int]]]) -> bool:
+def is_full(setting: Setting, space: Mapping[str, Sequence[float | list[int]]]) -> bool:
     """Whether every knob that is named stands at its first level, the full one."""
-    return all(knob in space and value == _hashable(space[knob][0]) for knob, value in setting.items())
-
-
-def _hashable(level: int | list[int]) -> int | tuple[int, ...]:
-    return level if isinstance(level, int) else tuple(level)
+    return all(knob in space and value == knob_value(space[knob][0]) for knob, value in setting.items())
 
 
 def _number(value: float | None, write: Callable[[float], str]) -> str:

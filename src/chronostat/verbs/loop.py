@@ -155,7 +155,9 @@ def forecast(config: Config, out: Console) -> None:
     probed = repeated(arms, Plan(repeats=1, max_new_tokens=config.measure.max_new_tokens))
     requests_ms = [shot.execution.request_ms or 0.0 for shot in probed]
     execution_s = sum(requests_ms) / len(requests_ms) / 1e3
-    table = Table("phase", "about how many executions", "seconds")
+    table = Table("phase")
+    for head in ("about how many executions", "seconds"):
+        table.add_column(head, justify="right")
     whole_s = 0.0
     for phase, (box_s, most) in _limits(config, len(material.space), execution_s).items():
         executions = min(box_s / execution_s, most)
