@@ -306,6 +306,7 @@ def test_validation_changes_only_how_is_judged(trained_run):
     assert refused(CONFIG, "validate", trained_run, "--set", "train.seconds=3") == message
 
 
+@pytest.mark.slow
 def test_a_budget_that_no_setting_can_meet(trained_run, tmp_path):
     folder = shutil.copytree(trained_run, tmp_path / "run")
     message = refused(BUDGET, "validate", folder, "--set", "validation.mean_budgets=[0.01]")
@@ -323,6 +324,7 @@ def test_a_damaged_controller(trained_run, tmp_path):
     assert RunStore.open(folder).trials("select") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "status", "message"),
     [

@@ -142,6 +142,7 @@ def _measure(vlm, out, **changed):
     return measure_table(vlm, out=out, **arguments)
 
 
+@pytest.mark.slow
 def test_a_table_goes_on_where_it_stopped(untrained, tmp_path, monkeypatch):
     out = tmp_path / "table.json"
     few = {"vision_tokens": (16,), "moe_topk": (), "block_skip": ()}  # full is always added
@@ -199,6 +200,7 @@ def test_bits_come_back():
     assert accuracies([row]) == {(16, 1, ()): {"read": 0.6}}
 
 
+@pytest.mark.slow
 def test_counting_covers_all_settings_and_kinds(untrained):
     rows = count_answers(untrained.model, split="validation", scenes=1, seconds=60.0, workers=0, batch=1)
     assert len({(row["vision_tokens"], row["moe_topk"], tuple(row["block_skip"])) for row in rows}) == 36
