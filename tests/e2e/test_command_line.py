@@ -175,6 +175,7 @@ def validated(trained_run, tmp_path_factory):
     return folder, said
 
 
+@pytest.mark.slow
 def test_validation_says_its_verdict_and_what_it_rests_on(validated):
     folder, said = validated
     store = RunStore.open(folder)

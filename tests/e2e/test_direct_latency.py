@@ -227,6 +227,7 @@ def test_hooks_that_do_not_fire_end_the_run_if_so_configured(stand_in, unseen):
         pytest.fail("the session began")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["prefill_ms", "llm_prefill_ms"])
 def test_or_switch_the_whole_run_to_totals(stand_in, unseen, metric):
     budgets = ("validation.mean_budgets=[0.95]", "validation.deadlines=[0.95]")

@@ -107,6 +107,7 @@ def test_an_error_ends_the_command_with_its_own_code(capsys, monkeypatch, tmp_pa
     assert "there is no table" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_costs_are_shares_of_full_on_the_same_sample(bundled, tmp_path):
     costs = measure_costs(bundled, DemoTask().split("validation")[:1])
     write_costs(tmp_path / "costs.json", costs)

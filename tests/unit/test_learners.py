@@ -42,6 +42,7 @@ def taught():
 FASTER = {"rloo": (("rloo", "learning_rate", 5e-3), ("rloo", "entropy", 0.01))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.45, 0.65, 0.7])
 def test_it_beats_the_best_fixed_setting_within_the_budget(name, taught, fraction):
     accuracy, mean = judge(taught[name], Budget(kind="mean", fraction=fraction))
