@@ -94,6 +94,15 @@ def test_decided_ends_early_and_keeps_its_verdict():
     assert (accuracy, compared.verdict) == ("better", "faster")
 
 
+def test_nothing_is_spent_on_a_look_that_can_show_nothing():
+    """At 5 samples no interval has bounds; had that look taken its part of alpha, 8 would not be enough."""
+    judged = verdicts("decided")
+    for n in (5, 8):
+        pairs = make_pairs(0.5, 0.5, n=n)
+        judged.look({NAME: pairs})
+    assert judged.comparison(NAME, pairs)[2].verdict == "faster"
+
+
 def test_looking_often_rarely_says_what_is_not_so():
     """Equal policies, looked at after every sample: the share of false verdicts stays below alpha."""
     wrong = 0
