@@ -117,14 +117,15 @@ def measure(options: argparse.Namespace, file: CellFile, box: TimeBox) -> int:
         options,
         file,
         box,
-        key_of="{}:{}".format,
         is_complete=lambda cell, _: len(cell.get("rows", [])) >= options.blocks,
-        measure=lambda subject, tiles: _measure_cell(subject, tiles, options, box, file),
+        measure=lambda subject, tiles, key: _measure_cell(subject, tiles, key, options, box, file),
     )
 
 
-def _measure_cell(subject: Subject, tiles: int, options: argparse.Namespace, box: TimeBox, file: CellFile) -> None:
-    key, started_s = f"{subject.name}:{tiles}", perf_counter()
+def _measure_cell(
+    subject: Subject, tiles: int, key: str, options: argparse.Namespace, box: TimeBox, file: CellFile
+) -> None:
+    started_s = perf_counter()
     arms, absent = arms_of(subject, tiles, [int(count) for count in options.fewer_tiles.split(",") if count])
     settings = {label: f"{arm.tiles} tiles, {arm.setting}" for label, arm in arms.items()}
     cell = file.open(

@@ -25,6 +25,7 @@ from benchmarks.models import build
 from benchmarks.replays import DIFFERENCES, Way, attempts, by_judge, fixed_number, in_blocks, in_pairs, summary
 from benchmarks.series import LENGTHS, METRICS, Series, conditions_of, load, record, save
 from chronostat.measure.judging import Rules
+from chronostat.measure.steady import steady
 
 LIMITS = (1, 2, 3, 4, 6, 8, 12, 20)
 ACCEPTED_LIMIT = 6
@@ -151,7 +152,8 @@ def main() -> None:
     if options.verb == "record":
         torch.set_num_threads(options.threads)
         subject = build(options.model, options.device, getattr(torch, options.dtype))
-        series = record(subject, tiles=options.tiles, tokens=options.tokens, seconds=options.seconds, seed=0)
+        with steady():
+            series = record(subject, tiles=options.tiles, tokens=options.tokens, seconds=options.seconds, seed=0)
         save(series, options.out)
         print(f"{options.out}: {len(series.rows)} executions in {series.seconds:.0f} s, {series.unseen} without stages")
         return

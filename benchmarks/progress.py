@@ -12,6 +12,7 @@ import torch
 from benchmarks.cells import Cell, CellFile, TimeBox, dtype_for, split_key
 from benchmarks.models import Subject, build
 from chronostat.errors import ChronostatError, MeasurementError
+from chronostat.measure.steady import steady
 
 BUILD_S = 20.0  # the least that is worth building a model of real size for
 
@@ -21,9 +22,10 @@ def measure_cells(
     file: CellFile,
     box: TimeBox,
     *,
-    key_of: Callable[[str, int], str],
     is_complete: Callable[[Cell, int], bool],
-    measure: Callable[[Subject, int], None],
+    measure: Callable[[Subject, int, str], None],
+    mode: str = "",
+    default_tiles: int = 5,
 ) -> int:
     """Measure the cells ``model:tiles`` of the options as far as the time goes; how many failed.
 
@@ -31,16 +33,18 @@ def measure_cells(
         options: with ``cells`` and ``device``.
         file: keeps the cells.
         box: the time for all.
-        key_of: name of a model's cell in the file, from model and tiles.
         is_complete: whether nothing of a cell is missing, from the cell and its tiles.
-        measure: measures what is missing of a model's cell.
+        measure: measures what is missing of a model's cell, from the model, tiles and the cell's name in the file.
+        mode: what else belongs to the cells' names, such as ``compiled``.
+        default_tiles: of a cell that names none.
     """
     torch.set_num_threads(1)
     subject: Subject | None = None
     failed = 0
     for key in options.cells.split(","):
-        name, tiles = split_key(key, tiles=5)
-        if is_complete(file.cells.get(key_of(name, tiles), {}), tiles):
+        name, tiles = split_key(key, tiles=default_tiles)
+        cell_name = " ".join(part for part in (f"{name}:{tiles}", mode, accelerator(options.device)) if part)
+        if is_complete(file.cells.get(cell_name, {}), tiles):
             print(f"{key}: complete", flush=True)
             continue
         if not box.allows(BUILD_S if options.device == "cuda" else 1.0):
@@ -52,13 +56,19 @@ def measure_cells(
                 gc.collect()
                 torch.cuda.empty_cache()
                 subject = _built(name, options.device)
-            measure(subject, tiles)
+            with steady():
+                measure(subject, tiles, cell_name)
         except (ChronostatError, RuntimeError) as error:  # torch raises RuntimeError; the next cell may still do
             failed += 1
-            file.cells.setdefault(key_of(name, tiles), {})["failed"] = f"{type(error).__name__}: {error}"
+            file.cells.setdefault(cell_name, {})["failed"] = f"{type(error).__name__}: {error}"
             file.save()
             print(f"{key} failed: {error}", file=sys.stderr, flush=True)
     return failed
+
+
+def accelerator(device: str) -> str:
+    """Short name of the GPU, such as ``H100``: cells of unlike GPUs stand beside each other. Empty for a CPU."""
+    return torch.cuda.get_device_name().removeprefix("NVIDIA ").split()[0] if device == "cuda" else ""
 
 
 def _built(name: str, device: str) -> Subject:

@@ -28,10 +28,10 @@ import torch
 from torch.utils.benchmark import Timer
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from benchmarks.cells import Cell, CellFile, TimeBox, arguments, commit_of, dtype_for, split_key
+from benchmarks.cells import Cell, CellFile, TimeBox, arguments, commit_of
 from benchmarks.common import format_estimate, markdown_table, ratio_interval
-from benchmarks.models import build
-from benchmarks.progress import fill_rows
+from benchmarks.models import Subject
+from benchmarks.progress import fill_rows, measure_cells
 from benchmarks.truth.calls import Caller, plain_timing
 from benchmarks.truth.cells import PARTS_CALLS, warm_up
 from chronostat.errors import MeasurementError
@@ -137,25 +137,29 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=32, help="tokens of each answer (default 32)")
     options = parser.parse_args()
     file = CellFile("versus_optimum_benchmark", options.out, commit_of(options))
-    if not options.show:
-        torch.set_num_threads(1)
-        box = TimeBox(options.seconds)
-        for key in options.cells.split(","):
-            if box.left_s() > 0:
-                _measure(key, options, file, box)
+    failed = 0 if options.show else measure(options, file, TimeBox(options.seconds))
     print(table(file.cells))
-    return 0
+    return 1 if failed else 0
 
 
-def _measure(key: str, options: argparse.Namespace, file: CellFile, box: TimeBox) -> None:
-    name, tiles = split_key(key, tiles=4)
-    if len(file.cells.get(f"{name}:{tiles}", {}).get("rows", [])) >= options.blocks:
-        print(f"{key}: complete", flush=True)
-        return
-    subject = build(name, options.device, dtype_for(options.device))
+def measure(options: argparse.Namespace, file: CellFile, box: TimeBox) -> int:
+    """Measure the cells as far as the time goes; how many failed."""
+    return measure_cells(
+        options,
+        file,
+        box,
+        is_complete=lambda cell, _: len(cell.get("rows", [])) >= options.blocks,
+        measure=lambda subject, tiles, key: _measure_cell(subject, tiles, key, options, box, file),
+        default_tiles=4,
+    )
+
+
+def _measure_cell(
+    subject: Subject, tiles: int, key: str, options: argparse.Namespace, box: TimeBox, file: CellFile
+) -> None:
     batch = subject.batch(tiles)
     cell = file.open(
-        f"{name}:{tiles}",
+        key,
         subject.model,
         tiles=tiles,
         image_tokens=int((batch["input_ids"] == image_token_id(subject.model)).sum()),
@@ -167,7 +171,7 @@ def _measure(key: str, options: argparse.Namespace, file: CellFile, box: TimeBox
     if "parts" not in cell:
         cell["parts"] = [caller.parts() for _ in range(PARTS_CALLS)]
     fill_rows(cell, options.blocks, box, file, lambda index: _block(caller, index))
-    print(f"{name}:{tiles}: {len(cell['rows'])} blocks", flush=True)
+    print(f"{key}: {len(cell['rows'])} blocks", flush=True)
 
 
 def _block(caller: Caller, index: int) -> dict[str, dict[str, Any]]:

@@ -51,14 +51,10 @@ def measure(options: argparse.Namespace, file: CellFile, box: TimeBox) -> int:
         options,
         file,
         box,
-        key_of=lambda name, tiles: _key(name, tiles, options),
         is_complete=lambda cell, tiles: is_complete(cell, _plan(tiles, options), options.device),
-        measure=lambda subject, tiles: _measure_cell(subject, tiles, options, box, file),
+        measure=lambda subject, tiles, key: _measure_cell(subject, tiles, key, options, box, file),
+        mode="compiled" if options.compiled else "",
     )
-
-
-def _key(name: str, tiles: int, options: argparse.Namespace) -> str:
-    return f"{name}:{tiles}{' compiled' if options.compiled else ''}"
 
 
 def _plan(tiles: int, options: argparse.Namespace) -> Plan:
@@ -70,10 +66,11 @@ def _plan(tiles: int, options: argparse.Namespace) -> Plan:
     )
 
 
-def _measure_cell(subject: Subject, tiles: int, options: argparse.Namespace, box: TimeBox, file: CellFile) -> None:
+def _measure_cell(
+    subject: Subject, tiles: int, key: str, options: argparse.Namespace, box: TimeBox, file: CellFile
+) -> None:
     batch = subject.batch(tiles)
     placeholder = image_token_id(subject.model)
-    key = _key(subject.name, tiles, options)
     cell = file.open(
         key,
         subject.model,
