@@ -11,7 +11,7 @@ from benchmarks.cells import Cell, CellFile, TimeBox
 from benchmarks.truth.calls import Caller, plain_timing
 from benchmarks.truth.probe import SideStreamClock, WaitingClock, planted
 
-WARM_UPS = 3
+WARM_UPS = 2
 PARTS_CALLS = 5
 WAITING_PAIRS = 6
 PROFILED_CALLS = 2
