@@ -30,7 +30,7 @@ from benchmarks.truth.calls import Caller
 from benchmarks.truth.cells import Plan, run_cell
 from benchmarks.truth.tables import again_ratio
 from chronostat.measure.clock import Clock, CpuClock, CudaClock, Mark, clock_for
-from chronostat.models.prepare import image_token_id
+from chronostat.models.prepare import count_image_tokens
 
 CELLS = "bundled:4,cpu-5m:4,cpu-30m:4,cpu-300m:4"
 MOST_PAIRS, PAIRS_OF_LARGE, LARGE = 300, 60, {"cpu-300m"}  # a call of it takes more than a second
@@ -150,7 +150,7 @@ def _measure_cell(
         key,
         subject.model,
         tiles=tiles,
-        image_tokens=int((batch["input_ids"] == image_token_id(subject.model)).sum()),
+        image_tokens=count_image_tokens(subject.model, batch),
         prompt_tokens=batch["input_ids"].shape[1],
         new_tokens=options.tokens,
         parameters=subject.parameters,

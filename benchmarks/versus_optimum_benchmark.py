@@ -37,7 +37,7 @@ from benchmarks.truth.calls import Caller, plain_timing
 from benchmarks.truth.cells import PARTS_CALLS, warm_up
 from chronostat.errors import MeasurementError
 from chronostat.measure.clock import Clock, Mark, clock_for
-from chronostat.models.prepare import image_token_id
+from chronostat.models.prepare import count_image_tokens
 
 OPTIMUM, OWN_READING = "optimum-benchmark's tracker", "optimum-benchmark's definitions, read by a class of our own"
 AGREEMENT = {"cpu": 0.05, "cuda": 0.02}
@@ -155,7 +155,7 @@ def _measure_cell(
         key,
         subject.model,
         tiles=tiles,
-        image_tokens=int((batch["input_ids"] == image_token_id(subject.model)).sum()),
+        image_tokens=count_image_tokens(subject.model, batch),
         new_tokens=options.tokens,
         optimum=OWN_READING if optimum_tracker() is None else OPTIMUM,
     )

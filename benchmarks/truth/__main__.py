@@ -22,7 +22,7 @@ from benchmarks.truth.calls import Caller
 from benchmarks.truth.cells import Plan, is_complete, run_cell
 from benchmarks.truth.tables import tables
 from chronostat.measure.clock import clock_for
-from chronostat.models.prepare import image_token_id
+from chronostat.models.prepare import count_image_tokens
 
 CELLS = ",".join(
     f"{model}:{tiles}" for tiles in (5, 1, 13) for model in ("qwen2.5-vl-7b", "internvl-moe-30b", "molmo2-8b")
@@ -63,12 +63,11 @@ def _measure_cell(
     options: argparse.Namespace, subject: Subject, tiles: int, key: str, file: CellFile, box: TimeBox
 ) -> None:
     batch = subject.batch(tiles)
-    placeholder = image_token_id(subject.model)
     cell = file.open(
         key,
         subject.model,
         tiles=tiles,
-        image_tokens=int((batch["input_ids"] == placeholder).sum()),
+        image_tokens=count_image_tokens(subject.model, batch),
         prompt_tokens=batch["input_ids"].shape[1],
         new_tokens=options.tokens,
         parameters=subject.parameters,
