@@ -47,12 +47,14 @@ class CellFile:
         """A cell to go on with: the earlier one if it was measured under like conditions with like facts, or a new one.
 
         Unlike conditions are not mixed: such a cell is begun again, and this is said; what there was is kept beside it.
+        That the last attempt at a cell failed is forgotten.
         """
         conditions = asdict(read_conditions(model))
         earlier = self.cells.get(key)
         if earlier is not None:
             differs = _difference(earlier.get("conditions", {}), conditions) or _other_facts(earlier, facts)
             if not differs:
+                earlier.pop("failed", None)
                 return earlier
             print(f"{key}: begun again, the earlier part differs ({differs})", flush=True)
             if earlier.get("rows"):

@@ -13,6 +13,7 @@ what the knob does through the processor, without its preprocessing. Quality has
 import argparse
 import sys
 from dataclasses import asdict
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -20,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import GenerationConfig
 
-from benchmarks.cells import Cell, CellFile, TimeBox, arguments, commit_of
+from benchmarks.cells import Cell, CellFile, TimeBox, arguments
 from benchmarks.common import format_estimate, markdown_table, ratio_interval
 from benchmarks.models import Batch, Subject
-from benchmarks.progress import fill_rows, measure_cells
+from benchmarks.progress import fill_rows, run_benchmark
 from chronostat.errors import KnobError, MeasurementError
 from chronostat.execution import BatchRequest, execute
 from chronostat.knobs import find_knob
@@ -105,25 +106,17 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=16, help="tokens of each answer (default 16)")
     parser.add_argument("--fewer-tiles", default="5,1", help="tiles that stand for vision_tokens (default 5,1)")
     options = parser.parse_args()
-    file = CellFile("knob_effects", options.out, commit_of(options))
-    failed = 0 if options.show else measure(options, file, TimeBox(options.seconds))
-    print(table(file.cells))
-    return 1 if failed else 0
-
-
-def measure(options: argparse.Namespace, file: CellFile, box: TimeBox) -> int:
-    """Measure the cells as far as the time goes; how many failed."""
-    return measure_cells(
+    return run_benchmark(
+        "knob_effects",
         options,
-        file,
-        box,
-        is_complete=lambda cell, _: len(cell.get("rows", [])) >= options.blocks,
-        measure=lambda subject, tiles, key: _measure_cell(subject, tiles, key, options, box, file),
+        is_complete=lambda cell, *_: len(cell.get("rows", [])) >= options.blocks,
+        measure=partial(_measure_cell, options),
+        table=table,
     )
 
 
 def _measure_cell(
-    subject: Subject, tiles: int, key: str, options: argparse.Namespace, box: TimeBox, file: CellFile
+    options: argparse.Namespace, subject: Subject, tiles: int, key: str, file: CellFile, box: TimeBox
 ) -> None:
     started_s = perf_counter()
     arms, absent = arms_of(subject, tiles, [int(count) for count in options.fewer_tiles.split(",") if count])
@@ -131,7 +124,6 @@ def _measure_cell(
     cell = file.open(
         key, subject.model, tiles=tiles, new_tokens=options.tokens, settings=settings, parameters=subject.parameters
     )
-    cell.pop("failed", None)
     cell["absent"] = absent
     runner = Runner(subject, arms, options.tokens)
     for label in arms:  # each arm warms up its own kernels; the counted call is a second one

@@ -12,9 +12,9 @@ Cells go on where they stopped; raw values go to ``overhead.json``.
 """
 
 import argparse
-import gc
 import sys
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from time import perf_counter_ns
 from typing import Any
@@ -22,14 +22,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.cells import Cell, CellFile, TimeBox, arguments, commit_of, dtype_for, split_key
+from benchmarks.cells import Cell, CellFile, TimeBox, arguments
 from benchmarks.common import format_estimate, markdown_table, ratio_interval
-from benchmarks.models import Subject, build
+from benchmarks.models import Subject
+from benchmarks.progress import run_benchmark
 from benchmarks.truth.calls import Caller
 from benchmarks.truth.cells import Plan, run_cell
 from benchmarks.truth.tables import again_ratio
 from chronostat.measure.clock import Clock, CpuClock, CudaClock, Mark, clock_for
-from chronostat.models.prepare import image_token_id
+from chronostat.models.prepare import count_image_tokens
 
 CELLS = "bundled:4,cpu-5m:4,cpu-30m:4,cpu-300m:4"
 MOST_PAIRS, PAIRS_OF_LARGE, LARGE = 300, 60, {"cpu-300m"}  # a call of it takes more than a second
@@ -127,45 +128,42 @@ def main() -> int:
     parser.add_argument("--again-every", type=int, default=3, help="a second bare call in every so many blocks (3)")
     parser.add_argument("--tokens", type=int, default=8, help="tokens of each answer (default 8)")
     options = parser.parse_args()
-    file = CellFile("overhead", options.out, commit_of(options))
-    if not options.show:
-        torch.set_num_threads(1)
-        box = TimeBox(options.seconds)
-        for key in options.cells.split(","):
-            if box.left_s() > 0:
-                _measure(key, options, file, box)
-    print(table(file.cells))
-    return 0
+    return run_benchmark(
+        "overhead",
+        options,
+        is_complete=lambda cell, model, _: "cost" in cell and len(cell["rows"]) >= _pairs(model, options),
+        measure=partial(_measure_cell, options),
+        table=table,
+        default_tiles=4,
+    )
 
 
-def _measure(key: str, options: argparse.Namespace, file: CellFile, box: TimeBox) -> None:
-    name, tiles = split_key(key, tiles=4)
-    earlier = file.cells.get(f"{name}:{tiles}", {})
-    pairs = options.pairs or (PAIRS_OF_LARGE if name in LARGE else MOST_PAIRS)
-    if "cost" in earlier and len(earlier["rows"]) >= pairs:
-        print(f"{key}: complete", flush=True)
-        return
-    subject = build(name, options.device, dtype_for(options.device))
+def _pairs(model: str, options: argparse.Namespace) -> int:
+    return options.pairs or (PAIRS_OF_LARGE if model in LARGE else MOST_PAIRS)
+
+
+def _measure_cell(
+    options: argparse.Namespace, subject: Subject, tiles: int, key: str, file: CellFile, box: TimeBox
+) -> None:
     batch = subject.batch(tiles)
     cell = file.open(
-        f"{name}:{tiles}",
+        key,
         subject.model,
         tiles=tiles,
-        image_tokens=int((batch["input_ids"] == image_token_id(subject.model)).sum()),
+        image_tokens=count_image_tokens(subject.model, batch),
         prompt_tokens=batch["input_ids"].shape[1],
         new_tokens=options.tokens,
         parameters=subject.parameters,
     )
     clock = clock_for(subject.model.device)
     caller = Caller(subject, batch, options.tokens, clock)
+    pairs = _pairs(subject.name, options)
     plan = Plan(pairs=pairs, again_every=options.again_every, profiled_tokens=0, extras=False)
     complete = run_cell(caller, cell, plan, box, file)
     if "cost" not in cell:
         cell["cost"] = _cost(subject, caller, clock)
         file.save()
-    print(f"{name}:{tiles}: {len(cell['rows'])} pairs, {'complete' if complete else 'to be continued'}", flush=True)
-    del subject, caller
-    gc.collect()
+    print(f"{key}: {len(cell['rows'])} pairs, {'complete' if complete else 'to be continued'}", flush=True)
 
 
 def _cost(subject: Subject, caller: Caller, clock: Clock) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cells import Cell, CellFile, TimeBox, dtype_for, split_key
+from benchmarks.cells import Cell, CellFile, TimeBox, commit_of, dtype_for, split_key
 from benchmarks.models import Subject, build
 from chronostat.errors import ChronostatError, MeasurementError
 from chronostat.measure.steady import steady
@@ -17,53 +17,56 @@ from chronostat.measure.steady import steady
 BUILD_S = 20.0  # the least that is worth building a model of real size for
 
 
-def measure_cells(
+def run_benchmark(
+    name: str,
     options: argparse.Namespace,
-    file: CellFile,
-    box: TimeBox,
     *,
-    is_complete: Callable[[Cell, int], bool],
-    measure: Callable[[Subject, int, str], None],
+    is_complete: Callable[[Cell, str, int], bool],
+    measure: Callable[[Subject, int, str, CellFile, TimeBox], None],
+    table: Callable[[dict[str, Cell]], str],
     mode: str = "",
     default_tiles: int = 5,
 ) -> int:
-    """Measure the cells ``model:tiles`` of the options as far as the time goes; how many failed.
+    """Measure the cells ``model:tiles`` of the options as far as the time goes, print the table; 1 if a cell failed.
 
     Args:
-        options: with ``cells`` and ``device``.
-        file: keeps the cells.
-        box: the time for all.
-        is_complete: whether nothing of a cell is missing, from the cell and its tiles.
-        measure: measures what is missing of a model's cell, from the model, tiles and the cell's name in the file.
+        name: of the benchmark.
+        options: those of ``arguments``, and ``cells``.
+        is_complete: whether nothing of a cell is missing, from the cell, the model's name and the tiles.
+        measure: measures what is missing of a model's cell, from the model, tiles, the cell's name in the file, the
+            file and the time for all.
+        table: what is printed of all cells that the file holds.
         mode: what else belongs to the cells' names, such as ``compiled``.
         default_tiles: of a cell that names none.
     """
+    file, box = CellFile(name, options.out, commit_of(options)), TimeBox(options.seconds)
     torch.set_num_threads(1)
     subject: Subject | None = None
-    failed = 0
-    for key in options.cells.split(","):
-        name, tiles = split_key(key, tiles=default_tiles)
-        cell_name = " ".join(part for part in (f"{name}:{tiles}", mode, accelerator(options.device)) if part)
-        if is_complete(file.cells.get(cell_name, {}), tiles):
+    failed = False
+    for key in () if options.show else options.cells.split(","):
+        model, tiles = split_key(key, tiles=default_tiles)
+        cell_name = " ".join(part for part in (f"{model}:{tiles}", mode, accelerator(options.device)) if part)
+        if is_complete(file.cells.get(cell_name, {}), model, tiles):
             print(f"{key}: complete", flush=True)
             continue
         if not box.allows(BUILD_S if options.device == "cuda" else 1.0):
             print(f"no time for {key}", flush=True)
             continue
         try:
-            if subject is None or subject.name != name:
+            if subject is None or subject.name != model:
                 subject = None  # the earlier model's memory is needed
                 gc.collect()
                 torch.cuda.empty_cache()
-                subject = _built(name, options.device)
+                subject = _built(model, options.device)
             with steady():
-                measure(subject, tiles, cell_name)
+                measure(subject, tiles, cell_name, file, box)
         except (ChronostatError, RuntimeError) as error:  # torch raises RuntimeError; the next cell may still do
-            failed += 1
+            failed = True
             file.cells.setdefault(cell_name, {})["failed"] = f"{type(error).__name__}: {error}"
             file.save()
             print(f"{key} failed: {error}", file=sys.stderr, flush=True)
-    return failed
+    print(table(file.cells))
+    return int(failed)
 
 
 def accelerator(device: str) -> str:

@@ -16,16 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from transformers import GenerationConfig
 
 from benchmarks.common import format_estimate, write_result
-from chronostat.data.demo.task import DemoTask
+from benchmarks.models import Subject, build
 from chronostat.measure.conditions import read_conditions
-from chronostat.measure.generate import Batch, measure_generate
+from chronostat.measure.generate import measure_generate
 from chronostat.measure.statistics import PairedBootstrap
 from chronostat.models.anatomy import anatomy_of
-from chronostat.models.load import Vlm, load_vlm
-from chronostat.models.prepare import prepare
 
 STAGES = ("vision_ms", "projector_ms", "llm_prefill_ms", "prefill_rest_ms", "decode_ms", "other_ms")
 NEW_TOKENS = 4
@@ -85,31 +82,17 @@ def sleeping(model: nn.Module, case: Case, sleep_ms: float) -> Generator[None]:
         del module.forward
 
 
-def demo_batch(vlm: Vlm, tiles: int = 4) -> Batch:
-    """One training sample of the bundled task, cut into at most ``tiles`` tiles."""
-    sample = DemoTask(seed=0).split("train")[0]
-    return prepare(
-        vlm.processor,
-        sample.load_images(),
-        sample.prompt,
-        device=vlm.model.device,
-        dtype=vlm.model.dtype,
-        image_arguments={"max_patches": tiles},
-    )
-
-
 def measure_rounds(
-    vlm: Vlm, cases: Mapping[str, Case], rounds: int, sleep_ms: float
+    subject: Subject, cases: Mapping[str, Case], rounds: int, sleep_ms: float
 ) -> list[dict[str, dict[str, float]]]:
     """For each round the stages of every case, in milliseconds."""
-    batch, rng = demo_batch(vlm), np.random.default_rng(0)
-    config = GenerationConfig(min_new_tokens=NEW_TOKENS)
+    batch, rng = subject.batch(4), np.random.default_rng(0)
     measured: list[dict[str, dict[str, float]]] = []
     for _ in range(rounds + 1):
         row: dict[str, dict[str, float]] = {}
         for name in rng.permutation(list(cases)):
-            with sleeping(vlm.model, cases[name], sleep_ms):
-                timing = measure_generate(vlm.model, batch, max_new_tokens=NEW_TOKENS, generation_config=config).timing
+            with sleeping(subject.model, cases[name], sleep_ms):
+                timing = measure_generate(subject.model, batch, max_new_tokens=NEW_TOKENS).timing
             assert timing.source == "measured", timing.unseen
             row[str(name)] = {stage: getattr(timing, stage) for stage in STAGES}
         measured.append(row)
@@ -123,10 +106,10 @@ def main() -> None:
     parser.add_argument("--sleep-ms", type=float, default=20.0, help="length of each sleep (default 20)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    vlm = load_vlm(device="cpu")
-    cases = cases_of(vlm.model)
-    rounds = measure_rounds(vlm, cases, options.rounds, options.sleep_ms)
-    conditions = read_conditions(vlm.model)
+    subject = build("bundled", "cpu", torch.float32)
+    cases = cases_of(subject.model)
+    rounds = measure_rounds(subject, cases, options.rounds, options.sleep_ms)
+    conditions = read_conditions(subject.model)
     print(f"{options.rounds} rounds, sleep {options.sleep_ms} ms, {conditions.cpu}, {conditions.threads} thread")
     for name, case in list(cases.items())[1:]:
         print(f"sleep in {name}:")

@@ -20,6 +20,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -28,15 +29,15 @@ import torch
 from torch.utils.benchmark import Timer
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from benchmarks.cells import Cell, CellFile, TimeBox, arguments, commit_of
+from benchmarks.cells import Cell, CellFile, TimeBox, arguments
 from benchmarks.common import format_estimate, markdown_table, ratio_interval
 from benchmarks.models import Subject
-from benchmarks.progress import fill_rows, measure_cells
+from benchmarks.progress import fill_rows, run_benchmark
 from benchmarks.truth.calls import Caller, plain_timing
 from benchmarks.truth.cells import PARTS_CALLS, warm_up
 from chronostat.errors import MeasurementError
 from chronostat.measure.clock import Clock, Mark, clock_for
-from chronostat.models.prepare import image_token_id
+from chronostat.models.prepare import count_image_tokens
 
 OPTIMUM, OWN_READING = "optimum-benchmark's tracker", "optimum-benchmark's definitions, read by a class of our own"
 AGREEMENT = {"cpu": 0.05, "cuda": 0.02}
@@ -136,33 +137,25 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=20, help="blocks of all arms (default 20)")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of each answer (default 32)")
     options = parser.parse_args()
-    file = CellFile("versus_optimum_benchmark", options.out, commit_of(options))
-    failed = 0 if options.show else measure(options, file, TimeBox(options.seconds))
-    print(table(file.cells))
-    return 1 if failed else 0
-
-
-def measure(options: argparse.Namespace, file: CellFile, box: TimeBox) -> int:
-    """Measure the cells as far as the time goes; how many failed."""
-    return measure_cells(
+    return run_benchmark(
+        "versus_optimum_benchmark",
         options,
-        file,
-        box,
-        is_complete=lambda cell, _: len(cell.get("rows", [])) >= options.blocks,
-        measure=lambda subject, tiles, key: _measure_cell(subject, tiles, key, options, box, file),
+        is_complete=lambda cell, *_: len(cell.get("rows", [])) >= options.blocks,
+        measure=partial(_measure_cell, options),
+        table=table,
         default_tiles=4,
     )
 
 
 def _measure_cell(
-    subject: Subject, tiles: int, key: str, options: argparse.Namespace, box: TimeBox, file: CellFile
+    options: argparse.Namespace, subject: Subject, tiles: int, key: str, file: CellFile, box: TimeBox
 ) -> None:
     batch = subject.batch(tiles)
     cell = file.open(
         key,
         subject.model,
         tiles=tiles,
-        image_tokens=int((batch["input_ids"] == image_token_id(subject.model)).sum()),
+        image_tokens=count_image_tokens(subject.model, batch),
         new_tokens=options.tokens,
         optimum=OWN_READING if optimum_tracker() is None else OPTIMUM,
     )

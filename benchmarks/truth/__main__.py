@@ -12,16 +12,17 @@ and whether marks on a wrong stream are caught. Raw values go to ``truth.json``.
 
 import argparse
 import sys
+from functools import partial
 from time import perf_counter
 
-from benchmarks.cells import CellFile, TimeBox, arguments, commit_of
+from benchmarks.cells import CellFile, TimeBox, arguments
 from benchmarks.models import Subject
-from benchmarks.progress import measure_cells
+from benchmarks.progress import run_benchmark
 from benchmarks.truth.calls import Caller
 from benchmarks.truth.cells import Plan, is_complete, run_cell
 from benchmarks.truth.tables import tables
 from chronostat.measure.clock import clock_for
-from chronostat.models.prepare import image_token_id
+from chronostat.models.prepare import count_image_tokens
 
 CELLS = ",".join(
     f"{model}:{tiles}" for tiles in (5, 1, 13) for model in ("qwen2.5-vl-7b", "internvl-moe-30b", "molmo2-8b")
@@ -39,20 +40,12 @@ def main() -> int:
     parser.add_argument("--extras", default="5", help="tiles at which the extra calls are made (default 5)")
     parser.add_argument("--compiled", action="store_true", help="static cache: compiled decode; cells of their own")
     options = parser.parse_args()
-    file = CellFile("truth", options.out, commit_of(options))
-    failed = 0 if options.show else measure(options, file, TimeBox(options.seconds))
-    print(tables(file.cells))
-    return 1 if failed else 0
-
-
-def measure(options: argparse.Namespace, file: CellFile, box: TimeBox) -> int:
-    """Measure the cells as far as the time goes; how many failed."""
-    return measure_cells(
+    return run_benchmark(
+        "truth",
         options,
-        file,
-        box,
-        is_complete=lambda cell, tiles: is_complete(cell, _plan(tiles, options), options.device),
-        measure=lambda subject, tiles, key: _measure_cell(subject, tiles, key, options, box, file),
+        is_complete=lambda cell, _, tiles: is_complete(cell, _plan(tiles, options), options.device),
+        measure=partial(_measure_cell, options),
+        table=tables,
         mode="compiled" if options.compiled else "",
     )
 
@@ -67,20 +60,18 @@ def _plan(tiles: int, options: argparse.Namespace) -> Plan:
 
 
 def _measure_cell(
-    subject: Subject, tiles: int, key: str, options: argparse.Namespace, box: TimeBox, file: CellFile
+    options: argparse.Namespace, subject: Subject, tiles: int, key: str, file: CellFile, box: TimeBox
 ) -> None:
     batch = subject.batch(tiles)
-    placeholder = image_token_id(subject.model)
     cell = file.open(
         key,
         subject.model,
         tiles=tiles,
-        image_tokens=int((batch["input_ids"] == placeholder).sum()),
+        image_tokens=count_image_tokens(subject.model, batch),
         prompt_tokens=batch["input_ids"].shape[1],
         new_tokens=options.tokens,
         parameters=subject.parameters,
     )
-    cell.pop("failed", None)
     plan = _plan(tiles, options)
     clock = clock_for(subject.model.device)
     caller = Caller(subject, batch, options.tokens, clock, static_cache=options.compiled)

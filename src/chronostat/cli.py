@@ -1,24 +1,20 @@
 """The command line: parses first, imports torch afterwards, so that ``--help`` and mistakes answer at once."""
 
 import json
-import os
 import shlex
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from chronostat.errors import ChronostatError, ConfigError
+from chronostat.errors import ConfigError
+from chronostat.options import Device, Dtype, Model, RunDir, Seed, Sets, Threads, TrustRemoteCode
+from chronostat.terminal import for_people, out
 from chronostat.version import VERSION
 
-INTERRUPTED = 130  # as a shell reports SIGINT
 RANKED_SAMPLES, RANKING_SECONDS = 100, 300.0
-_WIDE = 200
 DEMO_SECONDS = 450.0  # with loading and the report the main job stays below 8 minutes
 
 app = typer.Typer(
@@ -32,60 +28,9 @@ app = typer.Typer(
 )
 
 
-def _console(*, stderr: bool = False) -> Console:
-    """Without markup: paths and answers may hold square brackets. In a file or pipe tables get the width they need."""
-    console = Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _WIDE
-    return console
-
-
-out, problems = _console(), _console(stderr=True)
-
-RunDir = Annotated[Path | None, typer.Option(help="Where the run is stored; runs/<verb>-<time> if absent.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a configuration key, such as train.seconds=60; repeatable."
-    ),
-]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that is drawn.")]
-
-
-Model = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="Directory or name; absent or bundled: the bundled model.")
-]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(metavar="TYPE", help="Of the weights: auto, float32, bfloat16 or float16."),
-]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
-
-
 def main() -> None:
     """Run one verb and end the process with its exit status."""
     app()
-
-
-@contextmanager
-def _for_people(run_dir: Path | None = None, *, resume_with: str | None = None) -> Generator[None]:
-    """Turn errors into one message and an exit status; what was stored before stays readable.
-
-    Args:
-        run_dir: where this verb stores.
-        resume_with: the verb that continues an interrupted run with ``--resume``, if there is one.
-    """
-    try:
-        yield
-    except ChronostatError as error:
-        problems.print(f"chronostat: {error}")
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        kept = f"; what was measured is in {run_dir}" if run_dir and run_dir.is_dir() else ""
-        kept += f", continue with: chronostat {resume_with} --resume {run_dir}" if kept and resume_with else ""
-        problems.print(f"chronostat: interrupted{kept}")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.callback(invoke_without_command=True)
@@ -99,7 +44,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def demo(run_dir: RunDir = None, seed: Seed = None, overrides: Sets = None) -> None:
     """The main job on the bundled model: calibrate, train, validate, write the report. Takes at most 8 minutes."""
     folder = run_dir or _new_folder("demo")
-    with _for_people(folder):
+    with for_people(folder):
         from chronostat.config import load_config
 
         config = load_config(None, [f"seconds={DEMO_SECONDS}", *(overrides or ())], seed=seed)
@@ -123,7 +68,7 @@ def train(
 ) -> None:
     """Train a controller on measured latency; afterwards: chronostat validate RUN."""
     folder = resume or run_dir or _new_folder("train")
-    with _for_people(folder, resume_with="train"):
+    with for_people(folder, resume_with="train"):
         if resume and (config_file or run_dir or seed is not None or overrides or dry_run):
             raise ConfigError("--resume continues a run with its own configuration; give no other option with it")
         from chronostat.config import load_config
@@ -146,7 +91,7 @@ def validate(
     overrides: Sets = None,
 ) -> None:
     """Judge the controller of a run once on unseen samples, measured afresh beside fixed settings."""
-    with _for_people(to or run):
+    with for_people(to or run):
         from chronostat.verbs import loop
 
         loop.validate(run, to, overrides or (), _command(), out)
@@ -155,7 +100,7 @@ def validate(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]) -> None:
     """Write RUN/report.html, one page that needs no network, and RUN/report.svg once there is a verdict."""
-    with _for_people(run):
+    with for_people(run):
         from chronostat.verbs import loop
 
         loop.report(run, out)
@@ -199,7 +144,7 @@ def measure(
             help="auto (as transformers chooses), eager, sdpa, flash_attention_2, flash_attention_3 or flex_attention.",
         ),
     ] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads on the CPU.")] = 1,
+    threads: Threads = 1,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: TrustRemoteCode = False,
     layout: Annotated[
@@ -213,7 +158,7 @@ def measure(
     ] = None,
 ) -> None:
     """The stages of requests, measured inside generate(); several settings or models are compared, interleaved."""
-    with _for_people():
+    with for_people():
         if layout and len(model or ()) > 1:
             raise ConfigError("--layout names the parts of one model; measure one, or leave it out")
         from chronostat.config import Config, MeasureConfig, ModelConfig
@@ -260,7 +205,7 @@ def knobs(
     new_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer in tokens.")] = 8,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Torch threads on the CPU.")] = 1,
+    threads: Threads = 1,
     trust_remote_code: TrustRemoteCode = False,
     ranking: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Leave blocks out by importance: what rank-blocks stored.")
@@ -269,7 +214,7 @@ def knobs(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write counts and ratios.")] = None,
 ) -> None:
     """The knobs of a model: values, mechanism, the work that each value takes away and the time that it saves."""
-    with _for_people():
+    with for_people():
         from chronostat.config import MeasureConfig, ModelConfig, load_config
         from chronostat.verbs import knobs as verb
         from chronostat.verbs.output import require_writable
@@ -326,7 +271,7 @@ def rank_blocks(
 ) -> None:
     """Order the decoder blocks by the loss of quality for each millisecond that leaving them out saves."""
     folder = resume or run_dir or _new_folder("rank-blocks")
-    with _for_people(folder, resume_with="rank-blocks"):
+    with for_people(folder, resume_with="rank-blocks"):
         others = (model, data, samples, seconds, method, keep, run_dir, seed, overrides)
         if resume and any(value is not None for value in others):
             raise ConfigError("--resume continues a ranking as it was begun; give no other option with it")
@@ -360,7 +305,7 @@ def evaluate_estimator(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the errors.")] = None,
 ) -> None:
     """How wrong estimates learned from a run are on held-out requests, beside measuring once."""
-    with _for_people():
+    with for_people():
         from chronostat.verbs import estimator
         from chronostat.verbs.output import require_writable
 
@@ -378,7 +323,7 @@ def doctor(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was found.")] = None,
 ) -> None:
     """Whether this machine can be trusted with a measurement; exit status 0: yes, 10: noisy, 11: it cannot measure."""
-    with _for_people():
+    with for_people():
         from chronostat.config import Config, ModelConfig
         from chronostat.verbs import doctor as verb
         from chronostat.verbs.output import require_writable

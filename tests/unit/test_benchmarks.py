@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 import transformers
-from benchmarks.cells import CellFile, TimeBox
+from benchmarks.cells import CellFile, TimeBox, arguments
 from benchmarks.common import ratio_interval
 from benchmarks.models import MODELS, build
-from benchmarks.progress import fill_rows
+from benchmarks.progress import fill_rows, run_benchmark
 from benchmarks.truth.timeline import Kernel, agrees, parse_trace, stage_in, stages
 
 from chronostat.errors import MeasurementError
@@ -105,6 +105,39 @@ def test_cells_go_on_under_like_conditions_only(tmp_path, capsys):
     (tmp_path / "trial.json").write_text(json.dumps(stored))
     assert "rows" not in CellFile("trial", tmp_path, "def").open("m:1", model, tokens=8)
     assert "device: another != cpu" in capsys.readouterr().out
+
+
+def test_a_benchmark_goes_on_with_what_is_missing_and_tells_a_failure_until_it_is_mended(tmp_path, capsys):
+    options = arguments(None).parse_args(["--out", str(tmp_path), "--commit", "abc"])
+    options.cells = "toy-qwen:1,toy-qwen"
+    asked = []
+
+    def run(broken):
+        def measure(subject, tiles, key, file, box):
+            asked.append(key)
+            cell = file.open(key, subject.model)
+            if tiles == broken:
+                raise MeasurementError("no stages")
+            cell["rows"] = [tiles]
+            file.save()
+
+        return run_benchmark(
+            "trial",
+            options,
+            is_complete=lambda cell, model, tiles: cell.get("rows") == [tiles] and model == "toy-qwen",
+            measure=measure,
+            table=lambda cells: " ".join(f"{key} {cell.get('failed')}" for key, cell in cells.items()),
+            default_tiles=2,
+        )
+
+    assert run(broken=2) == 1
+    assert capsys.readouterr().out.endswith("\ntoy-qwen:1 None toy-qwen:2 MeasurementError: no stages\n")
+    assert run(broken=None) == 0
+    assert asked == ["toy-qwen:1", "toy-qwen:2", "toy-qwen:2"]
+    assert capsys.readouterr().out.endswith("\ntoy-qwen:1 None toy-qwen:2 None\n")
+    options.show = True
+    assert run(broken=1) == 0
+    assert capsys.readouterr().out == "toy-qwen:1 None toy-qwen:2 None\n"
 
 
 def test_a_block_that_cannot_be_measured_is_no_row_and_too_many_of_them_end_it(tmp_path):

@@ -37,7 +37,7 @@ def machine_findings(machine: Machine) -> Iterator[Finding]:
     """Of the CPU and what else ran on it."""
     yield _cores(machine)
     yield _governor(machine)
-    yield _turbo(machine)
+    yield _switch("turbo", machine.turbo, best=False, advice="turn it off if clocks follow the temperature")
     yield _stolen(machine)
     yield _pressure(machine)
     yield _quota(machine)
@@ -59,24 +59,16 @@ def _cores(machine: Machine) -> Finding:
 
 def _governor(machine: Machine) -> Finding:
     if not machine.governors:
-        return Finding(topic="governor", fact="not told", level="unknown")
+        return _not_told("governor")
     fact = ", ".join(machine.governors)
     if machine.governors == ("performance",):
         return Finding(topic="governor", fact=fact)
     return Finding(topic="governor", fact=fact, level="note", advice="cpupower frequency-set -g performance")
 
 
-def _turbo(machine: Machine) -> Finding:
-    if machine.turbo is None:
-        return Finding(topic="turbo", fact="not told", level="unknown")
-    if not machine.turbo:
-        return Finding(topic="turbo", fact="off")
-    return Finding(topic="turbo", fact="on", level="note", advice="turn it off if clocks follow the temperature")
-
-
 def _stolen(machine: Machine) -> Finding:
     if machine.stolen_share is None:
-        return Finding(topic="stolen CPU time", fact="not told", level="unknown")
+        return _not_told("stolen CPU time")
     fact = f"{100 * machine.stolen_share:.1f} %"
     if machine.stolen_share > STOLEN_SHARE:
         advice = "the host gives these CPUs to others: use a machine with CPUs of its own, or another hour"
@@ -86,7 +78,7 @@ def _stolen(machine: Machine) -> Finding:
 
 def _pressure(machine: Machine) -> Finding:
     if machine.pressure_share is None:
-        return Finding(topic="CPU pressure", fact="not told", level="unknown")
+        return _not_told("CPU pressure")
     fact = f"some task waited in {100 * machine.pressure_share:.0f} % of the last 10 s"
     if machine.pressure_share > PRESSURE_SHARE:
         return Finding(topic="CPU pressure", fact=fact, level="note", advice="end what competes for the CPUs")
@@ -104,7 +96,7 @@ def _quota(machine: Machine) -> Finding:
 
 def _others(machine: Machine) -> Finding:
     if machine.other_cores is None:
-        return Finding(topic="other processes", fact="not told", level="unknown")
+        return _not_told("other processes")
     names = ", ".join(f"{each.name} ({each.pid}) {each.cores:.2f}" for each in machine.busiest)
     fact = f"keep {machine.other_cores:.2f} cores busy" + (f": {names}" if names else "")
     crowded = machine.other_cores + machine.threads > machine.cores
@@ -126,23 +118,20 @@ def gpu_findings(gpu: Gpu | None, device: torch.device) -> Iterator[Finding]:
     yield _held(state)
     yield _temperature(facts)
     yield _memory(facts)
-    yield _persistence(facts)
-    if facts.mig:
-        yield Finding(topic="MIG", fact="on", level="note", advice="other slices share the card's power and clocks")
-    else:
-        yield Finding(topic="MIG", fact="not told" if facts.mig is None else "off", level=_told(facts.mig))
+    yield _switch("GPU persistence", facts.persistence, best=True, advice="nvidia-smi -pm 1")
+    yield _switch("MIG", facts.mig, best=False, advice="other slices share the card's power and clocks")
     yield _neighbours(state)
 
 
 def _clocks(facts: GpuFacts, state: GpuState) -> Finding:
     told = {"now": state.sm_clock_mhz, "set": facts.application_sm_clock_mhz, "highest": facts.max_sm_clock_mhz}
     fact = ", ".join(f"{name} {'not told' if mhz is None else f'{mhz} MHz'}" for name, mhz in told.items())
-    return Finding(topic="GPU clock", fact=fact, level=_told(state.sm_clock_mhz))
+    return Finding(topic="GPU clock", fact=fact, level="unknown" if state.sm_clock_mhz is None else "ok")
 
 
 def _held(state: GpuState) -> Finding:
     if state.reasons is None:
-        return Finding(topic="GPU throttling", fact="not told", level="unknown")
+        return _not_told("GPU throttling")
     held = held_by(state.reasons)
     if not held:
         return Finding(topic="GPU throttling", fact="none")
@@ -152,7 +141,7 @@ def _held(state: GpuState) -> Finding:
 
 def _temperature(facts: GpuFacts) -> Finding:
     if facts.temperature_c is None:
-        return Finding(topic="GPU temperature", fact="not told", level="unknown")
+        return _not_told("GPU temperature")
     power = "" if facts.power_w is None else f", {facts.power_w:.0f} W"
     return Finding(topic="GPU temperature", fact=f"{facts.temperature_c} C{power}")
 
@@ -160,7 +149,7 @@ def _temperature(facts: GpuFacts) -> Finding:
 def _memory(facts: GpuFacts) -> Finding:
     total, used = facts.memory_total_mib, facts.memory_used_mib
     if total is None or used is None:
-        return Finding(topic="GPU memory", fact="not told", level="unknown")
+        return _not_told("GPU memory")
     fact = f"{used:.0f} of {total:.0f} MiB used"
     if total - used < FREE_MEMORY * total:
         advice = "free some: allocations that have to search or to be given back take time"
@@ -168,23 +157,24 @@ def _memory(facts: GpuFacts) -> Finding:
     return Finding(topic="GPU memory", fact=fact)
 
 
-def _persistence(facts: GpuFacts) -> Finding:
-    if facts.persistence is None:
-        return Finding(topic="GPU persistence", fact="not told", level="unknown")
-    if facts.persistence:
-        return Finding(topic="GPU persistence", fact="on")
-    return Finding(topic="GPU persistence", fact="off", level="note", advice="nvidia-smi -pm 1")
-
-
 def _neighbours(state: GpuState) -> Finding:
     others = other_processes(state.pids, own_pids())
     if others is None:
-        return Finding(topic="other processes on the GPU", fact="not told", level="unknown")
+        return _not_told("other processes on the GPU")
     if not others:
         return Finding(topic="other processes on the GPU", fact="none")
     advice = "end them; nvidia-smi lists them"
     return Finding(topic="other processes on the GPU", fact=str(others), level="problem", advice=advice)
 
 
-def _told(value: object) -> Level:
-    return "unknown" if value is None else "ok"
+def _switch(topic: str, on: bool | None, *, best: bool, advice: str) -> Finding:
+    if on is None:
+        return _not_told(topic)
+    fact = "on" if on else "off"
+    if on == best:
+        return Finding(topic=topic, fact=fact)
+    return Finding(topic=topic, fact=fact, level="note", advice=advice)
+
+
+def _not_told(topic: str) -> Finding:
+    return Finding(topic=topic, fact="not told", level="unknown")

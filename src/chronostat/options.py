@@ -1,0 +1,25 @@
+"""What more than one verb takes on the command line: each type holds the flag and its help."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+RunDir = Annotated[Path | None, typer.Option(help="Where the run is stored; runs/<verb>-<time> if absent.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a configuration key, such as train.seconds=60; repeatable."
+    ),
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that is drawn.")]
+Model = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="Directory or name; absent or bundled: the bundled model.")
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(metavar="TYPE", help="Of the weights: auto, float32, bfloat16 or float16."),
+]
+Threads = Annotated[int, typer.Option(min=1, help="Torch threads on the CPU.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]

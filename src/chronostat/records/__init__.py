@@ -1,0 +1,36 @@
+"""Immutable facts: what ran, what it cost, what it answered. No torch in here.
+
+Every number carries its unit in its name; every timing carries its source. The definitions of the stages stand in
+docs/definitions.md.
+"""
+
+from chronostat.records.budgets import Budget, BudgetKind
+from chronostat.records.conditions import Conditions
+from chronostat.records.executions import LATENCY_METRICS, Execution, LatencyMetric, Source, StageTiming
+from chronostat.records.plain_data import plain
+from chronostat.records.settings import KnobValue, Setting, knob_value
+from chronostat.records.trials import Decision, Phase, Step, Trial
+from chronostat.records.verdicts import Comparison, Estimate, PolicyScore, Verdict
+
+__all__ = [
+    "LATENCY_METRICS",
+    "Budget",
+    "BudgetKind",
+    "Comparison",
+    "Conditions",
+    "Decision",
+    "Estimate",
+    "Execution",
+    "KnobValue",
+    "LatencyMetric",
+    "Phase",
+    "PolicyScore",
+    "Setting",
+    "Source",
+    "StageTiming",
+    "Step",
+    "Trial",
+    "Verdict",
+    "knob_value",
+    "plain",
+]

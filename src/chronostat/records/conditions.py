@@ -1,0 +1,98 @@
+"""Where and how latencies were measured, and which of them can be compared."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from chronostat.errors import UnlikeConditions
+
+_ONLY_TOLD = frozenset({"affinity", "commit"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Where and how latencies were measured: what must be equal for two of them to be compared.
+
+    ``affinity`` and ``commit`` are told where they differ, but refuse nothing: they rarely change a latency. A field
+    that was not recorded has a value that no recorded one has, so it refuses.
+
+    Attributes:
+        cores: CPUs that the process may run on.
+        gpu: serial identity of the card, since cards of one type differ; ``none`` on a CPU.
+        max_sm_clock_mhz: the highest clock of the card; None: on a CPU, or not told.
+        application_sm_clock_mhz: the clock that it was set to.
+        persistence: the driver stays loaded while nothing runs.
+        mig: the card is divided.
+        governor: of the CPU's frequency; ``unknown`` in most virtual machines.
+        flush_denormals: numbers near 0 count as 0, which is faster and can change answers.
+        compiled: a module of the model runs a compiled graph.
+        cache: ``cache_implementation`` of the model's generation configuration; ``default`` where it names none.
+        python: version of the interpreter, whose speed counts in every decode step.
+        affinity: the CPUs, by number.
+        commit: of chronostat; its version where it was installed without one.
+    """
+
+    machine: str
+    cpu: str
+    cores: int
+    device: str
+    driver: str
+    threads: int
+    torch: str
+    transformers: str
+    dtype: str
+    attention: str
+    gpu: str = "not recorded"
+    max_sm_clock_mhz: int | None = None
+    application_sm_clock_mhz: int | None = None
+    persistence: bool | None = None
+    mig: bool | None = None
+    governor: str = "not recorded"
+    flush_denormals: bool | None = None
+    compiled: bool | None = None
+    cache: str = "not recorded"
+    python: str = "not recorded"
+    affinity: str = "not recorded"
+    commit: str = "not recorded"
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits of SHA-256 over all fields: what every stored execution carries."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Conditions":
+        """Read what ``asdict`` wrote; fields that an older version did not record stay unrecorded.
+
+        Raises:
+            UnlikeConditions: it holds fields that this version does not know.
+        """
+        unknown = sorted(data.keys() - {each.name for each in fields(cls)})
+        if unknown:
+            raise UnlikeConditions(
+                f"the conditions hold {', '.join(unknown)}, which this version of chronostat cannot compare; read them "
+                "with the version that wrote them"
+            )
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise UnlikeConditions(f"the conditions are incomplete ({error}); measure anew") from None
+
+    def differences(self, other: "Conditions") -> tuple[list[str], list[str]]:
+        """Fields that refuse a comparison, and fields that are only told, as ``name: mine != theirs``."""
+        mine, theirs = asdict(self), asdict(other)
+        unequal = [name for name in mine if mine[name] != theirs[name]]
+        texts = {name: f"{name}: {mine[name]} != {theirs[name]}" for name in unequal}
+        return [texts[n] for n in unequal if n not in _ONLY_TOLD], [texts[n] for n in unequal if n in _ONLY_TOLD]
+
+    def require_like(self, other: "Conditions") -> None:
+        """Accept conditions under which latencies can be compared.
+
+        Raises:
+            UnlikeConditions: names each field that differs.
+        """
+        differing, _ = self.differences(other)
+        if differing:
+            raise UnlikeConditions(f"measured under unlike conditions: {'; '.join(differing)}")
