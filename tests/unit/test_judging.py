@@ -67,16 +67,16 @@ def test_what_is_left_goes_to_the_arm_that_is_nearest_to_a_verdict():
     assert verdicts(found) == {1: "slower", 2: "undecided"}
 
 
-@pytest.mark.parametrize(("limit", "last"), [(9, 9), (8, 8)], ids=["at a look", "between looks"])
-def test_an_interval_is_what_all_looks_share_each_at_its_own_level(limit, last):
+@pytest.mark.parametrize("limit", [9, 8], ids=["at a look", "between looks"])
+def test_an_interval_is_what_all_looks_share_each_at_its_own_level(limit):
     # 6 pairs, then 3 or 2: after 8 it is not yet time for the look after 9, but nothing more will be executed
     found = judged(Arms(100, 100, noise=0.05, seed=3), 2, rules=Rules(cost_limit=limit, margin=0))
     blocks = []
     for number in sorted({ran.round for ran in found.repeats}):
         ran = [each for each in found.repeats if each.round == number]
         blocks.append(Block(*([log_ms(each) for each in ran if each.arm == arm] for arm in (1, 0))))
-    first = ratio_of(blocks[:2], 0.05 * (1 - 2 / 6))
-    second = ratio_of(blocks, 0.05 * (2 / 6 - 2 / last))
+    first = ratio_of(blocks[:2], 0.05 * 6 / limit)  # what has passed of the limit
+    second = ratio_of(blocks, 0.05 * (1 - 6 / limit))  # the rest: not one more pair can follow
     ratio = found.comparisons["prefill_ms"][1].ratio
     assert ratio.point == second.point
     assert (ratio.low, ratio.high) == (max(first.low, second.low), min(first.high, second.high))

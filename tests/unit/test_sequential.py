@@ -14,7 +14,9 @@ from chronostat.measure.sequential import (
     is_look,
     look_level,
     sample_interval,
+    shows_something,
 )
+from chronostat.records import Estimate
 
 
 def low_half(values):
@@ -92,7 +94,7 @@ def test_drawn_orders_stand_in_for_too_many():
     assert estimate == block_interval(blocks, 0.05)  # drawn alike each time
 
 
-@pytest.mark.parametrize(("seed", "level"), [(347, look_level(36, 24, 0.05)), (1614, 4e-4)])
+@pytest.mark.parametrize(("seed", "level"), [(347, 0.05 * (2 / 24 - 2 / 36)), (1614, 4e-4)])
 def test_a_level_that_few_orders_reach_holds_where_noise_has_two_modes(seed, level):
     # equal arms that a normal distribution of the orders calls different; of 4,000 orders 2.8 and 0.8 may reach a bound
     rng = np.random.default_rng(seed)
@@ -136,18 +138,27 @@ def test_many_samples_use_the_normal_distribution_and_agree_with_the_exact_one()
     assert normal.high - normal.low == pytest.approx(exact.high - exact.low, rel=0.05)
 
 
-def test_looks_are_spaced_and_spend_less_than_alpha():
+def test_looks_are_spaced():
     looks, last = [], 0
     for pairs in range(1, 10_000):
         if is_look(pairs, last):
             looks.append((pairs, last))
             last = pairs
     assert [pairs for pairs, _ in looks[:5]] == [FIRST_LOOK, 8, 12, 18, 27]  # each 1.5 times the one before
-    levels = [look_level(*look, 0.05) for look in looks]
-    assert levels[0] == pytest.approx(0.05 * (1 - 2 / 5))
-    assert levels[1] == pytest.approx(0.05 * (2 / 5 - 2 / 8))
-    assert sum(levels) == pytest.approx(0.05 * (1 - 2 / last))
-    assert min(levels) > 0
+
+
+def test_as_much_of_alpha_is_spent_as_of_the_limit_and_never_more():
+    shares = [0.2, 0.7, 0.7, 1.0, 1.3]  # the repeats of the last round may go beyond the limit
+    spent, levels = 0.0, []
+    for share in shares:
+        levels.append(look_level(share, spent, 0.05))
+        spent = max(spent, share)
+    assert levels == pytest.approx([0.01, 0.025, 0.0, 0.015, 0.0])
+
+
+@pytest.mark.parametrize(("low", "high", "shows"), [(0.0, math.inf, False), (0.9, math.inf, True), (0.0, 1.1, True)])
+def test_a_look_without_a_bound_shows_nothing(low, high, shows):
+    assert shows_something(Estimate(point=1.0, low=low, high=high)) is shows
 
 
 def theorem_2(values, alpha):

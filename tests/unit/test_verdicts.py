@@ -63,7 +63,7 @@ def verdicts(stop, margin=0.02):
 def test_clear_cases(stop, gain, ratio, accuracy, latency):
     judged = verdicts(stop)
     pairs = make_pairs(gain, ratio, n=300)
-    judged.look({NAME: pairs}, final=True)
+    judged.look({NAME: pairs}, share=1.0, final=True)
     _, of_accuracy, compared = judged.comparison(NAME, pairs)
     if stop == "decided" and gain == 0:
         accuracy = of_accuracy if of_accuracy in {"same", "undecided"} else "same"  # 300 are few for an anytime "same"
@@ -75,21 +75,21 @@ def test_clear_cases(stop, gain, ratio, accuracy, latency):
 def test_fixed_looks_once_at_the_end():
     judged = verdicts("fixed")
     pairs = make_pairs(0.5, 0.5)
-    assert not judged.look({NAME: pairs})
-    assert judged.look({NAME: pairs}, final=True)
+    assert not judged.look({NAME: pairs}, share=0.5)
+    assert judged.look({NAME: pairs}, share=1.0, final=True)
 
 
 def test_decided_ends_early_and_keeps_its_verdict():
     judged = verdicts("decided")
     pairs = make_pairs(0.9, 0.5, n=40)
-    assert judged.look({NAME: pairs})
+    assert judged.look({NAME: pairs}, share=0.4)
     reverse = Pairs(gains=-pairs.gains, log_ratios=-pairs.log_ratios, left_out={})
     both = Pairs(
         gains=np.concatenate([pairs.gains, reverse.gains]),
         log_ratios=np.concatenate([pairs.log_ratios, reverse.log_ratios]),
         left_out={},
     )
-    judged.look({NAME: both}, final=True)
+    judged.look({NAME: both}, share=1.0, final=True)
     _, accuracy, compared = judged.comparison(NAME, both)
     assert (accuracy, compared.verdict) == ("better", "faster")
 
@@ -97,9 +97,9 @@ def test_decided_ends_early_and_keeps_its_verdict():
 def test_nothing_is_spent_on_a_look_that_can_show_nothing():
     """At 5 samples no interval has bounds; had that look taken its part of alpha, 8 would not be enough."""
     judged = verdicts("decided")
-    for n in (5, 8):
+    for n, share in ((5, 0.5), (8, 0.6)):
         pairs = make_pairs(0.5, 0.5, n=n)
-        judged.look({NAME: pairs})
+        judged.look({NAME: pairs}, share=share)
     assert judged.comparison(NAME, pairs)[2].verdict == "faster"
 
 
@@ -111,7 +111,8 @@ def test_looking_often_rarely_says_what_is_not_so():
         whole = make_pairs(0.0, 1.0, n=120, noise=0.2, seed=seed)
         flips = np.random.default_rng(seed).choice([-1.0, 1.0], 120)
         for n in range(6, 121, 6):
-            judged.look({NAME: Pairs(gains=flips[:n], log_ratios=whole.log_ratios[:n], left_out={})})
+            so_far = Pairs(gains=flips[:n], log_ratios=whole.log_ratios[:n], left_out={})
+            judged.look({NAME: so_far}, share=n / 120)
         _, accuracy, compared = judged.comparison(NAME, whole)
         wrong += accuracy in {"better", "worse"} or compared.verdict in {"faster", "slower"}
     assert wrong <= 8  # 2 verdicts of at most 5 % each: 6 of 60
@@ -121,7 +122,7 @@ def test_looking_often_rarely_says_what_is_not_so():
 def test_nothing_left_is_invalid(stop):
     judged = verdicts(stop)
     pairs = Pairs(gains=np.ones(3), log_ratios=np.zeros(0), left_out={"stolen CPU time": 3})
-    judged.look({NAME: pairs}, final=True)
+    judged.look({NAME: pairs}, share=1.0, final=True)
     _, _, compared = judged.comparison(NAME, pairs)
     assert compared.verdict == "invalid"
     assert compared.flags == ("3 samples with disturbed executions left out", "no sample could be used")

@@ -26,6 +26,7 @@ from chronostat.measure.sequential import (
     look_level,
     narrowed,
     sample_interval,
+    shows_something,
 )
 from chronostat.measure.statistics import NoiseFloor, noise_floor
 from chronostat.records import Comparison, Estimate, Verdict
@@ -132,10 +133,12 @@ class _Look:
 
     Attributes:
         pairs: planned up to the last one.
+        spent: the share of the limit that had passed at the last one that could show something.
         ratios: by metric, the part that the intervals of all looks share.
     """
 
     pairs: int = 0
+    spent: float = 0.0
     ratios: Mapping[str, Estimate] = field(default_factory=dict)
 
 
@@ -166,14 +169,22 @@ class _Court:
     def _first_look(self) -> int:
         return FIRST_LOOK_AT_SAMPLES if self.bench.unit == "sample" else FIRST_LOOK
 
+    @property
+    def _no_sample_is_left(self) -> bool:
+        return self.units is not None and self.bench.unit == "sample" and self.bench.next_unit >= self.units
+
+    @property
+    def _left_ms(self) -> float:
+        return self.limit_ms * (1 + 1e-9) - self.bench.cost_ms
+
     def next_task(self) -> tuple[list[int], int] | None:
         """The arms of the next round, and how many repeats of each; None: it is over, ``ended`` says why."""
         open_arms = [arm for arm in range(1, self.bench.arms) if arm not in self.verdicts]
-        left_ms = self.limit_ms * (1 + 1e-9) - self.bench.cost_ms
+        left_ms = self._left_ms
         pairs = 1 if self.bench.unit == "sample" else self.bench.rules.block
         if not open_arms:
             self.ended = "every verdict is given"
-        elif self.units is not None and self.bench.unit == "sample" and self.bench.next_unit >= self.units:
+        elif self._no_sample_is_left:
             self.ended = f"all {self.units} samples were used"
         else:
             chosen = self._affordable(open_arms, left_ms)
@@ -226,11 +237,23 @@ class _Court:
             if self._failure(arm) is not None:
                 self.verdicts[arm] = "invalid"
             elif turn or (last and self.planned[arm] > before.pairs):
-                level = look_level(self.planned[arm], before.pairs, self.bench.rules.alpha)
-                ratios = {name: self._ratio(arm, name, level) for name in self._metrics(arm)}
-                shared = {name: narrowed(ratio, before.ratios.get(name)) for name, ratio in ratios.items()}
-                self.looks[arm] = _Look(self.planned[arm], shared)
-                self._decide(arm, shared.get(self.bench.metric))
+                self.looks[arm] = self._look_at(arm, before, 1.0 if last else self._share_passed(arm))
+                self._decide(arm, self.looks[arm].ratios.get(self.bench.metric))
+
+    def _share_passed(self, arm: int) -> float:
+        """Of the limit; all of it if not one more pair of the arm can follow."""
+        pair_ms = self.bench.mean_cost_ms(PARTNER) + self.bench.mean_cost_ms(arm)
+        if self._no_sample_is_left or self._left_ms < pair_ms:
+            return 1.0
+        of_samples = self.bench.next_unit / self.units if self.units and self.bench.unit == "sample" else 0.0
+        return max(of_samples, self.bench.cost_ms / self.limit_ms)
+
+    def _look_at(self, arm: int, before: _Look, share: float) -> _Look:
+        level = look_level(share, before.spent, self.bench.rules.alpha)
+        ratios = {name: self._ratio(arm, name, level) for name in self._metrics(arm)}
+        shared = {name: narrowed(ratio, before.ratios.get(name)) for name, ratio in ratios.items()}
+        spent = max(before.spent, share) if any(map(shows_something, ratios.values())) else before.spent
+        return _Look(self.planned[arm], spent, shared)
 
     def _decide(self, arm: int, ratio: Estimate | None) -> None:
         verdict = "undecided" if ratio is None else verdict_of(ratio, self.bench.rules.margin)

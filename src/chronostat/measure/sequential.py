@@ -11,11 +11,12 @@ test, inverted; Pitman 1937; Lehmann and Romano, Testing Statistical Hypotheses,
 * Arms that run once on each sample: ``sample_interval``, Wilcoxon's signed ranks of the differences within samples
   (Hodges and Lehmann, Estimates of location based on rank tests, 1963).
 
-Looking again and again: each look spends a part of alpha that was fixed before the first one (Lan and DeMets, Discrete
-sequential boundaries for clinical trials, 1983; repeated intervals: Jennison and Turnbull 1989). There is no end to the
-looks: they are spaced geometrically, as in stitched confidence sequences (Howard, Ramdas, McAuliffe and Sekhon,
-Time-uniform, nonparametric, nonasymptotic confidence sequences, 2021), and their parts add up to less than alpha. So
-all intervals together miss with a probability of at most alpha, whenever and why ever one stops.
+Looking again and again: each look spends a part of alpha (Lan and DeMets, Discrete sequential boundaries for clinical
+trials, 1983; repeated intervals: Jennison and Turnbull 1989). As much of alpha is spent as of the limit, executions or
+time, whichever it is (Kim and DeMets, Design and analysis of group sequential tests based on the type I error spending
+rate function, 1987, with rho = 1), and the rest at the last look. So all intervals together miss with a probability of
+at most alpha, whenever and why ever one stops. How much of a limit has passed does not say which arm is the faster one,
+since both count in it. Looks are spaced geometrically.
 """
 
 import itertools
@@ -36,7 +37,6 @@ Labels = NDArray[np.bool_]
 FIRST_LOOK = 5  # pairs; fewer cannot be told from chance at the level of the first look
 FIRST_LOOK_AT_SAMPLES = 8  # signs alone tell less than orders of a block
 _GROWTH = 1.5  # from one look to the next
-_UNSPENT = 2.0  # after n pairs this / n of alpha is left
 _MOST_ORDERS = 4_000  # of more, so many are drawn
 _RESOLUTION = 1e-4  # of bounds, in the unit of the values: 0.01 % for logarithms
 _FIRST_STEP = 0.02  # from the point to a bound
@@ -56,9 +56,24 @@ def is_look(pairs: int, last: int, first: int = FIRST_LOOK) -> bool:
     return pairs >= max(first, math.ceil(_GROWTH * last))
 
 
-def look_level(pairs: int, last: int, alpha: float) -> float:
-    """What a look after ``pairs`` pairs may spend of ``alpha``; all looks together spend less than ``alpha``."""
-    return alpha * (_UNSPENT / max(last, _UNSPENT) - _UNSPENT / max(pairs, _UNSPENT))
+def look_level(share: float, spent: float, alpha: float) -> float:
+    """What a look may spend of ``alpha``; all looks together spend at most ``alpha``.
+
+    Args:
+        share: of the limit that has passed; 1 at the last look.
+        spent: the share at the last look that could show something; 0: there was none.
+        alpha: for all looks.
+    """
+    return alpha * max(0.0, min(1.0, share) - spent)
+
+
+def shows_something(interval: Estimate) -> bool:
+    """Whether a look had enough repeats for a bound at its level; one that had not spends nothing.
+
+    Args:
+        interval: of a ratio.
+    """
+    return interval.low > 0 or interval.high < math.inf
 
 
 def narrowed(interval: Estimate, before: Estimate | None) -> Estimate:

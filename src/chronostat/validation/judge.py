@@ -137,12 +137,13 @@ class _Judging:
                     self.ended = "the time box ended"
                     break
                 self._judge(index, runner.request(sample))
-                session.progress.advance(max(used, (index + 1) / len(samples)), f"{index + 1} samples")
-                if self._is_decided(index + 1):
+                share = max(used, (index + 1) / len(samples))
+                session.progress.advance(share, f"{index + 1} samples")
+                if self._is_decided(index + 1, share):
                     self.ended = "every verdict was known"
                     break
         judged = self._judged()
-        self.verdicts.look(compared(self.selection, judged), final=True)
+        self.verdicts.look(compared(self.selection, judged), share=1.0, final=True)
         return judged
 
     def _judge(self, index: int, request: Request) -> None:
@@ -156,12 +157,12 @@ class _Judging:
         for decision in chosen:
             self.decisions[decision.budget].append(decision)
 
-    def _is_decided(self, samples: int) -> bool:
+    def _is_decided(self, samples: int, share: float) -> bool:
         if self.session.config.validation.stop != "decided" or not is_look(samples, self._last_look):
             return False
         self._last_look = samples
         judged = self._judged(least=0)
-        return bool(len(judged.pool)) and self.verdicts.look(compared(self.selection, judged))
+        return bool(len(judged.pool)) and self.verdicts.look(compared(self.selection, judged), share=share)
 
     def _judged(self, least: int = _LEAST_SAMPLES) -> Judged:
         return _judged(self.session, self.table, self.decisions, self.fixed, least)

@@ -17,6 +17,7 @@ from chronostat.measure.sequential import (
     look_level,
     narrowed,
     sample_interval,
+    shows_something,
 )
 from chronostat.measure.statistics import PairedBootstrap
 from chronostat.records import Budget, Comparison, Estimate, LatencyMetric, Verdict
@@ -70,6 +71,7 @@ class _State:
     """What the looks at one comparison have shown so far; a verdict that was given stays."""
 
     last: int = 0
+    spent: float = 0.0
     ratio: Estimate | None = None
     gain: Estimate | None = None
     latency: Verdict = "undecided"
@@ -101,11 +103,12 @@ class Verdicts:
     seed: int
     _states: dict[Name, _State] = field(default_factory=dict, init=False)
 
-    def look(self, compared: Mapping[Name, Pairs], *, final: bool = False) -> bool:
+    def look(self, compared: Mapping[Name, Pairs], *, share: float, final: bool = False) -> bool:
         """Look at all comparisons that it is time for.
 
         Args:
             compared: all pairs so far, by comparison.
+            share: of the samples or the time that may be used, as much as has passed.
             final: no more samples follow.
 
         Returns:
@@ -114,7 +117,7 @@ class Verdicts:
         for name, pairs in compared.items():
             state = self._states.setdefault(name, _State())
             if self.stop == "decided":
-                self._look_again(state, pairs, final=final)
+                self._look_again(state, pairs, 1.0 if final else share, final=final)
             elif final:
                 state.ratio = _ratio(pairs.log_ratios, ALPHA)
                 state.latency = _latency_verdict(state.ratio, pairs, self.margin)
@@ -122,14 +125,15 @@ class Verdicts:
                 state.accuracy = accuracy_verdict(state.gain, self.margin)
         return all(state.is_decided for state in self._states.values())
 
-    def _look_again(self, state: _State, pairs: Pairs, *, final: bool) -> None:
+    def _look_again(self, state: _State, pairs: Pairs, share: float, *, final: bool) -> None:
         gain = bounded_mean_interval(pairs.gains.tolist(), -1.0, 1.0, ALPHA)
         state.gain = Estimate(point=float(pairs.gains.mean()), low=gain.low, high=gain.high)
         if state.accuracy == "undecided":
             state.accuracy = accuracy_verdict(state.gain, self.margin)
         number = len(pairs.log_ratios)
         if is_look(number, state.last, FIRST_LOOK_AT_SAMPLES) or (final and (number > state.last or not number)):
-            ratio = _ratio(pairs.log_ratios, look_level(number, state.last, ALPHA))
+            ratio = _ratio(pairs.log_ratios, look_level(share, state.spent, ALPHA))
+            state.spent = max(state.spent, share) if shows_something(ratio) else state.spent
             state.ratio, state.last = narrowed(ratio, state.ratio), number
             if state.latency == "undecided":
                 state.latency = _latency_verdict(state.ratio, pairs, self.margin)
