@@ -162,8 +162,9 @@ def examine(
         for _ in range(_WARMUP):
             run()
         watch = watch or MachineWatch(Linux())
+        earlier = gpu.state() if gpu else None
         pairs = _pairs(run, clock, seconds)
-        findings = (*machine_findings(watch.seen()), *gpu_findings(gpu, vlm.model.device))
+        findings = (*machine_findings(watch.seen()), *gpu_findings(gpu, vlm.model.device, earlier))
         conditions = read_conditions(vlm.model)
     return examined(vlm.name, conditions, findings, pairs)
 

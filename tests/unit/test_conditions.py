@@ -25,7 +25,7 @@ def test_the_conditions_of_this_process(bundled):
     assert (read.gpu, read.compiled, read.cache, read.flush_denormals) == ("none", False, "default", False)
     assert read.python == platform.python_version()
     absent = {name for name, value in asdict(read).items() if value in {None, "", "not recorded"}}
-    assert absent == {"max_sm_clock_mhz", "application_sm_clock_mhz", "persistence", "mig"}
+    assert absent == {"max_sm_clock_mhz", "application_sm_clock_mhz", "power_limit_w", "persistence", "mig"}
 
 
 def test_a_card_is_a_condition_with_its_serial_identity_and_clocks(bundled, monkeypatch):

@@ -93,8 +93,7 @@ def test_a_gpu_that_idles_before_and_runs_freely_is_undisturbed():
 @pytest.mark.parametrize(
     ("bits", "name"),
     [
-        (0x4, "SwPowerCap"),
-        (0x8, "HwSlowdown"),
+        (0xC, "HwSlowdown"),
         (0x20, "SwThermalSlowdown"),
         (0x48, "HwSlowdown, HwThermalSlowdown"),
         (0x81, "HwPowerBrakeSlowdown"),
@@ -105,14 +104,16 @@ def test_whatever_holds_the_gpu_clock_is_named(bits, name):
     assert on_gpu({"reasons": bits}, {"reasons": 0}) == f"GPU clock held by {name}"
 
 
-@pytest.mark.parametrize("bits", [0x1, 0x2, 0x10, 0x100])
-def test_clocks_that_idle_or_were_set_are_no_disturbance(bits):
+@pytest.mark.parametrize("bits", [0x1, 0x2, 0x4, 0x10, 0x100])
+def test_clocks_that_idle_or_were_set_or_that_the_work_itself_holds_at_the_power_limit_are_no_disturbance(bits):
     assert on_gpu({"reasons": bits}, {"reasons": bits}) is None
 
 
 def test_throttling_that_ended_before_it_was_asked_for_is_counted():
-    assert on_gpu({"held_ms": {"power": 5.0}}, {"held_ms": {"power": 9.0}}) == "GPU clock held by power for 4.0 ms"
-    assert on_gpu({"held_ms": {"power": 5.0}}, {"held_ms": {"power": 6.0}}) is None  # 1 % of 100 ms
+    hot = {"held_ms": {"temperature": 5.0}}
+    assert on_gpu(hot, {"held_ms": {"temperature": 9.0}}) == "GPU clock held by temperature for 4.0 ms"
+    assert on_gpu(hot, {"held_ms": {"temperature": 6.0}}) is None  # 1 % of 100 ms
+    assert on_gpu({"power_capped_ms": 5.0}, {"power_capped_ms": 90.0}) is None  # the work draws that power itself
 
 
 def test_a_clock_below_three_quarters_counts_unless_somebody_set_it():
@@ -121,6 +122,7 @@ def test_a_clock_below_three_quarters_counts_unless_somebody_set_it():
     assert on_gpu({}, {**slow, "sm_clock_mhz": 1500}) is None
     assert on_gpu({}, {**slow, "reasons": 0x2}) is None
     assert on_gpu({}, {**slow, "reasons": 0x1}) is None
+    assert on_gpu({}, {**slow, "reasons": 0x4}) is None  # at the power limit of its own work
 
 
 def test_another_process_on_the_gpu():
@@ -133,7 +135,7 @@ def test_kinds_of_reasons_have_no_numbers():
     )
     assert kind_of("7 involuntary context switches") == "involuntary context switches"
     assert kind_of("SM clock 1400 of 1980 MHz") == "SM clock"
-    assert kind_of("GPU clock held by power for 4.0 ms") == "GPU clock held by power"
+    assert kind_of("GPU clock held by temperature for 4.0 ms") == "GPU clock held by temperature"
 
 
 def test_the_watch_reads_once_before_and_once_after():

@@ -30,6 +30,7 @@ ANSWERS = {
     "nvmlDeviceGetMigMode": [0, 0],
     "nvmlDeviceGetTemperature": 41,
     "nvmlDeviceGetPowerUsage": 120_500,
+    "nvmlDeviceGetEnforcedPowerLimit": 700_000,
     "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=80 * 2**30, used=2**30),
 }
 """What NVML answers on one card, by the names of its functions."""
@@ -58,7 +59,8 @@ def driver(monkeypatch):
 def test_the_state_of_a_card():
     assert NvmlGpu("GPU-1").state() == GpuState(
         reasons=0x4,
-        held_ms={"power": 5.0, "temperature": 0.0},  # 5,000,000 ns; the third counter was not given
+        held_ms={"temperature": 0.0},  # the third counter was not given
+        power_capped_ms=5.0,  # 5,000,000 ns
         sm_clock_mhz=1700,
         full_sm_clock_mhz=1755,
         pids=frozenset({31, 32}),
@@ -76,6 +78,7 @@ def test_the_facts_of_a_card():
         mig=False,
         temperature_c=41,
         power_w=120.5,
+        power_limit_w=700.0,
         memory_total_mib=81920,
         memory_used_mib=1024,
     )
@@ -154,7 +157,6 @@ def test_the_numbers_of_this_process(tmp_path):
 def test_reasons_have_names():
     assert held_by(None) == held_by(0x113) == ()
     assert held_by(0xFF) == (
-        "SwPowerCap",
         "HwSlowdown",
         "SwThermalSlowdown",
         "HwThermalSlowdown",

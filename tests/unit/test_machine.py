@@ -154,15 +154,19 @@ GOOD_FACTS = {
     "mig": False,
     "temperature_c": 40,
     "power_w": 70.0,
+    "power_limit_w": 700.0,
     "memory_total_mib": 1000.0,
     "memory_used_mib": 100.0,
 }
-GOOD_STATE = {"reasons": 0x1, "sm_clock_mhz": 345, "pids": frozenset({4711})}
+GOOD_STATE = {"reasons": 0x1, "power_capped_ms": 2000.0, "sm_clock_mhz": 345, "pids": frozenset({4711})}
 
 
 def gpu_levels(facts=(), state=()):
     card = Card({**GOOD_FACTS, **dict(facts)}, {**GOOD_STATE, **dict(state)})
-    return {each.topic: (each.level, each.fact, each.advice) for each in gpu_findings(card, CUDA)}
+    return {
+        each.topic: (each.level, each.fact, each.advice)
+        for each in gpu_findings(card, CUDA, GpuState(power_capped_ms=2000.0))
+    }
 
 
 def test_a_good_card():
@@ -176,6 +180,10 @@ def test_a_good_card():
     [
         ("GPU throttling", {}, {"reasons": 0x20}, "problem", "SwThermalSlowdown"),
         ("GPU throttling", {}, {"reasons": None}, "unknown", "not told"),
+        ("GPU power limit", {}, {}, "ok", "700 W"),
+        ("GPU power limit", {}, {"power_capped_ms": 3500.0}, "note", "700 W, held the clock for 1.5 s meanwhile"),
+        ("GPU power limit", {"power_limit_w": None}, {}, "unknown", "not told"),
+        ("GPU throttling", {}, {"reasons": 0x4}, "ok", "none"),
         ("GPU persistence", {"persistence": False}, {}, "note", "off"),
         ("GPU memory", {"memory_used_mib": 950.0}, {}, "note", "950 of 1000 MiB used"),
         ("GPU memory", {"memory_used_mib": None}, {}, "unknown", "not told"),
@@ -191,6 +199,6 @@ def test_findings_of_the_gpu(topic, facts, state, level, fact):
 
 
 def test_no_gpu_and_no_driver():
-    assert list(gpu_findings(None, CPU)) == []
-    (found,) = gpu_findings(None, CUDA)
+    assert list(gpu_findings(None, CPU, None)) == []
+    (found,) = gpu_findings(None, CUDA, None)
     assert (found.topic, found.level) == ("GPU", "unknown")

@@ -42,6 +42,7 @@ def read_conditions(model: PreTrainedModel) -> Conditions:
         gpu=card.uuid,
         max_sm_clock_mhz=card.max_sm_clock_mhz,
         application_sm_clock_mhz=card.application_sm_clock_mhz,
+        power_limit_w=card.power_limit_w,
         persistence=card.persistence,
         mig=card.mig,
         governor=", ".join(Linux().governors(cpus)) or "unknown",

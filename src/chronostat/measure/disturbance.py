@@ -14,7 +14,17 @@ from types import TracebackType
 
 import torch
 
-from chronostat.measure.gpu import CLOCKS_SET, IDLE, Gpu, GpuState, gpu_of, held_by, other_processes, own_pids
+from chronostat.measure.gpu import (
+    CLOCKS_SET,
+    IDLE,
+    POWER_CAP,
+    Gpu,
+    GpuState,
+    gpu_of,
+    held_by,
+    other_processes,
+    own_pids,
+)
 from chronostat.measure.linux import Linux
 from chronostat.measure.reasons import kind_of as kind_of
 
@@ -173,7 +183,7 @@ def _gpu_reasons(before: GpuState, after: GpuState, duration_ms: float) -> Itera
     else:
         yield from _held_meanwhile(before, after, max(LEAST_MS, LEAST_SHARE * duration_ms))
     full_mhz, now_mhz = after.full_sm_clock_mhz, after.sm_clock_mhz
-    free_to_run = not (after.reasons or 0) & (IDLE | CLOCKS_SET)
+    free_to_run = not (after.reasons or 0) & (IDLE | CLOCKS_SET | POWER_CAP)
     if full_mhz and now_mhz and free_to_run and now_mhz < LEAST_CLOCK * full_mhz:
         yield f"SM clock {now_mhz} of {full_mhz} MHz"
     if any(other_processes(state.pids, own_pids()) for state in (before, after)):

@@ -106,8 +106,14 @@ def _others(machine: Machine) -> Finding:
     return Finding(topic="other processes", fact=fact, level="problem" if crowded else "note", advice=advice)
 
 
-def gpu_findings(gpu: Gpu | None, device: torch.device) -> Iterator[Finding]:
-    """Of the GPU, if the model is on one."""
+def gpu_findings(gpu: Gpu | None, device: torch.device, earlier: GpuState | None) -> Iterator[Finding]:
+    """Of the GPU, if the model is on one.
+
+    Args:
+        gpu: None: none, or it tells nothing.
+        device: of the model.
+        earlier: its state before the work that was watched.
+    """
     if gpu is None:
         if device.type == "cuda":
             advice = "install the NVIDIA driver's management library where this process can see it"
@@ -116,6 +122,7 @@ def gpu_findings(gpu: Gpu | None, device: torch.device) -> Iterator[Finding]:
     facts, state = gpu.facts(), gpu.state()
     yield _clocks(facts, state)
     yield _held(state)
+    yield _power_limit(facts, earlier, state)
     yield _temperature(facts)
     yield _memory(facts)
     yield _switch("GPU persistence", facts.persistence, best=True, advice="nvidia-smi -pm 1")
@@ -137,6 +144,19 @@ def _held(state: GpuState) -> Finding:
         return Finding(topic="GPU throttling", fact="none")
     advice = "nvidia-smi -q -d PERFORMANCE says more: raise the power limit, cool the card, or lock a lower clock"
     return Finding(topic="GPU throttling", fact=", ".join(held), level="problem", advice=advice)
+
+
+def _power_limit(facts: GpuFacts, earlier: GpuState | None, state: GpuState) -> Finding:
+    """No problem: the work that is measured draws that power itself. But it belongs to this limit."""
+    if facts.power_limit_w is None:
+        return _not_told("GPU power limit")
+    fact = f"{facts.power_limit_w:.0f} W"
+    before_ms, now_ms = earlier.power_capped_ms if earlier else None, state.power_capped_ms
+    if before_ms is None or now_ms is None or now_ms <= before_ms:
+        return Finding(topic="GPU power limit", fact=fact)
+    advice = "the work itself reaches it; its latencies are those of this limit"
+    fact += f", held the clock for {(now_ms - before_ms) / 1e3:.1f} s meanwhile"
+    return Finding(topic="GPU power limit", fact=fact, level="note", advice=advice)
 
 
 def _temperature(facts: GpuFacts) -> Finding:

@@ -20,16 +20,19 @@ _MIB = 2**20
 _NS_PER_MS = 1e6
 
 HOLDING: Mapping[int, str] = {
-    0x04: "SwPowerCap",
     0x08: "HwSlowdown",
     0x20: "SwThermalSlowdown",
     0x40: "HwThermalSlowdown",
     0x80: "HwPowerBrakeSlowdown",
 }
-"""Reasons that hold the clock below what it was set to; idling, set clocks and synchronous boost are none of them."""
-IDLE, CLOCKS_SET = 0x01, 0x02
+"""Reasons from outside that hold the clock below what it was set to.
+
+Idling, set clocks and synchronous boost are none of them, nor is the power cap: the work that is measured draws that
+power itself, whenever it runs on this card. To leave such calls out would favour what draws less.
+"""
+IDLE, CLOCKS_SET, POWER_CAP = 0x01, 0x02, 0x04
+_POWER = pynvml.NVML_FI_DEV_PERF_POLICY_POWER
 _COUNTERS = {
-    pynvml.NVML_FI_DEV_PERF_POLICY_POWER: "power",
     pynvml.NVML_FI_DEV_PERF_POLICY_THERMAL: "temperature",
     pynvml.NVML_FI_DEV_PERF_POLICY_BOARD_LIMIT: "board limit",
 }
@@ -42,12 +45,14 @@ class GpuState:
     Attributes:
         reasons: bits of ``HOLDING`` and others.
         held_ms: for each policy how long it has held the clock down since the driver was loaded.
+        power_capped_ms: how long the power limit has, likewise.
         full_sm_clock_mhz: what it should run at: its application clock, or its highest where there is none.
         pids: processes with a compute context, as the driver numbers them.
     """
 
     reasons: int | None = None
     held_ms: Mapping[str, float] = field(default_factory=dict)
+    power_capped_ms: float | None = None
     sm_clock_mhz: int | None = None
     full_sm_clock_mhz: int | None = None
     pids: frozenset[int] | None = None
@@ -65,6 +70,7 @@ class GpuFacts:
     mig: bool | None = None
     temperature_c: int | None = None
     power_w: float | None = None
+    power_limit_w: float | None = None
     memory_total_mib: float | None = None
     memory_used_mib: float | None = None
 
@@ -106,9 +112,11 @@ class NvmlGpu:
 
     def state(self) -> GpuState:
         """Clock, what holds it down, and who is there."""
+        counters_ms = self._counters_ms()
         return GpuState(
             reasons=_told(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(self._card)),
-            held_ms=self._held_ms(),
+            held_ms={name: counters_ms[each] for each, name in _COUNTERS.items() if each in counters_ms},
+            power_capped_ms=counters_ms.get(_POWER),
             sm_clock_mhz=_told(lambda: pynvml.nvmlDeviceGetClockInfo(self._card, pynvml.NVML_CLOCK_SM)),
             full_sm_clock_mhz=self._full_sm_clock_mhz,
             pids=_told(
@@ -116,12 +124,10 @@ class NvmlGpu:
             ),
         )
 
-    def _held_ms(self) -> dict[str, float]:
-        fields: Any = _told(lambda: pynvml.nvmlDeviceGetFieldValues(self._card, list(_COUNTERS))) or ()
+    def _counters_ms(self) -> dict[int, float]:
+        fields: Any = _told(lambda: pynvml.nvmlDeviceGetFieldValues(self._card, [_POWER, *_COUNTERS])) or ()
         return {
-            _COUNTERS[each.fieldId]: each.value.ullVal / _NS_PER_MS
-            for each in fields
-            if each.nvmlReturn == pynvml.NVML_SUCCESS
+            each.fieldId: each.value.ullVal / _NS_PER_MS for each in fields if each.nvmlReturn == pynvml.NVML_SUCCESS
         }
 
     def facts(self) -> GpuFacts:
@@ -129,6 +135,7 @@ class NvmlGpu:
         card, clock = self._card, pynvml.NVML_CLOCK_SM
         memory: Any = _told(lambda: pynvml.nvmlDeviceGetMemoryInfo(self._slice))
         power_mw = _told(lambda: pynvml.nvmlDeviceGetPowerUsage(card))
+        limit_mw = _told(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(card))
         return GpuFacts(
             uuid=self._uuid,
             driver=str(_told(pynvml.nvmlSystemGetDriverVersion) or "unknown"),
@@ -138,6 +145,7 @@ class NvmlGpu:
             mig=_told(lambda: bool(pynvml.nvmlDeviceGetMigMode(card)[0])),
             temperature_c=_told(lambda: pynvml.nvmlDeviceGetTemperature(card, pynvml.NVML_TEMPERATURE_GPU)),
             power_w=None if power_mw is None else power_mw / 1e3,
+            power_limit_w=None if limit_mw is None else limit_mw / 1e3,
             memory_total_mib=None if memory is None else memory.total / _MIB,
             memory_used_mib=None if memory is None else memory.used / _MIB,
         )

@@ -23,6 +23,7 @@ class Conditions:
         gpu: serial identity of the card, since cards of one type differ; ``none`` on a CPU.
         max_sm_clock_mhz: the highest clock of the card; None: on a CPU, or not told.
         application_sm_clock_mhz: the clock that it was set to.
+        power_limit_w: what the card may draw: at that limit it lowers its clock.
         persistence: the driver stays loaded while nothing runs.
         mig: the card is divided.
         governor: of the CPU's frequency; ``unknown`` in most virtual machines.
@@ -47,6 +48,7 @@ class Conditions:
     gpu: str = "not recorded"
     max_sm_clock_mhz: int | None = None
     application_sm_clock_mhz: int | None = None
+    power_limit_w: float | None = None
     persistence: bool | None = None
     mig: bool | None = None
     governor: str = "not recorded"
