@@ -112,6 +112,7 @@ def execute(
         measured = measure_alone(
             model,
             batch,
+            device,
             max_new_tokens=max_new_tokens,
             generation_config=generation_config,
             clock=clock,

@@ -46,6 +46,7 @@ class Measured:
 
 def call_measured(
     model: PreTrainedModel,
+    device: torch.device,
     function: Callable[..., Any],
     args: Sequence[Any],
     kwargs: dict[str, Any],
@@ -55,7 +56,7 @@ def call_measured(
 ) -> tuple[Any, Measured]:
     """Call ``function(*args, **kwargs)``, which is the model's ``generate`` or leads to it, and measure its stages.
 
-    For a caller that holds ``sole_measurement`` of the device.
+    For a caller that holds ``sole_measurement`` of ``device``, the model's.
 
     Returns:
         What the function returned, unchanged, and what it cost.
@@ -68,7 +69,6 @@ def call_measured(
         GenerationTimeout: it took longer than ``time_limit_s``.
         Exception: whatever the model raises; nothing stays installed.
     """
-    device = device_of(model)
     asked = read_call(model, function, args, kwargs)
     check_batch(asked.batch, device, main_input=model.main_input_name)
     check_answers(asked.config)

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from threading import Lock, get_ident
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -66,10 +67,12 @@ def measure_generate(
         GenerationTimeout: the generation took longer than ``time_limit_s``.
         Exception: whatever the model raises; nothing stays installed.
     """
-    with sole_measurement(device_of(model)):
+    device = device_of(model)
+    with sole_measurement(device):
         return measure_alone(
             model,
             batch,
+            device,
             max_new_tokens=max_new_tokens,
             generation_config=generation_config,
             clock=clock,
@@ -80,18 +83,19 @@ def measure_generate(
 def measure_alone(
     model: PreTrainedModel,
     batch: Batch,
+    device: torch.device,
     *,
     max_new_tokens: int,
     generation_config: GenerationConfig | None,
     clock: Clock | None,
     time_limit_s: float | None = None,
 ) -> Measured:
-    """``measure_generate`` for a caller that holds ``sole_measurement`` itself."""
+    """``measure_generate`` for a caller that holds ``sole_measurement`` of the model's device itself."""
     check_model(model)
-    check_batch(batch, device_of(model), main_input=model.main_input_name)
+    check_batch(batch, device, main_input=model.main_input_name)
     function = cast("Generative", model).generate
     arguments: dict[str, Any] = {**batch, **_length(max_new_tokens, generation_config)}
-    return call_measured(model, function, (), arguments, clock=clock, time_limit_s=time_limit_s)[1]
+    return call_measured(model, device, function, (), arguments, clock=clock, time_limit_s=time_limit_s)[1]
 
 
 class Measuring:
@@ -199,14 +203,15 @@ def measuring(
         DataError: from the call, where its arguments are not one request on the model's device.
     """
     check_model(model)
-    with sole_measurement(device_of(model)):
+    device = device_of(model)
+    with sole_measurement(device):
         one = _OneCall()
         with ExitStack() as undo:
             for name in _ENTRANCES:
                 if hasattr(model, name):
                     original = getattr(model, name)
                     undo.callback(restorer(model, name))
-                    setattr(model, name, _measured_once(one, model, original, clock, time_limit_s))
+                    setattr(model, name, _measured_once(one, model, device, original, clock, time_limit_s))
             yield Measuring(one)
         one.require_ended()
 
@@ -214,6 +219,7 @@ def measuring(
 def _measured_once(
     one: _OneCall,
     model: PreTrainedModel,
+    device: torch.device,
     original: Callable[..., Any],
     clock: Clock | None,
     time_limit_s: float | None,
@@ -221,7 +227,7 @@ def _measured_once(
     @functools.wraps(original)
     def entrance(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever generate() takes and returns
         return one.run(
-            lambda: call_measured(model, original, args, kwargs, clock=clock, time_limit_s=time_limit_s),
+            lambda: call_measured(model, device, original, args, kwargs, clock=clock, time_limit_s=time_limit_s),
             lambda: original(*args, **kwargs),
         )
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, StoppingCriteria
+from transformers import GenerationMixin, PreTrainedModel, StoppingCriteria
 
 from chronostat.measure.clock import Clock, Mark, TimeLimit
 from chronostat.measure.compiled import leaves_outside_graphs, require_hooks_fire
@@ -46,6 +46,7 @@ class TokenMarks(StoppingCriteria):
         self._limit = limit
         self._streams = streams
         self._at_first = at_first
+        self._never = torch.zeros(0, dtype=torch.bool)
         self.marks: list[Mark] = []
         self.sequence: torch.Tensor | None = None
         self.first_length = 0
@@ -61,7 +62,9 @@ class TokenMarks(StoppingCriteria):
             self.first_length = input_ids.shape[1]
             self._at_first()
         self._limit.check()
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        if len(self._never) != len(input_ids):  # one tensor for all tokens: each new one is a kernel to launch
+            self._never = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        return self._never
 
 
 @dataclass
@@ -169,7 +172,7 @@ class StageRecorder:
         self._hook(blocks[0], blocks[-1], BLOCKS)
         self._notice_running(blocks[0])
         for module in model.modules():
-            if hasattr(module, "get_compiled_call"):
+            if isinstance(module, PreTrainedModel):
                 self._see_compiling(module)
         # generate() may encode images before the first forward, through this method of the base model
         base = getattr(model, "base_model", model)
@@ -235,7 +238,7 @@ class StageRecorder:
 
         self._installed.callback(inside.register_forward_pre_hook(notice).remove)
 
-    def _see_compiling(self, module: Any) -> None:  # noqa: ANN401 - a model of transformers
+    def _see_compiling(self, module: PreTrainedModel) -> None:
         """Notice that ``generate()`` compiles its decode step; a prefill in chunks it compiles as well."""
         original = module.get_compiled_call
 
