@@ -89,8 +89,8 @@ def block_interval(blocks: Sequence[Block], alpha: float) -> Estimate:
 
     Changing one arm by more never makes its difference overtake that of another order, so each bound is found by
     bisection: from the difference in the order that ran, the values of the arm less d, to those in all orders of the
-    same block sizes. Of many repeats a smaller share is asked for than one of the drawn orders is; the order that ran
-    has then to be the most extreme of all, and as far from the others as their normal distribution asks for.
+    same block sizes. Where a smaller share is asked for than one of the drawn orders is, the order that ran has to be
+    the most extreme of all, and as far from the others as their normal distribution asks for.
 
     Args:
         blocks: a block without one of the arms adds nothing.
