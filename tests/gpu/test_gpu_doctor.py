@@ -57,6 +57,7 @@ def test_conditions_name_the_card(vlm, card):
     conditions = read_conditions(vlm.model)
     assert conditions.gpu == card.facts().uuid
     assert conditions.max_sm_clock_mhz == card.facts().max_sm_clock_mhz
+    assert conditions.power_limit_w == card.facts().power_limit_w > 0
 
 
 def test_a_measured_call_is_watched(vlm, demo_batch, monkeypatch):
