@@ -1,5 +1,6 @@
 """The configuration: parsed once, frozen, unknown keys refused."""
 
+import re
 from typing import get_args, get_origin
 
 import pytest
@@ -110,6 +111,22 @@ def test_every_number_is_finite():
         key, _, number = override.partition("=")
         with pytest.raises(ConfigError, match=rf"{key}\S* = {number.strip('[]')}: Input should be a finite number"):
             load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("knobs.vision_tokens=0.25", "knobs.vision_tokens = 0.25: a list is wanted, written [0.25]"),
+        ("knobs.block_order=3", "knobs.block_order = 3: a list is wanted, written [3]"),
+        ("knobs.block_skip=[1, [2]]", "knobs.block_skip.0 = 1: a list is wanted, written [1]"),
+        ("knobs.vision_tokens=all", 'knobs.vision_tokens = \'all\': a list is wanted, written [1, 2] or ["a", "b"]'),
+        ("train=60", "train = 60: a section of keys is wanted, not one value"),
+        ("model.layout=blocks", "model.layout = 'blocks': a section of keys is wanted, not one value"),
+    ],
+)
+def test_a_value_where_a_list_or_a_section_is_wanted(override, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config(None, [override])
 
 
 def test_all_problems_are_named_at_once():
