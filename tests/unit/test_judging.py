@@ -127,7 +127,8 @@ def test_disturbed_repeats_are_left_out_tried_again_and_counted():
         def __call__(self, arm, unit):
             repeat = super().__call__(arm, unit)
             if arm == 1 and len(self.calls) % 4 == 0:
-                return Repeat(latency_ms={"prefill_ms": 1e4}, cost_ms=100, left_out="stolen CPU time")
+                why = f"stolen CPU time {10 * len(self.calls)} ms"
+                return Repeat(latency_ms={"prefill_ms": 1e4}, cost_ms=100, left_out=why)
             return repeat
 
     found = judged(Disturbed(100, 80), 2)

@@ -201,7 +201,7 @@ def test_if_only_totals_were_seen_they_count(arms):
 
 @pytest.mark.parametrize(("calm", "used", "disturbed"), [(3, 3, 0), (2, 2, 0), (1, 4, 3)])
 def test_disturbed_executions_are_left_out_unless_they_are_most(arms, calm, used, disturbed):
-    shots = [shot(timing(), disturbed=None if number < calm else "stolen") for number in range(4)]
+    shots = [shot(timing(), disturbed=None if number < calm else f"stolen {number}.5 ms") for number in range(4)]
     found = kept(arms, *shots)
     assert (len(found.shots), found.disturbed) == (used, disturbed)
     assert found.left_out == ({"stolen": 4 - calm} if used < 4 else {})

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from chronostat.errors import ConfigError
+from chronostat.measure.reasons import kind_of
 from chronostat.measure.repeats import PARTNER, Bench, Ran, Repeat, Rules, Unit, log_ms
 from chronostat.measure.sequential import (
     FIRST_LOOK,
@@ -287,7 +288,9 @@ class _Court:
         ratio = Estimate(point=point.point, low=seen.low, high=seen.high)
         verdict = "invalid" if failure else verdict_of(ratio, margin)
         left_out = Counter(
-            ran.repeat.left_out for ran in self.bench.ran if ran.arm == arm and not ran.warmup and ran.repeat.left_out
+            kind_of(ran.repeat.left_out)
+            for ran in self.bench.ran
+            if ran.arm == arm and not ran.warmup and ran.repeat.left_out
         )
         flags = [
             *([f"failed: {failure}"] if failure else []),

@@ -9,6 +9,7 @@ import numpy as np
 
 from chronostat.errors import MeasurementError
 from chronostat.measure.memory import peak_meaning
+from chronostat.measure.reasons import kind_of
 from chronostat.measure.statistics import NoiseFloor, median_interval
 from chronostat.records import Comparison, Conditions, Estimate, Setting, Source, plain
 from chronostat.survey.arms import Arm, Shot
@@ -38,7 +39,7 @@ class Column:
 
     Attributes:
         shots: those that count, in the order they ran.
-        left_out: how many more there were, by the reason why they do not count.
+        left_out: how many more there were, by the kind of reason why they do not count.
         disturbed: shots among those that count although the machine disturbed them: too few were left without.
         peak_meaning: of the peak memory.
     """
@@ -176,7 +177,7 @@ def column_of(arm: Arm, conditions: Conditions, shots: Sequence[Shot]) -> Column
         setting=arm.setting,
         conditions=conditions,
         shots=tuple(used),
-        left_out=Counter([*unseen, *disturbed]),
+        left_out=Counter(map(kind_of, (*unseen, *disturbed))),
         disturbed=sum(shot.execution.disturbed is not None for shot in used),
         peak_meaning=peak_meaning(arm.vlm.model.device),
     )
