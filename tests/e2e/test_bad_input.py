@@ -86,6 +86,7 @@ def test_flags_of_measure(words):
         ),
         ("vision_tokens=0.001", "vision_tokens = 0.001 is not legal on this model; legal: 1 to 272 tokens, of which "),
         ("block_skip=99,", "block_skip = (99,) is not legal on this model; legal: "),
+        ("block_skip=2", "from 0 to 7, at most 7 of them, one alone as in block_skip=2,"),
         ("moe_topk=1 moe_topk=2", "'moe_topk=1 moe_topk=2' names moe_topk 2 times; name each knob once"),
         ("fast", "cannot read 'fast' as a knob setting; write knob=value, for example vision_tokens=80"),
     ],
