@@ -21,9 +21,9 @@ DEMO = ROOT / "configs" / "demo.toml"
 _HEAD = """# Configuration
 
 A run is configured by one TOML file, `chronostat train CONFIG.toml`, by `--set section.key=value` flags that
-override it, and by the defaults below. It is read once, before anything is loaded. An unknown key or a value that is
-not allowed ends the command with exit code 2 and names the keys or values that are allowed. What a run was configured
-with is stored in its `run.json`.
+override it, and by the defaults below. It is read once, before anything is loaded. Every number is finite. An unknown
+key or a value that is not allowed ends the command with exit code 2 and names the keys or values that are allowed. What
+a run was configured with is stored in its `run.json`.
 
 [configs/demo.toml](../configs/demo.toml) spells out what `chronostat demo` runs;
 [configs/own_data.toml](../configs/own_data.toml) is a start for your own model and data.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from chronostat.errors import ConfigError
 from chronostat.records import Budget, LatencyMetric
@@ -19,9 +20,9 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class Frozen(BaseModel):
-    """Immutable, and an unknown key is an error."""
+    """Immutable; an unknown key is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(Frozen):
@@ -310,10 +311,19 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key {key!r}; known keys: {', '.join(_known_keys(problem['loc']))}")
         else:
-            lines.append(
-                (f"{key} = {problem['input']!r}: " if key else "") + problem["msg"].removeprefix("Value error, ")
-            )
+            lines.append((f"{key} = {problem['input']!r}: " if key else "") + _wanted(problem))
     return "the configuration is not allowed: " + "; ".join(lines)
+
+
+def _wanted(problem: ErrorDetails) -> str:
+    """What is allowed instead, in the words of the file that it is written in."""
+    value = problem["input"]
+    if problem["type"] == "tuple_type":
+        example = f"[{value}]" if isinstance(value, int | float) else '[1, 2] or ["a", "b"]'
+        return f"a list is wanted, written {example}"
+    if problem["type"] in ("dict_type", "model_type"):
+        return "a section of keys is wanted, not one value"
+    return problem["msg"].removeprefix("Value error, ")
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:

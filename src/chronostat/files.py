@@ -1,67 +1,62 @@
-"""Files that are there whole or not at all: text, and tensors with plain numbers beside them (safetensors)."""
+"""Files that appear whole or not at all, and disk errors that say what to do."""
 
-import json
+import errno
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from chronostat.errors import StoreError
 
-_KEY = "chronostat"
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
-    """Write aside and rename.
-
-    Raises:
-        StoreError: the disk is full or the folder cannot be written; the old file stays.
-    """
-    with _aside(path) as aside:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, {_KEY: json.dumps(data)})
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What ``write_tensors`` wrote.
-
-    Raises:
-        StoreError: missing, cut off, or not written by ``write_tensors``.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            return tensors, json.loads((file.metadata() or {})[_KEY])
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise StoreError(f"cannot read {path}: {error!r}; it was not written by this version of chronostat") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write aside and rename.
-
-    Raises:
-        StoreError: the disk is full or the folder cannot be written; the old file stays.
-    """
-    with _aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+_ADVICE = {
+    errno.ENOSPC: "free some space or choose another run directory",
+    errno.EDQUOT: "free some of your quota or choose another run directory",
+    errno.EROFS: "choose a run directory on a disk that can be written",
+    errno.EACCES: "allow writing there or choose another run directory",
+    errno.EPERM: "allow writing there or choose another run directory",
+    errno.ENOENT: "the folder is gone; put it back or choose another run directory",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another run directory",
+    errno.EEXIST: "a file stands where a folder is needed; choose another run directory",
+}
 
 
 @contextmanager
-def _aside(path: Path) -> Generator[Path]:
-    """A place beside ``path`` to write to; at the end it is flushed to the disk and becomes ``path``."""
-    aside = path.with_name(f".{path.name}.tmp")
+def disk_errors(path: Path) -> Generator[None]:
+    """Turn an ``OSError`` while writing ``path`` into a ``StoreError`` for a person."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"cannot write {path}: {error}; free some space or choose another run directory") from error
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "choose another run directory")
+        raise StoreError(
+            f"cannot write {path}: {error.strerror or error}; {advice}. Everything stored so far stays readable"
+        ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write aside, flush to the disk, rename. A crash leaves the old file or the new one.
+
+    Raises:
+        StoreError: the disk is full, read-only or gone; the old file, if any, stays.
+    """
+    aside = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path):
+        try:
+            with aside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except OSError:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder outlive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
+        os.close(descriptor)

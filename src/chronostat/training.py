@@ -16,11 +16,11 @@ from chronostat.control.failures import Failures
 from chronostat.control.learners import learner_by_name
 from chronostat.control.trainer import Trainer
 from chronostat.errors import KnobError, StoreError
-from chronostat.files import read_tensors, write_tensors
 from chronostat.records import Budget
 from chronostat.selfcheck import require_gradients
 from chronostat.session import Session, record_check
 from chronostat.store.run import CHECKPOINT
+from chronostat.tensors import read_tensors, write_tensors
 
 JUDGED_SETTINGS = 11  # about how many distinct settings a judged sample runs under
 _LEAST_TRAINING_S = 10.0

@@ -86,6 +86,7 @@ def test_flags_of_measure(words):
         ),
         ("vision_tokens=0.001", "vision_tokens = 0.001 is not legal on this model; legal: 1 to 272 tokens, of which "),
         ("block_skip=99,", "block_skip = (99,) is not legal on this model; legal: "),
+        ("block_skip=2", "from 0 to 7, at most 7 of them, one alone as in block_skip=2,"),
         ("moe_topk=1 moe_topk=2", "'moe_topk=1 moe_topk=2' names moe_topk 2 times; name each knob once"),
         ("fast", "cannot read 'fast' as a knob setting; write knob=value, for example vision_tokens=80"),
     ],
@@ -98,6 +99,16 @@ def test_levels_of_a_knob(tmp_path):
     folder = tmp_path / "run"
     assert "moe_topk = 9" in refused(KNOB, "train", "--run-dir", folder, "--set", "knobs.moe_topk=[9]")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("verb", ["measure", "knobs"])
+def test_a_prompt_that_the_processor_refuses(tmp_path, verb):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    said = refused(DATA, verb, "--image", tmp_path / "a.png", "--prompt", "What is <IMG_CONTEXT>?")
+    assert said.startswith(
+        "the processor of bundled demo_vlm refuses request (The total number of <IMG_CONTEXT> tokens"
+    )
+    assert said.endswith("; change its prompt or image")
 
 
 def test_a_request_is_an_image_and_a_prompt(tmp_path):

@@ -42,8 +42,7 @@ def column(*shots, name="full", **changes):
             "setting": Setting(),
             "conditions": Conditions(**CONDITIONS),
             "shots": shots,
-            "left_out": {},
-            "disturbed": 0,
+            "left_out": (),
             "peak_meaning": "resident in the process",
             **changes,
         }

@@ -64,6 +64,16 @@ def test_layout_overrides_what_is_found():
         ({"vision": "model.eyes"}, "vision = 'model.eyes' is no module of MolmoLike; there are: model, "),
         ({"blocks": "lm_head"}, "blocks = 'lm_head' is a Linear; name the list"),
         ({"blocks": ("lm_head", "model")}, "must be the path of one list of decoder blocks"),
+        ({"vision": ""}, "vision = '' is or holds blocks = 'model.transformer.blocks', so that the time"),
+        ({"projector": "model"}, "projector = 'model' is or holds blocks = 'model.transformer.blocks'"),
+        (
+            {"projector": "model.vision_backbone"},
+            "projector = 'model.vision_backbone' is or holds vision = 'model.vision_backbone'",
+        ),
+        (
+            {"vision": "model.vision_backbone.image_vit", "projector": "model.vision_backbone"},
+            "projector = 'model.vision_backbone' is or holds vision = 'model.vision_backbone.image_vit'",
+        ),
     ],
 )
 def test_a_wrong_layout_is_refused(layout, message):

@@ -1,5 +1,8 @@
 """The configuration: parsed once, frozen, unknown keys refused."""
 
+import re
+from typing import get_args, get_origin
+
 import pytest
 from pydantic import BaseModel, ValidationError
 
@@ -87,6 +90,43 @@ def test_a_value_that_is_not_allowed_is_named(override):
     with pytest.raises(ConfigError, match=key) as caught:
         load_config(None, [override])
     assert value.strip("[]") in str(caught.value)
+
+
+def numbers(annotation, key):
+    """An override with a number that is not finite for each place in this type that takes a fraction."""
+    if annotation is float:
+        return [f"{key}={number}" for number in ("inf", "-inf", "nan")]
+    inside = [each for part in get_args(annotation) for each in numbers(part, key)]
+    if get_origin(annotation) is tuple:
+        return [f"{name}=[{number}]" for name, number in (override.split("=") for override in inside)]
+    return inside
+
+
+def test_every_number_is_finite():
+    fields = [(f"{name}.{key}", f) for name, section in sections() for key, f in section.model_fields.items()]
+    fields += [(key, f) for key, f in Config.model_fields.items()]
+    overrides = [override for key, f in fields for override in numbers(f.annotation, key)]
+    assert {"seconds=inf", "rloo.entropy=inf", "knobs.vision_tokens=[-inf]"} < set(overrides)
+    for override in overrides:
+        key, _, number = override.partition("=")
+        with pytest.raises(ConfigError, match=rf"{key}\S* = {number.strip('[]')}: Input should be a finite number"):
+            load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("knobs.vision_tokens=0.25", "knobs.vision_tokens = 0.25: a list is wanted, written [0.25]"),
+        ("knobs.block_order=3", "knobs.block_order = 3: a list is wanted, written [3]"),
+        ("knobs.block_skip=[1, [2]]", "knobs.block_skip.0 = 1: a list is wanted, written [1]"),
+        ("knobs.vision_tokens=all", 'knobs.vision_tokens = \'all\': a list is wanted, written [1, 2] or ["a", "b"]'),
+        ("train=60", "train = 60: a section of keys is wanted, not one value"),
+        ("model.layout=blocks", "model.layout = 'blocks': a section of keys is wanted, not one value"),
+    ],
+)
+def test_a_value_where_a_list_or_a_section_is_wanted(override, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config(None, [override])
 
 
 def test_all_problems_are_named_at_once():

@@ -183,7 +183,7 @@ def test_tensors_of_another_training(folder, bundled):
         load_controller(folder, bundled.model, bundled.processor)
 
 
-@pytest.mark.parametrize("step", ["write_tensors", "write_text"])
+@pytest.mark.parametrize("step", ["write_tensors", "write_whole"])
 def test_killed_while_it_is_saved_again_the_earlier_one_is_whole(controller, folder, bundled, monkeypatch, step):
     other = replace(controller, learner=copy.deepcopy(controller.learner))
     other.learner.take_out([1])
@@ -199,6 +199,12 @@ def test_killed_while_it_is_saved_again_the_earlier_one_is_whole(controller, fol
     other.save(folder)
     assert not load_controller(folder, bundled.model, bundled.processor).learner.policy_state()["limits.legal"][1]
     assert set(folder.iterdir()) == {folder / FACTS, policy_of(folder)}
+
+
+def test_a_folder_that_cannot_be_made(controller, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot write .*controller: Not a directory; a file stands where a folder"):
+        controller.save(tmp_path / "file" / "controller")
 
 
 def test_a_request_is_answered_within_its_budget(controller, bundled):

@@ -5,6 +5,7 @@ import gc
 import threading
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -258,6 +259,8 @@ def test_a_measurement_from_a_second_thread_is_refused(monkeypatch):
     [
         ({"input_ids": None}, r"needs input_ids of shape \[1, tokens\]"),
         ({"input_ids": torch.ones(5, dtype=torch.long)}, r"needs input_ids of shape \[1, tokens\]"),
+        ({"input_ids": [[1, 2]]}, "the batch holds a list, no tensors; give the processor return_tensors='pt'"),
+        ({"input_ids": np.ones((1, 5))}, "the batch holds a ndarray, no tensors"),
         (
             {"input_ids": torch.ones(2, 5, dtype=torch.long)},
             "batch size 2 is not supported: requests run one at a time",
@@ -294,6 +297,11 @@ def test_a_model_on_a_device_without_clock_is_refused():
     assert device_of(model).type == "meta"
     with pytest.raises(ModelError, match="on device meta; latencies can be measured on cpu and cuda"):
         measure_generate(model, batch, max_new_tokens=1)
+
+
+def test_what_is_no_model_is_refused(bundled):
+    with pytest.raises(ModelError, match=r"a Vlm is no model; pass one of transformers, such as load_vlm\(\).model"):
+        measure_generate(bundled, {}, max_new_tokens=1)
 
 
 def test_a_model_that_cannot_generate_is_refused():

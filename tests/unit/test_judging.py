@@ -60,11 +60,21 @@ def test_clear_arms_stop_early_and_leave_their_share_to_the_open_one():
 
 def test_what_is_left_goes_to_the_arm_that_is_nearest_to_a_verdict():
     arms = Arms(100, 108, 100, noise=0.05)  # equal arms never get a verdict if nothing is the same
-    found = judged(arms, 3, rules=Rules(cost_limit=14, margin=0))
+    found = judged(arms, 3, rules=Rules(cost_limit=16, margin=0))
     ran = [{each.arm for each in found.repeats if each.round == number} for number in range(2, 8)]
     # both until the first look; then the limit cannot bring both to a verdict, so arm 1 alone until it has one
     assert ran == [{0, 1, 2}, {0, 1, 2}, {0, 1}, {0, 1}, {0, 1}, {0, 2}]
     assert verdicts(found) == {1: "slower", 2: "undecided"}
+
+
+@pytest.mark.parametrize("unit", ["repeat", "sample"])
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_every_arm_runs_before_any_gets_more(limit, unit):
+    # 6 pairs of arm 1, which a first look needs, would cost 660 ms of limit * 170 ms, and leave nothing for arm 2
+    found = judged(Arms(100, 10, 60), 3, rules=Rules(cost_limit=limit), unit=unit, units=limit)
+    counts = Counter(ran.arm for ran in found.repeats)
+    assert counts[1] >= counts[2] >= 1
+    assert found.cost_ms <= limit * 170 * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("limit", [9, 8], ids=["at a look", "between looks"])
@@ -127,7 +137,8 @@ def test_disturbed_repeats_are_left_out_tried_again_and_counted():
         def __call__(self, arm, unit):
             repeat = super().__call__(arm, unit)
             if arm == 1 and len(self.calls) % 4 == 0:
-                return Repeat(latency_ms={"prefill_ms": 1e4}, cost_ms=100, left_out="stolen CPU time")
+                why = f"stolen CPU time {10 * len(self.calls)} ms"
+                return Repeat(latency_ms={"prefill_ms": 1e4}, cost_ms=100, left_out=why)
             return repeat
 
     found = judged(Disturbed(100, 80), 2)

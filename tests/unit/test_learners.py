@@ -22,8 +22,8 @@ from control_fixtures import (
 
 from chronostat.control.learners import LEARNERS, learner_by_name
 from chronostat.errors import BudgetError, ConfigError
-from chronostat.files import read_tensors, write_tensors
 from chronostat.records import Budget
+from chronostat.tensors import read_tensors, write_tensors
 
 pytestmark = pytest.mark.parametrize("name", LEARNERS)
 STEPS = 600

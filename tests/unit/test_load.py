@@ -138,9 +138,25 @@ def test_the_attention_that_was_asked_for_runs(bundled, attention):
     assert vlm.fingerprint == bundled.fingerprint  # it is the same model
 
 
-def test_an_attention_that_is_not_installed():
-    with pytest.raises(ModelError, match=r"cannot load .*FlashAttention3"):
-        load_vlm(device="cpu", attention="flash_attention_3")
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
+def test_an_attention_that_is_not_installed(attention):
+    said = refused(BUNDLED, attention=attention)
+    assert said.startswith(f"attention {attention!r} cannot be used for {BUNDLED}: it is not installed, or")
+    assert said.endswith("choose another, such as --attention sdpa (model.attention = 'sdpa')")
+
+
+def test_an_attention_that_the_model_does_not_have(bundled, monkeypatch):
+    monkeypatch.setattr(type(bundled.model), "_supports_sdpa", False)
+    said = refused(BUNDLED, attention="sdpa")
+    assert "does not support an attention implementation" in said  # the library's reason
+    assert said.endswith("choose another, such as --attention eager (model.attention = 'eager')")
+
+
+def test_another_reason_is_not_laid_on_the_attention(folder):
+    (folder / WEIGHTS).write_bytes(b"none")
+    said = refused(folder, attention="eager")
+    assert said.startswith(f"cannot load {folder}")
+    assert "choose another" not in said
 
 
 def test_a_directory_has_no_revision(folder):

@@ -71,7 +71,7 @@ def test_one_arm_has_no_verdict(arms):
     found = survey(arms[:1], Plan(repeats=2, max_new_tokens=1))
     (only,) = found.columns
     assert (only.name, only.source, found.comparisons, found.ended) == ("full", "measured", {}, None)
-    assert len(only.shots) + sum(only.left_out.values()) == 2
+    assert len(only.shots) + len(only.left_out) == 2
     assert only.shots[0].execution.timing.new_tokens == 1
     assert only.typical.waterfall.spans["decoder blocks"]
 
@@ -191,20 +191,23 @@ def kept(arms, *shots):
 
 def test_what_could_not_be_measured_is_left_out_and_counted(arms):
     found = kept(arms, shot(timing(1.0)), shot(timing(source="total_only")), shot(timing(2.0)))
-    assert (found.source, len(found.shots), found.left_out) == ("measured", 2, {"not seen: vision": 1})
+    assert (found.source, len(found.shots), found.reasons) == ("measured", 2, {"not seen: vision": 1})
 
 
 def test_if_only_totals_were_seen_they_count(arms):
     found = kept(arms, *(shot(timing(source="total_only")) for _ in range(3)))
-    assert (found.source, len(found.shots), found.left_out) == ("total_only", 3, {})
+    assert (found.source, len(found.shots), found.reasons) == ("total_only", 3, {})
 
 
 @pytest.mark.parametrize(("calm", "used", "disturbed"), [(3, 3, 0), (2, 2, 0), (1, 4, 3)])
 def test_disturbed_executions_are_left_out_unless_they_are_most(arms, calm, used, disturbed):
-    shots = [shot(timing(), disturbed=None if number < calm else "stolen") for number in range(4)]
+    shots = [shot(timing(), disturbed=None if number < calm else f"stolen {number}.5 ms") for number in range(4)]
     found = kept(arms, *shots)
     assert (len(found.shots), found.disturbed) == (used, disturbed)
-    assert found.left_out == ({"stolen": 4 - calm} if used < 4 else {})
+    assert found.reasons == ({"stolen": 4 - calm} if used < 4 else {})
+    executions = found.to_json()["executions"]  # the numbers of those that were left out are there too
+    assert sorted(each["disturbed"] or "" for each in executions) == sorted(s.execution.disturbed or "" for s in shots)
+    assert [each["counts"] for each in executions] == used * [True] + (4 - used) * [False]
 
 
 def test_an_arm_that_was_never_executed_is_refused(arms):

@@ -100,7 +100,7 @@ def test_a_metric_without_a_pair_is_invalid_in_sight():
 
 def test_notes_say_what_was_left_out_and_what_was_disturbed():
     found = a_survey(
-        column(shot(timing(), disturbed="stolen"), left_out={"not seen: vision": 2}, disturbed=1),
+        column(shot(timing(), disturbed="stolen"), left_out=2 * (shot(timing(source="total_only")),)),
         column(shot(timing(source="total_only")), name="b"),
     )
     assert list(notes(found)) == [

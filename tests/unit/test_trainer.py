@@ -7,8 +7,8 @@ from control_fixtures import BUDGETS, SPACE, FakeExecutions, differing, latency_
 import chronostat.trials
 from chronostat.control.trainer import outcome_of
 from chronostat.errors import MeasurementError, StoreError
-from chronostat.files import read_tensors, write_tensors
 from chronostat.records import Execution, Setting, StageTiming, Trial
+from chronostat.tensors import read_tensors, write_tensors
 
 
 @pytest.fixture

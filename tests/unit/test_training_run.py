@@ -13,9 +13,9 @@ from chronostat.config import load_config
 from chronostat.control.controller import FOLDER, load_controller
 from chronostat.control.observation import Observer
 from chronostat.errors import BudgetError, StoreError
-from chronostat.files import read_tensors, write_tensors
 from chronostat.progress import Silent
 from chronostat.records import Budget, Setting
+from chronostat.tensors import read_tensors, write_tensors
 from chronostat.training import CHECKPOINT, train, training_box_s
 from chronostat.verbs.loop import _limits
 from stand_ins.controllers import policy_of

@@ -11,9 +11,9 @@ import chronostat.trials
 from chronostat.control.controller import FOLDER, load_controller
 from chronostat.control.observation import Observer
 from chronostat.errors import BudgetError, ConfigError, DataError, MeasurementError, UnlikeConditions
-from chronostat.files import read_tensors
 from chronostat.records import Budget, Setting
 from chronostat.store import Validation
+from chronostat.tensors import read_tensors
 from chronostat.training import train
 from chronostat.validation import validate
 from chronostat.verbs.loop import _shortcomings

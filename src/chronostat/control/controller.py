@@ -22,13 +22,14 @@ from chronostat.control.observation import Observer
 from chronostat.data.samples import Sample
 from chronostat.errors import BudgetError, ChronostatError, ModelError, StoreError, UnlikeConditions
 from chronostat.execution import Request, SampleRequest, execute
-from chronostat.files import read_tensors, write_tensors, write_text
+from chronostat.files import disk_errors, write_whole
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.conditions import read_conditions
 from chronostat.measure.generate import device_of
 from chronostat.models.load import fingerprint
 from chronostat.records import Budget, BudgetKind, Conditions, Execution, KnobValue, LatencyMetric, Setting
+from chronostat.tensors import read_tensors, write_tensors
 
 FACTS = "controller.json"
 FOLDER = "controller"  # in the directory of a run
@@ -218,12 +219,14 @@ class Controller:
             StoreError: it cannot be written.
         """
         folder = Path(folder)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         fresh = folder / "policy.safetensors"
         write_tensors(fresh, self.learner.policy_state(), {})
         digest = _digest(fresh)
         policy = fresh.rename(policy_path(folder, digest))
         saved = _Saved(controller=self.facts, observation_size=self.observer.size, policy_sha256=digest)
-        write_text(folder / FACTS, saved.model_dump_json(indent=2) + "\n")
+        write_whole(folder / FACTS, f"{saved.model_dump_json(indent=2)}\n".encode())
         for earlier in set(folder.glob("policy*.safetensors")) - {policy}:
             earlier.unlink()
 

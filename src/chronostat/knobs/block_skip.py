@@ -56,9 +56,8 @@ class BlockSkip(Knob):
         """Any ascending tuple of skippable block indices that leaves at least one block."""
         last = self._block_count - 1
         if not _is_ascending(value) or not set(cast("tuple[int, ...]", value)) < set(range(last + 1)):
-            raise self.refuse(
-                value, f"a tuple of ascending distinct block indices from 0 to {last}, at most {last} of them"
-            )
+            legal = f"a tuple of ascending distinct block indices from 0 to {last}, at most {last} of them"
+            raise self.refuse(value, legal if isinstance(value, tuple) else f"{legal}, one alone as in block_skip=2,")
         objection = self._limits.objection(cast("tuple[int, ...]", value))
         if objection:
             raise self.refuse(

@@ -139,13 +139,15 @@ def check_batch(batch: Mapping[str, Any], device: torch.device, *, main_input: s
         main_input: what the model takes if the batch holds no ``input_ids``: pixels in some models.
 
     Raises:
-        DataError: no ``input_ids``, more than one request, a video, or a tensor that is not on ``device``.
+        DataError: no ``input_ids``, no tensors, more than one request, a video, or a tensor that is not on ``device``.
     """
     video = next((key for key in VIDEO_KEYS if batch.get(key) is not None), None)
     if video:
         raise DataError(f"the batch holds a video ({video}); only images and text can be measured, leave the video out")
     ids = batch.get("input_ids")
     first = next((batch[key] for key in ("input_ids", "inputs_embeds", main_input) if batch.get(key) is not None), None)
+    if first is not None and not isinstance(first, Tensor):
+        raise DataError(f"the batch holds a {type(first).__name__}, no tensors; give the processor return_tensors='pt'")
     if first is None or (ids is not None and ids.ndim != 2):
         raise DataError("the batch needs input_ids of shape [1, tokens], as the processor makes them")
     if first.shape[0] != 1:

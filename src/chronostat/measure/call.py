@@ -135,8 +135,10 @@ def device_of(model: PreTrainedModel) -> torch.device:
     """The device of all weights.
 
     Raises:
-        ModelError: there is more than one.
+        ModelError: there is more than one, or this is no model.
     """
+    if not hasattr(model, "parameters"):
+        raise ModelError(f"a {type(model).__name__} is no model; pass one of transformers, such as load_vlm().model")
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1:
         raise ModelError(

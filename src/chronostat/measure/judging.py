@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from chronostat.errors import ConfigError
+from chronostat.measure.reasons import kind_of
 from chronostat.measure.repeats import PARTNER, Bench, Ran, Repeat, Rules, Unit, log_ms
 from chronostat.measure.sequential import (
     FIRST_LOOK,
@@ -198,8 +199,11 @@ class _Court:
     def _affordable(self, open_arms: Sequence[int], left_ms: float) -> list[int]:
         """The next repeat goes where it decides most: the arms that are nearest to a verdict for their cost.
 
-        No more of them than the limit can bring there, but at least one.
+        No more of them than the limit can bring there, but at least one. Arms that have not run yet come first.
         """
+        fresh = [arm for arm in open_arms if not self.planned[arm]]
+        if fresh:
+            return fresh
         needed = {arm: self._pairs_needed(arm) for arm in open_arms}
         needs_ms = {arm: pairs * self.bench.mean_cost_ms(arm) for arm, pairs in needed.items()}
         chosen: list[int] = []
@@ -310,7 +314,9 @@ class _Court:
         ratio = Estimate(point=point.point, low=seen.low, high=seen.high)
         verdict = "invalid" if failure else verdict_of(ratio, margin)
         left_out = Counter(
-            ran.repeat.left_out for ran in self.bench.ran if ran.arm == arm and not ran.warmup and ran.repeat.left_out
+            kind_of(ran.repeat.left_out)
+            for ran in self.bench.ran
+            if ran.arm == arm and not ran.warmup and ran.repeat.left_out
         )
         flags = [
             *([f"failed: {failure}"] if failure else []),

@@ -12,6 +12,7 @@ from torch import nn
 
 from chronostat.errors import ModelError
 from chronostat.models.locate import (
+    ancestors,
     called_paths,
     find_block_list,
     find_encoders,
@@ -50,14 +51,15 @@ def find_anatomy(model: nn.Module, layout: Mapping[str, str | Sequence[str]] | N
     """Find the parts of a model; ``layout`` overrides what is found by name of the part.
 
     Raises:
-        ModelError: the decoder blocks were not found, or ``layout`` names a part or a path that does not exist.
+        ModelError: the decoder blocks were not found, or ``layout`` names a part or a path that does not exist, or a
+            module for one part that is or holds another.
     """
     given = _check_layout(model, layout or {})
     vision = given["vision"] if "vision" in given else find_vision(model)
     encoders = find_encoders(model)
     block_list = given["blocks"][0] if "blocks" in given else find_block_list(model, vision + encoders)
     blocks = _block_paths(model, block_list)
-    return Anatomy(
+    anatomy = Anatomy(
         vision=called_paths(model, vision),
         projector=called_paths(model, given["projector"])
         if "projector" in given
@@ -68,6 +70,9 @@ def find_anatomy(model: nn.Module, layout: Mapping[str, str | Sequence[str]] | N
         routers=tuple(path for block in blocks for path in find_routers(model, block)),
         head=next(iter(given["head"]), None) if "head" in given else find_head(model, block_list),
     )
+    if given:
+        _require_apart(anatomy)
+    return anatomy
 
 
 _known: WeakKeyDictionary[nn.Module, Anatomy] = WeakKeyDictionary()  # plain data: keeps no model alive
@@ -108,6 +113,19 @@ def _check_layout(model: nn.Module, layout: Mapping[str, str | Sequence[str]]) -
                     f"layout: {part} = {path!r} is no module of {type(model).__name__}; there are: {children}"
                 ) from None
     return given
+
+
+def _require_apart(anatomy: Anatomy) -> None:
+    """What is one part of the time cannot be another as well: the second would come out as 0."""
+    encoding = {"vision": anatomy.vision, "projector": anatomy.projector}
+    parts = [(name, path, "blocks", anatomy.block_list) for name, paths in encoding.items() for path in paths]
+    parts += [("projector", path, "vision", tower) for path in anatomy.projector for tower in anatomy.vision]
+    for name, path, other, inside in parts:
+        if path in {inside, *ancestors(inside)}:
+            raise ModelError(
+                f"layout: {name} = {path!r} is or holds {other} = {inside!r}, so that the time of one would count as"
+                " that of the other; name the module of each part with layout"
+            )
 
 
 def _block_paths(model: nn.Module, block_list: str) -> tuple[str, ...]:

@@ -85,6 +85,8 @@ def load_vlm(
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         # what transformers and safetensors raise for unusable directories
+        if attention != "auto" and _is_about_attention(error):
+            raise _unusable_attention(source, attention, error) from error
         where = "" if Path(source).exists() else f"there is no directory {source} here, and as a hub model: "
         raise ModelError(f"cannot load {source} as an image-text-to-text model: {where}{error}") from error
     model, facts = loaded
@@ -92,6 +94,20 @@ def load_vlm(
     model = model.to(place).eval()  # pyright: ignore[reportArgumentType] - a decorated method of the library
     anatomy_of(model, layout)
     return Vlm(model=model, processor=processor, name=_name(source), fingerprint=fingerprint(model))
+
+
+def _is_about_attention(error: Exception) -> bool:
+    """Whether the attention that was asked for is the reason; the library has no error class of its own for it."""
+    said = str(error).lower()
+    return isinstance(error, ImportError | ValueError) and ("attention" in said or "attn" in said)
+
+
+def _unusable_attention(source: str, attention: str, error: Exception) -> ModelError:
+    other = "eager" if attention == "sdpa" else "sdpa"
+    return ModelError(
+        f"attention {attention!r} cannot be used for {source}: it is not installed, or this model or device has none "
+        f"({str(error).rstrip('.')}); choose another, such as --attention {other} (model.attention = {other!r})"
+    )
 
 
 def fingerprint(model: nn.Module) -> str:

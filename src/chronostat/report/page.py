@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from chronostat.files import write_whole
 from chronostat.records import Estimate
 from chronostat.report.figures import page_figures
 from chronostat.report.gather import RunView, look_at
@@ -26,7 +27,6 @@ from chronostat.report.text import (
     points_interval,
 )
 from chronostat.store import RunStore
-from chronostat.store.atomic import write_whole
 
 REPORT = "report.html"
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chronostat.errors import StoreError
+from chronostat.files import write_whole
 from chronostat.records import Estimate, Setting
 from chronostat.report.gather import RunView, look_at
 from chronostat.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 from chronostat.report.templates import environment
 from chronostat.report.text import is_full
 from chronostat.store import RunStore, Validation
-from chronostat.store.atomic import write_whole
 
 WIDTH, HEIGHT = 880, 540
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 24, 64, 112

@@ -6,7 +6,7 @@ import weakref
 from pathlib import Path
 
 from chronostat.errors import StoreError
-from chronostat.store.atomic import disk_errors
+from chronostat.files import disk_errors
 
 
 class WriterLock:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chronostat.errors import StoreError
-from chronostat.store.atomic import disk_errors, write_whole
+from chronostat.files import disk_errors, write_whole
 
 _NAME = re.compile(r"(\d{8,})-(\d{8,})\.parquet")
 _ASIDE = re.compile(r"\.\d{8,}-\d{8,}\.parquet\.tmp")

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from chronostat.errors import StoreError
+from chronostat.files import disk_errors, write_whole
 from chronostat.records import Decision, Phase, Step, Trial
-from chronostat.store.atomic import disk_errors, write_whole
 from chronostat.store.likeness import require_like
 from chronostat.store.lock import WriterLock
 from chronostat.store.parts import (

@@ -9,6 +9,7 @@ import numpy as np
 
 from chronostat.errors import MeasurementError
 from chronostat.measure.memory import peak_meaning
+from chronostat.measure.reasons import kind_of
 from chronostat.measure.statistics import NoiseFloor, median_interval
 from chronostat.records import Comparison, Conditions, Estimate, Setting, Source, plain
 from chronostat.survey.arms import Arm, Shot
@@ -38,8 +39,7 @@ class Column:
 
     Attributes:
         shots: those that count, in the order they ran.
-        left_out: how many more there were, by the reason why they do not count.
-        disturbed: shots among those that count although the machine disturbed them: too few were left without.
+        left_out: those that ran beside them and do not count.
         peak_meaning: of the peak memory.
     """
 
@@ -49,14 +49,23 @@ class Column:
     setting: Setting
     conditions: Conditions
     shots: tuple[Shot, ...]
-    left_out: Mapping[str, int]
-    disturbed: int
+    left_out: tuple[Shot, ...]
     peak_meaning: str
 
     @property
     def source(self) -> Source:
         """Where the latencies come from."""
         return self.shots[0].timing.source
+
+    @property
+    def reasons(self) -> Mapping[str, int]:
+        """How many do not count, by the kind of reason."""
+        return Counter(kind_of(shot.timing.unseen or shot.execution.disturbed or "") for shot in self.left_out)
+
+    @property
+    def disturbed(self) -> int:
+        """How many count although the machine disturbed them: too few were left without."""
+        return sum(shot.execution.disturbed is not None for shot in self.shots)
 
     def stage(self, name: str) -> Estimate | None:
         """Median of a stage with its 95 % interval: over repeats, or over the medians of requests; None: no stage."""
@@ -99,7 +108,7 @@ class Column:
         return sorted(self.shots, key=lambda shot: shot.timing.total_ms)[(len(self.shots) - 1) // 2]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: medians, and every execution."""
+        """Plain data: medians, and every execution: first those that count, then the others."""
         return {
             "name": self.name,
             "model": self.model,
@@ -112,9 +121,13 @@ class Column:
             "request_percentiles_ms": {f"p{percent}": self.percentile_ms(percent) for percent in PERCENTILES},
             "peak_memory_mib": self.peak_mib,
             "peak_memory_is": self.peak_meaning,
-            "left_out": dict(self.left_out),
+            "left_out": dict(self.reasons),
             "disturbed": self.disturbed,
-            "executions": [_execution(shot) for shot in self.shots],
+            "executions": [
+                {"counts": counts, **_execution(shot)}
+                for counts, shots in ((True, self.shots), (False, self.left_out))
+                for shot in shots
+            ],
         }
 
 
@@ -167,8 +180,7 @@ def column_of(arm: Arm, conditions: Conditions, shots: Sequence[Shot]) -> Column
     seen = measured or list(shots)
     calm = [shot for shot in seen if shot.execution.disturbed is None]
     used = calm if 2 * len(calm) >= len(seen) else seen
-    unseen = [shot.timing.unseen or "not seen" for shot in shots if measured and shot.timing.source != "measured"]
-    disturbed = [shot.execution.disturbed or "" for shot in seen if shot not in used]
+    counts = set(map(id, used))
     return Column(
         name=arm.name,
         model=arm.vlm.name,
@@ -176,8 +188,7 @@ def column_of(arm: Arm, conditions: Conditions, shots: Sequence[Shot]) -> Column
         setting=arm.setting,
         conditions=conditions,
         shots=tuple(used),
-        left_out=Counter([*unseen, *disturbed]),
-        disturbed=sum(shot.execution.disturbed is not None for shot in used),
+        left_out=tuple(shot for shot in shots if id(shot) not in counts),
         peak_meaning=peak_meaning(arm.vlm.model.device),
     )
 

@@ -97,8 +97,8 @@ def judged(survey: Survey) -> str | None:
 def _column_notes(column: Column) -> Iterator[str]:
     if column.source != "measured":
         yield f"{column.name}: only the whole call was measured ({column.shots[0].timing.unseen})"
-    for reason, count in column.left_out.items():
-        yield f"{column.name}: left out {count} of {sum(column.left_out.values()) + len(column.shots)}: {reason}"
+    for reason, count in column.reasons.items():
+        yield f"{column.name}: left out {count} of {len(column.left_out) + len(column.shots)}: {reason}"
     if column.disturbed:
         some = next(shot.execution.disturbed for shot in column.shots if shot.execution.disturbed)
         yield (

@@ -15,13 +15,13 @@ from chronostat.control.controller import FACTS as CONTROLLER_FACTS
 from chronostat.control.controller import FOLDER, Controller, load_controller
 from chronostat.errors import ConfigError, StoreError
 from chronostat.execution import request_for
+from chronostat.files import disk_errors
 from chronostat.material import Material, load_data, load_model
 from chronostat.records import Conditions, Phase
 from chronostat.report import write_picture, write_report
 from chronostat.report.text import noise_floor_text
 from chronostat.session import Session, begin, begin_with, reopen, reopen_with, require_like
 from chronostat.store import RunStore, Validation
-from chronostat.store.atomic import disk_errors
 from chronostat.store.run import FACTS, VALIDATION
 from chronostat.survey import Arm, Plan, repeated
 from chronostat.training import JUDGED_SETTINGS, training_box_s

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Tensors in files that are there whole or not at all."""
 
 import os
 
@@ -6,16 +6,17 @@ import pytest
 import torch
 
 from chronostat.errors import StoreError
-from chronostat.files import read_tensors, write_tensors, write_text
+from chronostat.files import write_whole
+from chronostat.tensors import read_tensors, write_tensors
 
 
 def test_tensors_and_numbers_come_back(tmp_path):
     tensors = {"a": torch.rand(2, 3), "empty": torch.zeros(0, 4), "count": torch.tensor(7), "t": torch.rand(3, 2).T}
-    write_tensors(tmp_path / "new" / "x.safetensors", tensors, {"step": 3, "window": [1.5]})
-    read, data = read_tensors(tmp_path / "new" / "x.safetensors")
+    write_tensors(tmp_path / "x.safetensors", tensors, {"step": 3, "window": [1.5]})
+    read, data = read_tensors(tmp_path / "x.safetensors")
     assert data == {"step": 3, "window": [1.5]}
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
 
 def test_a_failure_keeps_the_old_file(tmp_path, monkeypatch):
@@ -29,16 +30,14 @@ def test_a_failure_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match=r"cannot write .*x.safetensors: .*No space left on device; free some space"):
         write_tensors(path, {"a": torch.ones(1)}, {})
     with pytest.raises(StoreError, match="No space left"):
-        write_text(tmp_path / "y.json", "{}")
+        write_whole(tmp_path / "y.json", b"{}")
     assert read_tensors(path)[0]["a"].tolist() == [0.0]
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 
 
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot write"):
-        write_text(tmp_path / "file" / "x.json", "{}")
-    with pytest.raises(StoreError, match="cannot write"):
+    with pytest.raises(StoreError, match=r"cannot write .*x.safetensors: Not a directory; a file stands where"):
         write_tensors(tmp_path / "file" / "x.safetensors", {"a": torch.zeros(1)}, {})
 
 
@@ -64,8 +63,8 @@ def test_a_file_that_was_cut_off_or_comes_from_elsewhere(tmp_path):
         read_tensors(path)
 
 
-def test_text_is_replaced(tmp_path):
-    write_text(tmp_path / "x.json", "one")
-    write_text(tmp_path / "x.json", "två")
-    assert (tmp_path / "x.json").read_text(encoding="utf-8") == "två"
+def test_a_file_is_replaced(tmp_path):
+    write_whole(tmp_path / "x.json", b"one")
+    write_whole(tmp_path / "x.json", b"two")
+    assert (tmp_path / "x.json").read_bytes() == b"two"
     assert len(list(tmp_path.iterdir())) == 1
