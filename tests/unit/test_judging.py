@@ -67,6 +67,16 @@ def test_what_is_left_goes_to_the_arm_that_is_nearest_to_a_verdict():
     assert verdicts(found) == {1: "slower", 2: "undecided"}
 
 
+@pytest.mark.parametrize("unit", ["repeat", "sample"])
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_every_arm_runs_before_any_gets_more(limit, unit):
+    # 6 pairs of arm 1, which a first look needs, would cost 660 ms of limit * 170 ms, and leave nothing for arm 2
+    found = judged(Arms(100, 10, 60), 3, rules=Rules(cost_limit=limit), unit=unit, units=limit)
+    counts = Counter(ran.arm for ran in found.repeats)
+    assert counts[1] >= counts[2] >= 1
+    assert found.cost_ms <= limit * 170 * (1 + 1e-9)
+
+
 @pytest.mark.parametrize(("limit", "last"), [(9, 9), (8, 8)], ids=["at a look", "between looks"])
 def test_an_interval_is_what_all_looks_share_each_at_its_own_level(limit, last):
     # 6 pairs, then 3 or 2: after 8 it is not yet time for the look after 9, but nothing more will be executed

@@ -188,8 +188,11 @@ class _Court:
     def _affordable(self, open_arms: Sequence[int], left_ms: float) -> list[int]:
         """The next repeat goes where it decides most: the arms that are nearest to a verdict for their cost.
 
-        No more of them than the limit can bring there, but at least one.
+        No more of them than the limit can bring there, but at least one. Arms that have not run yet come first.
         """
+        fresh = [arm for arm in open_arms if not self.planned[arm]]
+        if fresh:
+            return fresh
         needed = {arm: self._pairs_needed(arm) for arm in open_arms}
         needs_ms = {arm: pairs * self.bench.mean_cost_ms(arm) for arm, pairs in needed.items()}
         chosen: list[int] = []
