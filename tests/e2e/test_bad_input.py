@@ -101,6 +101,16 @@ def test_levels_of_a_knob(tmp_path):
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("verb", ["measure", "knobs"])
+def test_a_prompt_that_the_processor_refuses(tmp_path, verb):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    said = refused(DATA, verb, "--image", tmp_path / "a.png", "--prompt", "What is <IMG_CONTEXT>?")
+    assert said.startswith(
+        "the processor of bundled demo_vlm refuses request (The total number of <IMG_CONTEXT> tokens"
+    )
+    assert said.endswith("; change its prompt or image")
+
+
 def test_a_request_is_an_image_and_a_prompt(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     message = "give --image FILE and --prompt TEXT together, or neither for a request of the bundled task"

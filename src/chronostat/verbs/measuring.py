@@ -13,12 +13,13 @@ from chronostat.config import Config
 from chronostat.console import survey_tables
 from chronostat.data.demo import DemoTask
 from chronostat.data.jsonl import load_images
-from chronostat.data.quality import quality_by_name
+from chronostat.data.quality import Quality, quality_by_name
 from chronostat.data.samples import Sample
 from chronostat.errors import ConfigError, DataError
 from chronostat.execution import SampleRequest, request_for
 from chronostat.material import load_model
 from chronostat.models.load import Vlm
+from chronostat.models.prepare import prepare
 from chronostat.records import Setting
 from chronostat.survey import Arm, Plan, Survey, survey
 from chronostat.surveyed import condition_rows, judged, notes, survey_page
@@ -90,9 +91,9 @@ def one_request(vlm: Vlm, images: Sequence[Path], prompt: str | None, *, own_mod
 
     Raises:
         ConfigError: half a request, or none for an own model.
-        DataError: an image cannot be read.
+        DataError: an image cannot be read, or the processor refuses the request.
     """
-    return request_for(one_sample(images, prompt, own_model=own_model), vlm.processor, None)
+    return _request(vlm, one_sample(images, prompt, own_model=own_model), None)
 
 
 def one_sample(images: Sequence[Path], prompt: str | None, *, own_model: bool) -> Sample:
@@ -182,7 +183,20 @@ def _sample(name: str, prompt: str, images: Sequence[Path]) -> Sample:
 
 def _requests(vlm: Vlm, samples: Sequence[Sample], *, scored: bool) -> list[SampleRequest]:
     quality = quality_by_name("exact") if scored else None  # an answer made too long is never right
-    return [request_for(sample, vlm.processor, quality if sample.references else None) for sample in samples]
+    return [_request(vlm, sample, quality if sample.references else None) for sample in samples]
+
+
+def _request(vlm: Vlm, sample: Sample, quality: Quality | None) -> SampleRequest:
+    """Made once before anything is measured, so that a prompt or image that the processor refuses is said at once."""
+    request = request_for(sample, vlm.processor, quality)
+    device, dtype = vlm.model.device, vlm.model.dtype
+    try:
+        prepare(vlm.processor, request.images, sample.prompt, device=device, dtype=dtype, image_arguments={})
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:  # what processors raise for bad requests
+        raise DataError(
+            f"the processor of {vlm.name} refuses {sample.id} ({str(error).rstrip('.')}); change its prompt or image"
+        ) from error
+    return request
 
 
 def _name(vlm: Vlm, setting: Setting, *, models: int, settings: int) -> str:
