@@ -11,13 +11,14 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from sample_run import BUDGETS, CONDITIONS, FULL, SETTINGS, a_step, facts, validation, write_run
+from sample_run import BUDGETS, CONDITIONS, FULL, SETTINGS, a_step, a_trial, facts, validation, write_run
 
 from chronostat.errors import StoreError, UnlikeConditions
 from chronostat.records import Conditions, Decision, Estimate, Execution, Setting, StageTiming, Trial
 from chronostat.report import write_picture, write_report
 from chronostat.report.gather import (
     choices_by_kind,
+    invalid_reasons,
     learning_steps,
     look_at,
     measured_settings,
@@ -240,6 +241,15 @@ def test_the_counts_agree(page: Page) -> None:
     ]
     assert "In every phase the stored executions equal the generate() calls that were counted." in page.text
     assert page.tables["failures"][1:] == [["test", "RuntimeError: out of memory", "1"]]
+
+
+def test_failures_that_differ_in_numbers_are_counted_together(tmp_path: Path) -> None:
+    late = [f"GenerationTimeout: the generation took 0.{part} s, more than its limit of 0.05 s" for part in (9, 53, 71)]
+    with RunStore.create(tmp_path / "run", facts()) as store:
+        for index, invalid in enumerate([*late, "RuntimeError: out of memory"]):
+            failed = a_trial().executions[2]
+            store.append(a_trial(index, executions=(replace(failed, invalid=invalid),), draws=(1,), anchor=None))
+        assert invalid_reasons(look_at(store)) == [("train", late[0], 3), ("train", "RuntimeError: out of memory", 1)]
 
 
 def test_conditions_are_listed(page: Page) -> None:

@@ -133,8 +133,11 @@ def phase_counts(run: RunView) -> dict[str, PhaseCount]:
 
 
 def invalid_reasons(run: RunView) -> list[tuple[str, str, int]]:
-    """Phase, reason and number of the executions that failed."""
-    sql = "SELECT phase, invalid, count(*) FROM executions WHERE invalid IS NOT NULL GROUP BY ALL ORDER BY ALL"
+    """Phase, first reason and number of the executions that failed; reasons that differ in numbers are one."""
+    sql = (
+        "SELECT phase, arg_min(invalid, record), count(*) FROM executions WHERE invalid IS NOT NULL "
+        "GROUP BY phase, regexp_replace(invalid, '[0-9.]+', '', 'g') ORDER BY ALL"
+    )
     return cast("list[tuple[str, str, int]]", run.store.query(sql).fetchall())
 
 

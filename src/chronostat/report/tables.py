@@ -255,7 +255,8 @@ def failures(run: RunView) -> PageTable:
     return PageTable(
         name="failures",
         title="Failed executions",
-        caption="Left out of every number on this page. Source: the stored executions.",
+        caption="Left out of every number on this page. Reasons that differ in numbers count as one. Source: the "
+        "stored executions.",
         heads=("phase", "reason", "executions"),
         rows=[Row(cells=[phase, reason, count(n)]) for phase, reason, n in invalid_reasons(run)],
     )
