@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from chronostat.errors import ConfigError
-from chronostat.options import Device, Dtype, Model, RunDir, Seed, Sets, Threads, TrustRemoteCode
+from chronostat.options import Device, Dtype, Layout, Model, RunDir, Seed, Sets, Threads, TrustRemoteCode, finite
 from chronostat.terminal import for_people, out
 from chronostat.version import VERSION
 
@@ -147,10 +147,7 @@ def measure(
     threads: Threads = 1,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: TrustRemoteCode = False,
-    layout: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="JSON or TOML with module paths of vision, projector, blocks and head."),
-    ] = None,
+    layout: Layout = None,
     seed: Seed = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every execution.")] = None,
     html_file: Annotated[
@@ -201,7 +198,9 @@ def knobs(
     image: Annotated[list[Path] | None, typer.Option(help="Image of the request; repeatable.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Text of the request.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Most executions of each setting on average.")] = 20,
-    seconds: Annotated[float | None, typer.Option(min=1, help="Time for judging, if it ends before.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, callback=finite, help="Time for judging, if it ends before.")
+    ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer in tokens.")] = 8,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -253,7 +252,7 @@ def rank_blocks(
         int | None, typer.Option(min=2, help="Most validation samples in each round; 100 if absent.")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=1, help="Time of all executions together; 300 if absent.")
+        float | None, typer.Option(min=1, callback=finite, help="Time of all executions together; 300 if absent.")
     ] = None,
     method: Annotated[
         Literal["one-at-a-time", "greedy"] | None,
@@ -301,7 +300,7 @@ app.add_typer(estimator_app, name="estimator")
 @estimator_app.command("evaluate")
 def evaluate_estimator(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a measured run.")],
-    seconds: Annotated[float, typer.Option(min=1, help="Time box of the new measurements.")] = 30.0,
+    seconds: Annotated[float, typer.Option(min=1, callback=finite, help="Time box of the new measurements.")] = 30.0,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the errors.")] = None,
 ) -> None:
     """How wrong estimates learned from a run are on held-out requests, beside measuring once."""
@@ -319,17 +318,29 @@ def doctor(
         str | None, typer.Option(metavar="MODEL", help="Directory or name; absent or bundled: the bundled model.")
     ] = None,
     device: Device = "auto",
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time box of the measured repeats.")] = 20.0,
+    dtype: Dtype = "auto",
+    threads: Threads = 1,
+    trust_remote_code: TrustRemoteCode = False,
+    layout: Layout = None,
+    seconds: Annotated[float, typer.Option(min=0.1, callback=finite, help="Time box of the measured repeats.")] = 20.0,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was found.")] = None,
 ) -> None:
     """Whether this machine can be trusted with a measurement; exit status 0: yes, 10: noisy, 11: it cannot measure."""
     with for_people():
-        from chronostat.config import Config, ModelConfig
+        from chronostat.config import Config, MeasureConfig, ModelConfig
         from chronostat.verbs import doctor as verb
+        from chronostat.verbs.measuring import read_layout
         from chronostat.verbs.output import require_writable
 
         require_writable({"--json": json_file})
-        status = verb.doctor(Config(model=ModelConfig(path=_path(model), device=device)), seconds, json_file, out)
+        own = ModelConfig(
+            path=_path(model),
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            layout=read_layout(layout) if layout else {},
+        )
+        status = verb.doctor(Config(model=own, measure=MeasureConfig(threads=threads)), seconds, json_file, out)
     raise typer.Exit(status)
 
 

@@ -1,9 +1,18 @@
 """What more than one verb takes on the command line: each type holds the flag and its help."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse ``inf`` and ``nan``, which have no end, as a length of time."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no length of time; give a number of seconds")
+    return value
+
 
 RunDir = Annotated[Path | None, typer.Option(help="Where the run is stored; runs/<verb>-<time> if absent.")]
 Sets = Annotated[
@@ -22,4 +31,8 @@ Dtype = Annotated[
     typer.Option(metavar="TYPE", help="Of the weights: auto, float32, bfloat16 or float16."),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Torch threads on the CPU.")]
+Layout = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="JSON or TOML with module paths of vision, projector, blocks and head."),
+]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]

@@ -116,9 +116,20 @@ def test_a_request_is_an_image_and_a_prompt(tmp_path):
     message = "give --image FILE and --prompt TEXT together, or neither for a request of the bundled task"
     assert refused(CONFIG, "measure", "--image", tmp_path / "a.png") == message
     assert refused(CONFIG, "measure", "--prompt", "What?") == message
-    message = "an own model needs a request: give --image FILE and --prompt TEXT"
+    message = (
+        "an own model needs requests: give --image FILE and --prompt TEXT, or --images DIR and --prompt TEXT, or "
+        "--task bundled"
+    )
     assert refused(CONFIG, "measure", BUNDLED) == message
     assert refused(CONFIG, "measure", "bundled", BUNDLED, "--prompt", "What?") == message
+
+
+@pytest.mark.parametrize("verb", ["doctor", "knobs", "rank-blocks"])
+@pytest.mark.parametrize(("seconds", "why"), [("inf", "inf is no length of time"), ("nan", "greater than or equal to")])
+def test_a_time_box_without_an_end_is_a_mistake_of_usage(verb, seconds, why):
+    said = typed(verb, "--seconds", seconds)
+    assert said.status == 2
+    assert why in " ".join(said.err.split())
 
 
 def test_requests_are_named_in_one_way(tmp_path):

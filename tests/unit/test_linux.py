@@ -5,6 +5,8 @@ from chronostat.measure.linux import CpuTimes, Linux
 
 SOME = "some avg10=12.50 avg60=1.00 avg300=0.10 total=4567000\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
 
+MIB = 2**20
+
 
 @pytest.fixture
 def linux(tmp_path):
@@ -130,7 +132,20 @@ def test_turbo(linux, file, text, turbo):
     assert linux.turbo() is turbo
 
 
+def test_memory_is_that_of_the_group_that_leaves_least(linux):
+    linux.write("proc/self/cgroup", "0::/pod/job\n")
+    assert linux.memory() is None
+    linux.write("proc/meminfo", "MemTotal:  8192000 kB\nMemFree:  100 kB\nMemAvailable:  4096000 kB\n")
+    assert linux.memory() == (4000, 8000)
+    linux.write("sys/fs/cgroup/pod/job/memory.max", "max\n")
+    linux.write("sys/fs/cgroup/pod/memory.max", f"{2000 * MIB}\n")
+    linux.write("sys/fs/cgroup/pod/memory.current", f"{1500 * MIB}\n")
+    linux.write("sys/fs/cgroup/pod/memory.stat", f"anon 1\ninactive_file {400 * MIB}\n")
+    assert linux.memory() == (900, 2000)
+
+
 def test_this_machine_can_be_read():
     here = Linux()
+    assert 0 < here.memory().available_mib < here.memory().total_mib
     assert here.cpu_of_this_thread() is None or here.cpu_of_this_thread() >= 0
     assert all(waited_ms >= 0 for waited_ms in (here.waited_ms(all_threads=True) or {}).values())

@@ -4,6 +4,7 @@ from fake_linux import FakeLinux
 
 from chronostat.measure.findings import gpu_findings, machine_findings
 from chronostat.measure.gpu import GpuFacts, GpuState
+from chronostat.measure.linux import Memory
 from chronostat.measure.machine import Busy, Machine, MachineWatch, Process, running_processes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -83,6 +84,7 @@ QUIET = Machine(
     throttled_ms=0.0,
     other_cores=0.02,
     busiest=(),
+    memory=Memory(available_mib=800.0, total_mib=1000.0),
     waiting_known=True,
 )
 
@@ -102,6 +104,8 @@ def test_a_quiet_machine_has_nothing_to_change():
 @pytest.mark.parametrize(
     ("topic", "changes", "level", "fact", "advice"),
     [
+        ("memory", {"memory": None}, "unknown", "not told", ""),
+        ("memory", {"memory": Memory(99.0, 1000.0)}, "note", "99 of 1000 MiB available", "swapped out"),
         ("cores", {"threads": 5}, "problem", "4 of 8, 5 torch", "measure.threads"),
         ("governor", {"governors": ("powersave",)}, "note", "powersave", "cpupower"),
         ("governor", {"governors": ()}, "unknown", "not told", ""),

@@ -237,6 +237,12 @@ def test_answers_of_unequal_length_have_no_verdict_on_what_grows_with_them(metri
     )
 
 
+def test_where_only_totals_are_known_no_other_latency_is_advised():
+    columns = [column(shot(timing(source="total_only", new_tokens=n)), name=str(n)) for n in (2, 3)]
+    (flag,) = refuse_unequal({"total_ms": {1: comparison("total_ms")}}, columns)["total_ms"][1].flags
+    assert flag.endswith("(3 tokens against 2): make all answers equally long with --exact-tokens")
+
+
 @pytest.mark.parametrize("metric", ["prefill_ms", "ttft_ms", "decode_ms_per_token", "vision_ms"])
 def test_answers_of_unequal_length_are_compared_by_what_does_not_grow(metric):
     two, three = column(shot(timing(new_tokens=2))), column(shot(timing(new_tokens=3)), name="small")

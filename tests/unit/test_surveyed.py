@@ -96,6 +96,7 @@ def test_a_metric_without_a_pair_is_invalid_in_sight():
     comparisons = {"prefill_ms": {1: comparison("prefill_ms", float("nan"), verdict="invalid", pairs=0)}}
     found = a_survey(column(shot(timing())), column(shot(timing()), name="b"), comparisons=comparisons)
     assert verdict_rows(found) == [("prefill_ms", ("invalid",))]
+    assert judged(dataclasses.replace(found, ended="all given")) == "judged by prefill_ms: no verdict can be given"
 
 
 def test_notes_say_what_was_left_out_and_what_was_disturbed():

@@ -42,6 +42,7 @@ def machine_findings(machine: Machine) -> Iterator[Finding]:
     yield _pressure(machine)
     yield _quota(machine)
     yield _others(machine)
+    yield _host_memory(machine)
     if not machine.waiting_known:
         yield Finding(
             topic="waiting for a CPU",
@@ -104,6 +105,17 @@ def _others(machine: Machine) -> Finding:
         return Finding(topic="other processes", fact=fact)
     advice = "end them, or wait until they have ended"
     return Finding(topic="other processes", fact=fact, level="problem" if crowded else "note", advice=advice)
+
+
+def _host_memory(machine: Machine) -> Finding:
+    if machine.memory is None:
+        return _not_told("memory")
+    available_mib, total_mib = machine.memory
+    fact = f"{available_mib:.0f} of {total_mib:.0f} MiB available"
+    if available_mib >= FREE_MEMORY * total_mib:
+        return Finding(topic="memory", fact=fact)
+    advice = "end what fills it: a process whose pages are swapped out waits for the disk"
+    return Finding(topic="memory", fact=fact, level="note", advice=advice)
 
 
 def gpu_findings(gpu: Gpu | None, device: torch.device, earlier: GpuState | None) -> Iterator[Finding]:

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 _TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")
 _NS_PER_MS = 1e6
+_KIB_PER_MIB = 1024
+_MIB = 2**20
 _STEAL = 7  # place of stolen ticks in /proc/stat; guest ticks follow, which earlier ones hold already
 
 
@@ -25,6 +28,13 @@ class CpuTimes:
     busy_ms: float
     idle_ms: float
     stolen_ms: float
+
+
+class Memory(NamedTuple):
+    """What can be had without swapping, and all there is."""
+
+    available_mib: float
+    total_mib: float
 
 
 class Linux:
@@ -110,6 +120,15 @@ class Linux:
         fields = _pressure(read(self.proc / "pressure/cpu"))
         return fields["avg10"] / 100 if "avg10" in fields else None
 
+    def memory(self) -> "Memory | None":
+        """Of the machine, or of the control group (version 2) of this process that leaves least."""
+        kib = _fields((read(self.proc / "meminfo") or "").replace(":", " ").replace(" kB", ""))
+        if not {"MemTotal", "MemAvailable"} <= kib.keys():
+            return None
+        machine = Memory(kib["MemAvailable"] / _KIB_PER_MIB, kib["MemTotal"] / _KIB_PER_MIB)
+        groups = [found for file in self.cgroup_files("memory.max") if (found := _group_memory(file)) is not None]
+        return min(machine, *groups) if groups else machine
+
     def governors(self, cpus: Iterable[int]) -> tuple[str, ...]:
         """The frequency governors of these CPUs, each once."""
         texts = [read(self.cpus / f"cpu{cpu}/cpufreq/scaling_governor") for cpu in cpus]
@@ -169,6 +188,15 @@ def read(path: Path) -> str | None:
         return None
     finally:
         os.close(descriptor)
+
+
+def _group_memory(limit: Path) -> Memory | None:
+    """Of one control group; pages of files that nobody used lately can be had as well."""
+    most, used = (read(limit.with_name(name)) or "" for name in ("memory.max", "memory.current"))
+    if not most.strip().isdigit() or not used.strip().isdigit():
+        return None
+    unused = _fields(read(limit.with_name("memory.stat"))).get("inactive_file", 0.0)
+    return Memory((int(most) - int(used) + unused) / _MIB, int(most) / _MIB)
 
 
 def _fields(text: str | None) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from chronostat.measure.linux import CpuTimes, Linux
+from chronostat.measure.linux import CpuTimes, Linux, Memory
 
 _BUSIEST = 3
 _LEAST_SHARE = 0.05  # of a core, for a process to be named
@@ -47,6 +47,7 @@ class Machine:
         throttled_ms: how long that limit held this process back.
         other_cores: how many of these CPUs other processes kept busy.
         busiest: those that used most, as far as they can be seen from here.
+        memory: of the machine, or of the control group that leaves least.
         waiting_known: the kernel tells how long threads wait for a CPU.
     """
 
@@ -61,6 +62,7 @@ class Machine:
     throttled_ms: float | None
     other_cores: float | None
     busiest: tuple[Busy, ...]
+    memory: Memory | None
     waiting_known: bool
 
 
@@ -123,6 +125,7 @@ class MachineWatch:
             throttled_ms=None if throttled_ms is None else throttled_ms - (self._start_throttled_ms or 0.0),
             other_cores=both and self._other_cores(*both, passed_s),
             busiest=self._busiest(passed_s),
+            memory=linux.memory(),
             waiting_known=linux.waited_ms(all_threads=False) is not None,
         )
 

@@ -112,7 +112,8 @@ def _unseen(recorder: StageRecorder, call: Called) -> list[str]:
     must_run = [FORWARD, BLOCKS, *(stage for stage in with_parts if call.sees_image or stage == ENCODE)]
     reasons = [stage for stage, span in spans.items() if span.missed or span.depth > 0]
     if call.sees_image and not with_parts:
-        reasons.append(f"{VISION} (found neither a vision tower nor a projector; name them with model.layout)")
+        why = "found neither a vision tower nor a projector; name them with model.layout or --layout"
+        reasons.append(f"{VISION} ({why})")
     reasons += [stage for stage in must_run if not spans[stage].finished and stage not in reasons]
     silent = {stage for stage, module in recorder.must_be_called if module not in spans[stage].called}
     reasons += sorted(silent.difference(reasons)) if call.sees_image else []

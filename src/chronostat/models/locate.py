@@ -100,7 +100,7 @@ def find_block_list(model: nn.Module, encoders: tuple[str, ...]) -> str:
     candidates = ", ".join(f"{path} ({len(module)} modules)" for path, module in outside) or "none"
     raise ModelError(
         f"cannot find the decoder blocks of {type(model).__name__}: no list of {count} modules "
-        f"({count_name}); lists there are: {candidates}. Name the right one with model.layout.blocks"
+        f"({count_name}); lists there are: {candidates}. Name the right one with model.layout.blocks or --layout"
     )
 
 

@@ -208,15 +208,11 @@ def _refused(comparison: Comparison, first: Column, other: Column) -> Comparison
     unlike = next((request for request in mine if theirs.get(request, mine[request]) != mine[request]), None)
     if comparison.metric not in _GROWS_WITH_ANSWER or unlike is None:
         return comparison
-    return replace(
-        comparison,
-        ratio=Estimate(point=_NAN, low=_NAN, high=_NAN),
-        verdict="invalid",
-        flags=(
-            f"answers of unequal length ({_either(theirs[unlike])} tokens against {_either(mine[unlike])}): compare "
-            "decode_ms_per_token, or make all answers equally long with --exact-tokens",
-        ),
-    )
+    lengths = f"answers of unequal length ({_either(theirs[unlike])} tokens against {_either(mine[unlike])})"
+    decode = "compare decode_ms_per_token, or " if first.source == other.source == "measured" else ""
+    advice = f"{decode}make all answers equally long with --exact-tokens"
+    not_a_number = Estimate(point=_NAN, low=_NAN, high=_NAN)
+    return replace(comparison, ratio=not_a_number, verdict="invalid", flags=(f"{lengths}: {advice}",))
 
 
 def _lengths(column: Column) -> dict[int, frozenset[int]]:

@@ -91,7 +91,8 @@ def judged(survey: Survey) -> str | None:
     noise = ""
     if floor is not None and math.isfinite(floor.spread):
         noise = f"; half of all pairs of {survey.columns[0].name} differ by more than {percent(floor.spread)}"
-    return f"judged by {survey.metric}: {survey.ended}{noise}"
+    valid = any(comparison.verdict != "invalid" for comparison in survey.comparisons[survey.metric].values())
+    return f"judged by {survey.metric}: {survey.ended if valid else 'no verdict can be given'}{noise}"
 
 
 def _column_notes(column: Column) -> Iterator[str]:

@@ -164,6 +164,11 @@ def _samples(ask: Ask) -> list[Sample]:
             raise ConfigError("--images DIR needs --prompt TEXT, which is asked of each image")
         return [_sample(file.name, ask.prompt, [file]) for file in _image_files(ask.folder)[:most]]
     own = any(config.model.path is not None for config in ask.models)
+    if own and not (ask.images and ask.prompt):
+        raise ConfigError(
+            "an own model needs requests: give --image FILE and --prompt TEXT, or --images DIR and --prompt TEXT, or "
+            "--task bundled"
+        )
     return [one_sample(ask.images, ask.prompt, own_model=own)]
 
 
