@@ -10,6 +10,7 @@ from chronostat.errors import StoreError
 
 _ADVICE = {
     errno.ENOSPC: "free some space or choose another run directory",
+    errno.EFBIG: "allow larger files, free some space or choose another run directory",
     errno.EDQUOT: "free some of your quota or choose another run directory",
     errno.EROFS: "choose a run directory on a disk that can be written",
     errno.EACCES: "allow writing there or choose another run directory",

@@ -129,7 +129,9 @@ def test_a_resumed_run_can_be_judged_and_shown(finished):
 
 
 def test_two_processes_do_not_write_one_run(tmp_path):
-    process = started("train", "--run-dir", "run", *sets(*LONG), cwd=tmp_path)
+    process = started(
+        "train", "--run-dir", "run", *sets(*LONG, "train.trials=10000"), cwd=tmp_path
+    )  # the second one takes seconds to start
     try:
         when_stored(process, tmp_path / "run", 1)
         message = refusal(run("train", "--resume", "run", cwd=tmp_path))

@@ -124,7 +124,7 @@ def test_an_image_of_which_nothing_was_found_leaves_only_the_total():
     timing = measured(zoo).timing
     assert timing.source == "total_only"
     assert timing.unseen == (
-        "not seen: vision (found neither a vision tower nor a projector; name them with model.layout)"
+        "not seen: vision (found neither a vision tower nor a projector; name them with model.layout or --layout)"
     )
 
 
