@@ -1,0 +1,570 @@
+"""Real processors of many families, made offline, each with a thin random model that takes what it makes.
+
+The image processors and processors are the library's own classes in their own default sizes, or those of a published
+checkpoint where the entry says so. Only the tokenizers are small, of one word for every special token, and the models:
+their vision towers have the real image and patch sizes, so that shapes and numbers of tokens are real, but two or three
+layers of width 32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers.models.smolvlm import processing_smolvlm
+
+from benchmarks.processor_families.recipe import TOWER, Family, Pair, Recipe, image_processor
+
+QWEN_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+
+
+def _qwen(processor: str, model: str, image: Callable[[], Any], video: str, **vision: Any) -> Recipe:  # noqa: ANN401
+    return Recipe(
+        processor=processor,
+        model=model,
+        image=image,
+        video=video,
+        named={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
+        others=("<|vision_start|>", "<|vision_end|>"),
+        picture="<|vision_start|><|image_pad|><|vision_end|>",
+        config=lambda ids: {
+            "text_config": {"rope_parameters": QWEN_ROPE, **({"head_dim": 8} if "Qwen3" in model else {})},
+            "vision_config": {"depth": 2, "num_heads": 2, "initializer_range": 0.1, "hidden_size": 32, **vision},
+            "image_token_id": ids("<|image_pad|>"),
+            "video_token_id": ids("<|video_pad|>"),
+            "vision_start_token_id": ids("<|vision_start|>"),
+            "vision_end_token_id": ids("<|vision_end|>"),
+        },
+    )
+
+
+QWEN2 = _qwen(
+    "Qwen2VLProcessor",
+    "Qwen2VLForConditionalGeneration",
+    image_processor("Qwen2VLImageProcessor"),
+    "Qwen2VLVideoProcessor",
+    embed_dim=32,
+    mlp_ratio=2,
+)
+QWEN25 = _qwen(
+    "Qwen2_5_VLProcessor",
+    "Qwen2_5_VLForConditionalGeneration",
+    image_processor("Qwen2VLImageProcessor", min_pixels=3136, max_pixels=12845056),
+    "Qwen2VLVideoProcessor",
+    out_hidden_size=32,
+    intermediate_size=48,
+    fullatt_block_indexes=[1],
+)
+QWEN3 = _qwen(
+    "Qwen3VLProcessor",
+    "Qwen3VLForConditionalGeneration",
+    image_processor("Qwen2VLImageProcessor", patch_size=16, size={"shortest_edge": 65536, "longest_edge": 16777216}),
+    "Qwen3VLVideoProcessor",
+    patch_size=16,
+    out_hidden_size=32,
+    intermediate_size=48,
+    num_position_embeddings=2304,
+    deepstack_visual_indexes=[0],
+)
+GLM4V = Recipe(
+    processor="Glm4vProcessor",
+    model="Glm4vForConditionalGeneration",
+    image=image_processor("Glm4vImageProcessor"),
+    video="Glm4vVideoProcessor",
+    named={"image_token": "<|image|>", "video_token": "<|video|>"},
+    others=("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
+    picture="<|begin_of_image|><|image|><|end_of_image|>",
+    config=lambda ids: {
+        "text_config": {"rope_parameters": {**QWEN_ROPE, "partial_rotary_factor": 1.0}},
+        "vision_config": {
+            "depth": 2,
+            "num_heads": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "out_hidden_size": 32,
+            "image_size": 336,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "initializer_range": 0.1,
+        },
+        "image_token_id": ids("<|image|>"),
+        "video_token_id": ids("<|video|>"),
+        "image_start_token_id": ids("<|begin_of_image|>"),
+        "image_end_token_id": ids("<|end_of_image|>"),
+        "video_start_token_id": ids("<|begin_of_video|>"),
+        "video_end_token_id": ids("<|end_of_video|>"),
+    },
+)
+MUSE = Recipe(
+    processor="MuseGlimmerProcessor",
+    model="MuseGlimmerForConditionalGeneration",
+    image=image_processor("MuseGlimmerImageProcessor"),
+    video="MuseGlimmerVideoProcessor",
+    named={},
+    others=(
+        "<|patch|>",
+        "<|image_start|>",
+        "<|image_end|>",
+        "<|video|>",
+        "<|vid_frame_separator|>",
+        "<|vid_start|>",
+        "<|vid_end|>",
+    ),
+    picture="<|patch|>",
+    config=lambda ids: {
+        "text_config": {
+            "head_dim": 8,
+            "sliding_window": 4096,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "vision_config": {
+            **TOWER,
+            "patch_size": 14,
+            "pos_emb_height": 32,
+            "pos_emb_width": 32,
+            "patch_temporal": 2,
+            "merge_size": 2,
+            "max_position_embeddings": 256,
+        },
+        "image_token_id": ids("<|patch|>"),
+        "video_token_id": ids("<|video|>"),
+        "out_hidden_size": 128,
+        "projector_hidden_size": 32,
+    },
+)
+GEMMA4 = Recipe(
+    processor="Gemma4Processor",
+    model="Gemma4ForConditionalGeneration",
+    image=image_processor("Gemma4ImageProcessor"),
+    video="Gemma4VideoProcessor",
+    hears="Gemma4AudioFeatureExtractor",
+    named={
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "image_token": "<|image|>",
+        "audio_token": "<|audio|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+    },
+    picture="<|image|>",
+    config=lambda ids: {
+        "text_config": {
+            "head_dim": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 4096,
+            "vocab_size_per_layer_input": 128,
+            "hidden_size_per_layer_input": 8,
+            "num_kv_shared_layers": 0,
+        },
+        "vision_config": {
+            **TOWER,
+            "patch_size": 16,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "pooling_kernel_size": 3,
+            "position_embedding_size": 1024,
+        },
+        "image_token_id": ids("<|image|>"),
+        "audio_token_id": ids("<|audio|>"),
+        "video_token_id": ids("<|video|>"),
+        "boi_token_id": ids("<|image>"),
+        "eoi_token_id": ids("<image|>"),
+    },
+)
+
+
+def _pixtral(model: str, image: Callable[[], Any], patch: int, merge: int) -> Recipe:
+    return Recipe(
+        processor="PixtralProcessor",
+        model=model,
+        image=image,
+        named={},
+        others=("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+        picture="[IMG]",
+        options={"patch_size": patch, "spatial_merge_size": merge},
+        config=lambda ids: {
+            "text_config": {"model_type": "mistral", "head_dim": 8},
+            "vision_config": {
+                **TOWER,
+                "model_type": "pixtral",
+                "image_size": 1540 if merge > 1 else 1024,
+                "patch_size": patch,
+                "head_dim": 16,
+            },
+            "image_token_index": ids("[IMG]"),
+            "vision_feature_select_strategy": "full",
+            "vision_feature_layer": -1,
+            **({"spatial_merge_size": merge} if merge > 1 else {}),
+        },
+    )
+
+
+PIXTRAL = _pixtral("LlavaForConditionalGeneration", image_processor("PixtralImageProcessor"), 16, 1)
+MISTRAL3 = _pixtral(
+    "Mistral3ForConditionalGeneration",
+    image_processor("PixtralImageProcessor", size={"longest_edge": 1540}, patch_size=14),
+    14,
+    2,
+)
+INTERNVL = Recipe(
+    processor="InternVLProcessor",
+    model="InternVLForConditionalGeneration",
+    image=image_processor("GotOcr2ImageProcessor", size={"height": 448, "width": 448}, crop_to_patches=True),
+    video="InternVLVideoProcessor",
+    named={
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    },
+    picture="<IMG_CONTEXT>",
+    config=lambda ids: {
+        "text_config": {"model_type": "qwen2"},
+        "vision_config": {**TOWER, "image_size": 448, "patch_size": 14},
+        "image_token_id": ids("<IMG_CONTEXT>"),
+        "image_seq_length": 256,
+    },
+)
+GOT = Recipe(
+    processor="GotOcr2Processor",
+    model="GotOcr2ForConditionalGeneration",
+    image=image_processor("GotOcr2ImageProcessor", size={"height": 1024, "width": 1024}),
+    named={},
+    others=("<imgpad>", "<img>", "</img>"),
+    picture="<img><imgpad></img>",
+    config=lambda ids: {
+        "text_config": {"model_type": "qwen2"},
+        "vision_config": {
+            **TOWER,
+            "image_size": 1024,
+            "patch_size": 16,
+            "output_channels": 16,
+            "mlp_dim": 48,
+            "window_size": 4,
+            "global_attn_indexes": [1],
+        },
+        "image_token_index": ids("<imgpad>"),
+        "image_seq_length": 256,
+    },
+)
+AYA = Recipe(
+    processor="AyaVisionProcessor",
+    model="AyaVisionForConditionalGeneration",
+    image=image_processor("GotOcr2ImageProcessor", size={"height": 364, "width": 364}, crop_to_patches=True),
+    named={"image_token": "<image>"},
+    others=("<|IMG_PATCH|>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "TILE", "TILE_GLOBAL"),
+    picture="<image>",
+    options={"patch_size": 14, "img_size": 364, "downsample_factor": 2},
+    config=lambda ids: {
+        "text_config": {"model_type": "cohere2", "head_dim": 8, "logit_scale": 1.0, "sliding_window": 4096},
+        "vision_config": {
+            **TOWER,
+            "image_size": 364,
+            "patch_size": 14,
+            "model_type": "siglip_vision_model",
+            "vision_use_head": False,
+        },
+        "image_token_index": ids("<|IMG_PATCH|>"),
+        "downsample_factor": 2,
+        "alignment_intermediate_size": 64,
+    },
+)
+LLAMA4 = Recipe(
+    processor="Llama4Processor",
+    model="Llama4ForConditionalGeneration",
+    image=image_processor("Llama4ImageProcessor"),
+    named={},
+    others=(
+        "<|image|>",
+        "<|image_start|>",
+        "<|image_end|>",
+        "<|patch|>",
+        "<|tile_x_separator|>",
+        "<|tile_y_separator|>",
+    ),
+    picture="<|image|>",
+    config=lambda ids: {
+        "text_config": {
+            "intermediate_size": 32,
+            "intermediate_size_mlp": 48,
+            "head_dim": 8,
+            "num_experts_per_tok": 1,
+            "num_local_experts": 4,
+            "moe_layers": [1],
+            "interleave_moe_layer_step": 2,
+            "attention_chunk_size": 4096,
+        },
+        "vision_config": {
+            **TOWER,
+            "intermediate_size": 128,
+            "vision_output_dim": 32,
+            "image_size": 336,
+            "patch_size": 14,
+            "projector_input_dim": 32,
+            "projector_output_dim": 32,
+            "pixel_shuffle_ratio": 0.5,
+        },
+        "image_token_index": ids("<|patch|>"),
+        "boi_token_index": ids("<|image_start|>"),
+        "eoi_token_index": ids("<|image_end|>"),
+    },
+)
+
+
+def _idefics(name: str, image: Callable[[], Any], size: int, patch: int, factor: int) -> Recipe:
+    return Recipe(
+        processor=f"{name}Processor",
+        model=f"{name}ForConditionalGeneration",
+        image=image,
+        video="SmolVLMVideoProcessor" if name == "SmolVLM" else None,
+        named={
+            "image_token": "<image>",
+            "fake_image_token": "<fake_token_around_image>",
+            "global_image_token": "<global-img>",
+            "end_of_utterance_token": "<end_of_utterance>",
+        },
+        picture="<image>",
+        options={"image_seq_len": (size // patch // factor) ** 2},
+        config=lambda ids: {
+            "text_config": {"model_type": "llama", "head_dim": 8},
+            "vision_config": {**TOWER, "image_size": size, "patch_size": patch},
+            "image_token_id": ids("<image>"),
+            "scale_factor": factor,
+        },
+    )
+
+
+def smolvlm() -> Pair:
+    """SmolVLM's processor spells out numbers in the prompts of videos, by a package that images do not need."""
+    before = processing_smolvlm.num2words
+    processing_smolvlm.num2words = before or str
+    try:
+        squares = image_processor(
+            "SmolVLMImageProcessor", size={"longest_edge": 2048}, max_image_size={"longest_edge": 512}
+        )
+        return _idefics("SmolVLM", squares, 512, 16, 4)()
+    finally:
+        processing_smolvlm.num2words = before
+
+
+IDEFICS3 = _idefics("Idefics3", image_processor("Idefics3ImageProcessor"), 364, 14, 2)
+GEMMA3 = Recipe(
+    processor="Gemma3Processor",
+    model="Gemma3ForConditionalGeneration",
+    image=image_processor("Gemma3ImageProcessor"),
+    named={"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"},
+    picture="<start_of_image>",
+    config=lambda ids: {
+        "text_config": {"head_dim": 8, "sliding_window": 4096},
+        "vision_config": {**TOWER, "image_size": 224, "patch_size": 14, "vision_use_head": False},
+        "mm_tokens_per_image": 256,
+        "image_token_index": ids("<image_soft_token>"),
+        "boi_token_index": ids("<start_of_image>"),
+        "eoi_token_index": ids("<end_of_image>"),
+    },
+)
+LFM2 = Recipe(
+    processor="Lfm2VlProcessor",
+    model="Lfm2VlForConditionalGeneration",
+    image=image_processor("Lfm2VlImageProcessor"),
+    named={
+        "image_token": "<image>",
+        "image_start_token": "<|image_start|>",
+        "image_end_token": "<|image_end|>",
+        "image_thumbnail": "<|img_thumbnail|>",
+    },
+    picture="<image>",
+    config=lambda ids: {
+        "text_config": {
+            "model_type": "lfm2",
+            "layer_types": ["conv", "full_attention"],
+            "block_multiple_of": 8,
+            "conv_L_cache": 3,
+        },
+        "vision_config": {
+            **TOWER,
+            "patch_size": 16,
+            "model_type": "siglip2_vision_model",
+            "num_patches": 256,
+            "vision_use_head": False,
+        },
+        "image_token_id": ids("<image>"),
+        "downsample_factor": 2,
+        "projector_hidden_size": 32,
+    },
+)
+MOLMO2 = Recipe(
+    processor="Molmo2Processor",
+    model="Molmo2ForConditionalGeneration",
+    image=image_processor("Molmo2ImageProcessor"),
+    video="Molmo2VideoProcessor",
+    named={"image_token": "<|image|>", "video_token": "<|video|>"},
+    others=(
+        "<im_patch>",
+        "<im_col>",
+        "<im_start>",
+        "<low_res_im_start>",
+        "<frame_start>",
+        "<im_end>",
+        "<frame_end>",
+        "<im_low>",
+    ),
+    picture="<|image|>",
+    config=lambda ids: {
+        "text_config": {"head_dim": 8, "additional_vocab_size": 8},
+        "vision_config": {
+            **TOWER,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "image_size": [378, 378],
+            "patch_size": 14,
+            "num_position_embeddings": 729,
+        },
+        "adapter_config": {
+            "vision_feature_layer": [2, 1],
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "intermediate_size": 48,
+            "text_hidden_size": 32,
+        },
+        "image_start_token_id": ids("<im_start>"),
+        "low_res_image_start_token_id": ids("<low_res_im_start>"),
+        "image_end_token_id": ids("<im_end>"),
+        "image_patch_id": ids("<im_patch>"),
+        "frame_start_token_id": ids("<frame_start>"),
+        "frame_end_token_id": ids("<frame_end>"),
+    },
+)
+CLIP_336: dict[str, Any] = {
+    "size": {"shortest_edge": 336},
+    "crop_size": {"height": 336, "width": 336},
+}
+NEXT_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+ONEVISION_PINPOINTS = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
+
+
+def llava(kind: str, image: Callable[[], Any], pinpoints: list[list[int]]) -> Recipe:
+    """LLaVA with a CLIP tower of 336 px.
+
+    Args:
+        kind: the beginning of the names of its classes.
+        image: makes the image processor.
+        pinpoints: height and width in pixels of the grids that the model knows; none: it knows no grids.
+    """
+    return Recipe(
+        processor=f"{kind}Processor",
+        model=f"{kind}ForConditionalGeneration",
+        image=image,
+        named={"image_token": "<image>"},
+        picture="<image>",
+        options={"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
+        config=lambda ids: {
+            "text_config": {"model_type": "llama", "head_dim": 8},
+            "vision_config": {
+                **TOWER,
+                "model_type": "clip_vision_model",
+                "image_size": 336,
+                "patch_size": 14,
+                "projection_dim": 32,
+            },
+            "image_token_index": ids("<image>"),
+            "image_seq_length": 576,
+            "vision_feature_select_strategy": "default",
+            **({"image_grid_pinpoints": pinpoints} if pinpoints else {}),
+        },
+    )
+
+
+LLAVA_NEXT = llava("LlavaNext", image_processor("LlavaNextImageProcessor", **CLIP_336), NEXT_PINPOINTS)
+ONEVISION = Recipe(
+    processor="LlavaOnevisionProcessor",
+    model="LlavaOnevisionForConditionalGeneration",
+    image=image_processor("LlavaOnevisionImageProcessor"),
+    video="LlavaOnevisionVideoProcessor",
+    named={"image_token": "<image>", "video_token": "<video>"},
+    picture="<image>",
+    options={"num_image_tokens": 729, "vision_feature_select_strategy": "full"},
+    config=lambda ids: {
+        "text_config": {"model_type": "qwen2"},
+        "vision_config": {
+            **TOWER,
+            "model_type": "siglip_vision_model",
+            "image_size": 384,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        "image_token_index": ids("<image>"),
+        "video_token_index": ids("<video>"),
+        "image_grid_pinpoints": ONEVISION_PINPOINTS,
+        "vision_feature_select_strategy": "full",
+    },
+)
+MLLAMA = Recipe(
+    processor="MllamaProcessor",
+    model="MllamaForConditionalGeneration",
+    image=image_processor("MllamaImageProcessor"),
+    named={"image_token": "<|image|>"},
+    others=("<|python_tag|>",),
+    picture="<|image|>",
+    config=lambda ids: {
+        "text_config": {"num_hidden_layers": 4, "cross_attention_layers": [1, 3]},
+        "vision_config": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "intermediate_size": 48,
+            "vision_output_dim": 96,
+            "image_size": 224,
+            "patch_size": 14,
+            "max_num_tiles": 4,
+            "intermediate_layers_indices": [0, 1],
+            "supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]],
+            "initializer_range": 0.1,
+        },
+        "image_token_index": ids("<|image|>"),
+    },
+)
+LLAVA = llava("Llava", image_processor("CLIPImageProcessor", **CLIP_336), [])
+PALIGEMMA = Recipe(
+    processor="PaliGemmaProcessor",
+    model="PaliGemmaForConditionalGeneration",
+    image=image_processor("SiglipImageProcessor", image_seq_length=256),
+    named={"image_token": "<image>"},
+    picture="<image>",
+    config=lambda ids: {
+        "text_config": {"model_type": "gemma", "head_dim": 8},
+        "vision_config": {**TOWER, "image_size": 224, "patch_size": 14, "vision_use_head": False},
+        "image_token_index": ids("<image>"),
+        "projection_dim": 32,
+    },
+)
+FAMILIES: dict[str, Family] = {
+    each.name: each
+    for each in (
+        Family(name="Qwen2-VL", build=QWEN2),
+        Family(name="Qwen2.5-VL (published areas)", build=QWEN25),
+        Family(name="Qwen3-VL (published areas)", build=QWEN3),
+        Family(name="GLM-4V", build=GLM4V),
+        Family(name="InternVL (448 px)", build=INTERNVL),
+        Family(name="GOT-OCR (1024 px)", build=GOT, only_more=True),
+        Family(name="Aya Vision (364 px)", build=AYA),
+        Family(name="Llama 4", build=LLAMA4),
+        Family(name="Muse Glimmer", build=MUSE),
+        Family(name="SmolVLM (512 px squares)", build=smolvlm),
+        Family(name="Idefics 3", build=IDEFICS3),
+        Family(name="LLaVA-NeXT (336 px)", build=LLAVA_NEXT),
+        Family(name="LLaVA-OneVision", build=ONEVISION),
+        Family(name="Gemma 3", build=GEMMA3, only_more=True),
+        Family(name="Gemma 4", build=GEMMA4),
+        Family(name="Pixtral", build=PIXTRAL),
+        Family(name="Mistral 3 (published size)", build=MISTRAL3),
+        Family(name="LFM2-VL", build=LFM2),
+        Family(name="Molmo2", build=MOLMO2),
+        Family(name="Mllama", build=MLLAMA, shape_free=True),
+        Family(name="LLaVA 1.5 (336 px)", build=LLAVA, refused=True),
+        Family(name="PaliGemma", build=PALIGEMMA, refused=True),
+    )
+}
