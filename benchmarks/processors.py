@@ -1,7 +1,7 @@
 """What ``vision_tokens`` does with each kind of processor: ``python -m benchmarks.processors``.
 
 Two pictures of noise go through the real processor of each family and through ``execute`` with a thin random model
-(``benchmarks/processor_families.py``), under each value that is offered by default. The table holds what was asked
+(``benchmarks/processor_families/``), under each value that is offered by default. The table holds what was asked
 for, what the language model read, and the size of what entered the vision tower. Families that are refused come last,
 with their reason. Nothing is timed.
 """
