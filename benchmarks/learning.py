@@ -86,7 +86,7 @@ def cells(protocols: Sequence[str], seeds: int, seconds: float, calibration_seco
     """All trainings, seed by seed, the protocols of each in random order."""
     orders = [np.random.default_rng(seed).permutation(len(protocols)) for seed in range(seeds)]
     return [
-        Cell(protocol=protocols[i], seed=seed, seconds=seconds, calibration_seconds=calibration_seconds)
+        Cell(protocol=protocols[int(i)], seed=seed, seconds=seconds, calibration_seconds=calibration_seconds)
         for seed, order in enumerate(orders)
         for i in order.tolist()
     ]

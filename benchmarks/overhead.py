@@ -54,8 +54,12 @@ def hooked_call_us(clock: Clock) -> float:
     The hooks are those of the recorder: the pre-hook first of all, the post-hook called also when the module raises.
     """
     plain, hooked = Empty(), Empty()
-    hooked.register_forward_pre_hook(lambda *_: _kept(clock.mark()), prepend=True)
-    hooked.register_forward_hook(lambda *_: _kept(clock.mark()), always_call=True)
+
+    def hook(*_: object) -> None:  # one that returned the mark would change the module's input or output
+        clock.mark()
+
+    hooked.register_forward_pre_hook(hook, prepend=True)
+    hooked.register_forward_hook(hook, always_call=True)
     return _more_us(lambda: hooked(None), lambda: plain(None), clock)
 
 
@@ -80,10 +84,6 @@ def _more_us(one: Callable[[], object], other: Callable[[], object], clock: Cloc
     return median(differences)
 
 
-def _kept(_: Mark) -> None:
-    """The mark is taken; a hook that returns something would change the module's input or output."""
-
-
 def counted(caller: Caller) -> dict[str, int]:
     """Hooks that fired and marks that were taken in one measured call.
 
@@ -91,7 +91,7 @@ def counted(caller: Caller) -> dict[str, int]:
     fires is counted by wrapping each of these hooks.
     """
     model, tally = caller.subject.model, {"hooks": 0, "marks": 0}
-    before = {id(module): (set(module._forward_pre_hooks), set(module._forward_hooks)) for module in model.modules()}
+    before = {id(module): tuple(map(set, _hooks(module))) for module in model.modules()}
     base: Any = CudaClock if model.device.type == "cuda" else CpuClock
 
     class Counting(base):
@@ -99,7 +99,7 @@ def counted(caller: Caller) -> dict[str, int]:
             if not tally["marks"]:
                 for module in model.modules():
                     known = before[id(module)]
-                    for hooks, earlier in zip((module._forward_pre_hooks, module._forward_hooks), known, strict=True):
+                    for hooks, earlier in zip(_hooks(module), known, strict=True):
                         for number in hooks.keys() - earlier:
                             hooks[number] = _counting(hooks[number], tally)
             tally["marks"] += 1
@@ -108,6 +108,11 @@ def counted(caller: Caller) -> dict[str, int]:
     clock = Counting(model.device) if model.device.type == "cuda" else Counting()
     caller.measured(clock)
     return tally
+
+
+def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    """Those before and after its forward; torch has no public way to list them."""
+    return module._forward_pre_hooks, module._forward_hooks  # pyright: ignore[reportPrivateUsage]
 
 
 def _counting(hook: Callable[..., Any], tally: dict[str, int]) -> Callable[..., Any]:

@@ -6,6 +6,8 @@ for, what the language model read, and the size of what entered the vision tower
 with their reason. Nothing is timed.
 """
 
+from typing import cast
+
 import numpy as np
 import torch
 from PIL import Image
@@ -62,7 +64,8 @@ def row_of(pair: Pair) -> tuple[str, ...]:
     large, small = (picture(*shape) for shape in SHAPES)
     settings = [Setting(vision_tokens=value) for value in knob.levels]
     read = [", ".join(str(tokens_read(pair, image, setting)) for setting in settings) for image in (large, small)]
-    other = settings[1] if knob.levels[1] > knob.full else settings[-1]  # the most, where all others are more than full
+    second, full = cast("int", knob.levels[1]), cast("int", knob.full)
+    other = settings[1] if second > full else settings[-1]  # the most, where all others are more than full
     pixels = ", ".join(pixel_shape(pair, large, setting) for setting in (settings[0], other))
     return ", ".join(map(str, knob.levels)), *read, pixels, knob.mechanism
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from chronostat.config import Config, load_config
 from chronostat.control.learners import Learner
 from chronostat.control.observation import Observer
 from chronostat.data.quality import quality_by_name
-from chronostat.data.samples import Split
+from chronostat.data.samples import Sample, Split
 from chronostat.errors import StoreError
 from chronostat.execution import request_for
 from chronostat.knobs.space import ActionSpace
@@ -137,11 +137,13 @@ def _recording(
     observer: Observer,
     metric: LatencyMetric,
 ) -> Recording:
-    space, samples = material.space, material.dataset.split(PHASES[phase])
+    space, samples = material.space, cast("Sequence[Sample]", material.dataset.split(PHASES[phase]))
+    processor = material.vlm.processor
+    assert processor is not None, "the bundled model has one"
     score = quality_by_name(material.config.data.quality)
     rows = [i for i, trial in enumerate(trials) if trial.phase == phase]
     mine = [trials[i] for i in rows]
-    requests = (request_for(samples[trial.index], material.vlm.processor, score) for trial in mine)
+    requests = (request_for(samples[trial.index], processor, score) for trial in mine)
     return Recording(
         observations=torch.stack([observer(request) for request in requests]),
         quality=np.array([_column(trial, space, "quality") for trial in mine]),

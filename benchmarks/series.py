@@ -125,7 +125,8 @@ def record(
 
     begin_ns = clock.host_ns()
     for _ in range(_WARMUP):
-        run("whole"), run("one")
+        run("whole")
+        run("one")
     begin_ns, unseen, said = clock.host_ns(), 0, 0
     while clock.host_ms_since(begin_ns) < seconds * 1e3:
         ran = [run(length) for length in rng.permutation(["whole", "one", "one"]).tolist()]
@@ -162,7 +163,7 @@ def load(path: Path) -> Series:
     content = json.loads(gzip.decompress(path.read_bytes()))
     columns = content.pop("columns")
     disturbed = columns.pop("disturbed")
-    lengths = ["one" if one else "whole" for one in columns.pop("one_token")]
+    lengths: list[Length] = ["one" if one else "whole" for one in columns.pop("one_token")]
     numbers = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     rows = [
         Row(length=length, disturbed=disturbed.get(str(i)), **row)

@@ -140,7 +140,7 @@ def main() -> int:
     return run_benchmark(
         "versus_optimum_benchmark",
         options,
-        is_complete=lambda cell, *_: len(cell.get("rows", [])) >= options.blocks,
+        is_complete=lambda cell, model, tiles: len(cell.get("rows", [])) >= options.blocks,
         measure=partial(_measure_cell, options),
         table=table,
         default_tiles=4,

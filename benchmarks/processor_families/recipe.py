@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers as hf
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 WORDS = ("[UNK]", "[PAD]", "[EOS]", "[BOS]", *"abcdefghij", *(f"w{i}" for i in range(40)))
 TEXT = {
@@ -101,7 +101,7 @@ class Recipe:
 
     def _model(self, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
         kind = getattr(hf, self.model)
-        described = self.config(lambda token: tokenizer.convert_tokens_to_ids(token))
+        described = self.config(lambda token: cast("int", tokenizer.convert_tokens_to_ids(token)))
         described.setdefault("text_config", {})
         described["text_config"] = {**TEXT, "vocab_size": len(tokenizer) + 8, **described["text_config"]}
         described["text_config"] |= {"pad_token_id": 1, "bos_token_id": 3, "eos_token_id": None}

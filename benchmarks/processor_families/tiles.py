@@ -140,15 +140,16 @@ def _idefics(name: str, image: Callable[[], Any], size: int, patch: int, factor:
 
 def smolvlm() -> Pair:
     """SmolVLM's processor spells out numbers in the prompts of videos, by a package that images do not need."""
-    before = processing_smolvlm.num2words
-    processing_smolvlm.num2words = before or str
+    library: Any = processing_smolvlm
+    before = library.num2words
+    library.num2words = before or str
     try:
         squares = image_processor(
             "SmolVLMImageProcessor", size={"longest_edge": 2048}, max_image_size={"longest_edge": 512}
         )
         return _idefics("SmolVLM", squares, 512, 16, 4)()
     finally:
-        processing_smolvlm.num2words = before
+        library.num2words = before
 
 
 IDEFICS3 = _idefics("Idefics3", image_processor("Idefics3ImageProcessor"), 364, 14, 2)

@@ -125,7 +125,7 @@ def _hooked(
 @contextmanager
 def _encoding(model: PreTrainedModel, enter: Callable[..., None], leave: Callable[..., None]) -> Generator[None]:
     """The method that ``generate()`` calls for images before the first forward, where it does."""
-    base = model.base_model
+    base: Any = model.base_model
     original = getattr(base, "get_image_features", None)
     if original is None:
         yield
@@ -192,7 +192,7 @@ def planted(model: PreTrainedModel, cycles: int) -> Generator[None]:
     def sleep(*_: object) -> None:
         if state["left"]:
             state["left"] = 0
-            torch.cuda._sleep(cycles)  # the one kernel that takes as long as it is told
+            torch.cuda._sleep(cycles)  # pyright: ignore[reportPrivateUsage] - the one kernel that takes as long as it is told
 
     handle = running_blocks(model, anatomy_of(model))[-1].register_forward_pre_hook(sleep)
     try:

@@ -1,6 +1,6 @@
 """What was measured, as tables for people and for docs/measuring.md."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 from typing import Any
 
@@ -57,7 +57,9 @@ def _ratios(cells: Mapping[str, Cell]) -> list[list[str]]:
     return table
 
 
-def _median(rows: list[dict[str, Any]], value: Any, unit: str = " ms", digits: int = 2) -> str:  # noqa: ANN401
+def _median(
+    rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], float], unit: str = " ms", digits: int = 2
+) -> str:
     return f"{median(map(value, rows)):.{digits}f}{unit}" if rows else "not seen"
 
 
