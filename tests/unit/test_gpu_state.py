@@ -30,7 +30,7 @@ ANSWERS = {
     "nvmlDeviceGetMigMode": [0, 0],
     "nvmlDeviceGetTemperature": 41,
     "nvmlDeviceGetPowerUsage": 120_500,
-    "nvmlDeviceGetEnforcedPowerLimit": 700_000,
+    "nvmlDeviceGetPowerManagementLimit": 700_000,
     "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=80 * 2**30, used=2**30),
 }
 """What NVML answers on one card, by the names of its functions."""

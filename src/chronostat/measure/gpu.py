@@ -135,7 +135,7 @@ class NvmlGpu:
         card, clock = self._card, pynvml.NVML_CLOCK_SM
         memory: Any = _told(lambda: pynvml.nvmlDeviceGetMemoryInfo(self._slice))
         power_mw = _told(lambda: pynvml.nvmlDeviceGetPowerUsage(card))
-        limit_mw = _told(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(card))
+        limit_mw = _told(lambda: pynvml.nvmlDeviceGetPowerManagementLimit(card))
         return GpuFacts(
             uuid=self._uuid,
             driver=str(_told(pynvml.nvmlSystemGetDriverVersion) or "unknown"),

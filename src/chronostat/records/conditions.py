@@ -23,7 +23,7 @@ class Conditions:
         gpu: serial identity of the card, since cards of one type differ; ``none`` on a CPU.
         max_sm_clock_mhz: the highest clock of the card; None: on a CPU, or not told.
         application_sm_clock_mhz: the clock that it was set to.
-        power_limit_w: what the card may draw: at that limit it lowers its clock.
+        power_limit_w: what the card was set to draw at most: there it lowers its clock.
         persistence: the driver stays loaded while nothing runs.
         mig: the card is divided.
         governor: of the CPU's frequency; ``unknown`` in most virtual machines.
