@@ -25,6 +25,7 @@ from benchmarks.models import build
 from benchmarks.replays import DIFFERENCES, Way, attempts, by_judge, fixed_number, in_blocks, in_pairs, summary
 from benchmarks.series import LENGTHS, METRICS, Series, conditions_of, load, record, save
 from chronostat.measure.judging import Rules
+from chronostat.measure.reasons import kind_of
 from chronostat.measure.steady import steady
 
 LIMITS = (1, 2, 3, 4, 6, 8, 12, 20)
@@ -94,6 +95,17 @@ def demands(found: Mapping[str, Any]) -> list[tuple[str, float, str, bool]]:
     return [("mean cost", cost, f"at most {ACCEPTED_LIMIT}", cost <= ACCEPTED_LIMIT), *rows]
 
 
+def disturbances(series: Series, metric: str) -> str:
+    """How many executions were marked, by kind, and their median latency beside that of the others."""
+    rows = [["disturbed by", "executions", f"median {metric}"]]
+    by_kind: dict[str, list[float]] = {}
+    for row in series.rows:
+        by_kind.setdefault(kind_of(row.disturbed or "nothing"), []).append(getattr(row, metric))
+    for kind, values in sorted(by_kind.items(), key=lambda pair: -len(pair[1])):
+        rows.append([kind, f"{len(values)} of {len(series.rows)}", f"{np.median(values):.1f} ms"])
+    return markdown_table(rows)
+
+
 def show(found: Mapping[str, Any]) -> str:
     """Tables for docs/measuring.md."""
     head = ["way", "cost", *(f"{100 * d:g} % wrong" for d in DIFFERENCES)]
@@ -157,7 +169,9 @@ def main() -> None:
         save(series, options.out)
         print(f"{options.out}: {len(series.rows)} executions in {series.seconds:.0f} s, {series.unseen} without stages")
         return
-    series = load(options.file)
+    recorded = load(options.file)
+    print(disturbances(recorded, options.metric), end="\n\n")
+    series = recorded.disregarding(options.disregard)
     found = replay(series, options.metric, times=options.times, stretch=options.stretch)
     name = options.file.name.partition(".")[0] + ("" if options.stretch == 1 else f"_stretched_{options.stretch:g}")
     raw = {
@@ -170,6 +184,7 @@ def main() -> None:
             "executions": len(series.rows),
             "unseen": series.unseen,
             "disturbed": sum(row.disturbed is not None for row in series.rows),
+            "disregarded": options.disregard,
             "mean_cost_ms": {length: series.mean_cost_ms(length) for length in LENGTHS},
         },
         "replayed_by": commit(),
@@ -201,6 +216,13 @@ def _options() -> argparse.Namespace:
     replaying = verbs.add_parser("replay", help="compare arms that differ by a known share")
     replaying.add_argument("file", type=Path, help="a recording")
     replaying.add_argument("--times", type=int, default=500, help="comparisons for each point (default 500)")
+    replaying.add_argument(
+        "--disregard",
+        metavar="KIND",
+        action="append",
+        default=[],
+        help="a kind of disturbance that is none; repeatable",
+    )
     replaying.add_argument("--metric", choices=METRICS, default="prefill_ms", help="default prefill_ms")
     replaying.add_argument("--stretch", type=float, default=1.0, help=_STRETCH_HELP)
     return parser.parse_args()

@@ -7,8 +7,8 @@ them by 1.05 makes arms that differ by 5 % and nothing else, with the machine's 
 import functools
 import gzip
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from benchmarks.models import Subject
 from chronostat.measure.clock import clock_for
 from chronostat.measure.conditions import read_conditions
 from chronostat.measure.generate import measure_generate
+from chronostat.measure.reasons import kind_of
 from chronostat.records import Conditions
 
 Length = Literal["whole", "one"]
@@ -66,6 +67,11 @@ class Series:
     @functools.cached_property
     def _by_length(self) -> dict[Length, list[Row]]:
         return {length: [row for row in self.rows if row.length == length] for length in LENGTHS}
+
+    def disregarding(self, kinds: Collection[str]) -> "Series":
+        """The same series where disturbances of these kinds are none, as by a rule that does not know them."""
+        rows = [replace(row, disturbed=None) if kind_of(row.disturbed or "") in kinds else row for row in self.rows]
+        return replace(self, rows=rows)
 
     def of(self, length: Length) -> list[Row]:
         """The executions of one length, in the order they ran."""

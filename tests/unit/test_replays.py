@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from benchmarks import disturbance
 from benchmarks.curves import write_curves
-from benchmarks.misranking import demands
+from benchmarks.misranking import demands, disturbances
 from benchmarks.replays import (
     DIFFERENCES,
     Attempt,
@@ -45,6 +45,13 @@ def test_a_recording_comes_back_as_it_was_saved(series, tmp_path):
     path = tmp_path / "folder" / "series.json.gz"
     save(series, path)
     assert load(path) == series
+
+
+def test_a_kind_of_disturbance_can_be_disregarded(series):
+    assert series.disregarding(["something else"]) == series
+    kept = series.disregarding(["stolen CPU time"])
+    assert [row.disturbed for row in kept.rows] == [None] * len(kept.rows)
+    assert "| stolen CPU time | 1 of 300 |" in disturbances(series, "prefill_ms")
 
 
 def test_a_playback_goes_on_where_it_is_and_multiplies_one_arm(series):

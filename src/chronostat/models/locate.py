@@ -158,7 +158,9 @@ def library_part(model: nn.Module, look_up: str, **arguments: str) -> str | None
     """Path of what one of the library's own look-ups finds; it returns the model itself where there is none."""
     try:
         found = getattr(model, look_up)(**arguments)
-    except (AttributeError, NotImplementedError):  # plain modules, and models that do not implement the look-up
+    except (AttributeError, NotImplementedError):
+        # how plain modules, and models that do not implement a look-up or lack what it looks for, say that it finds
+        # nothing; structure decides then, and what that does not find either is an error that lists candidates
         return None
     return next((path for path, module in model.named_modules() if module is found and path), None)
 

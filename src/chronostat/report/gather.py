@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast, get_args
 
 from chronostat.errors import StoreError, UnlikeConditions
+from chronostat.measure.reasons import kind_of
 from chronostat.records import (
     LATENCY_METRICS,
     Budget,
@@ -134,11 +135,12 @@ def phase_counts(run: RunView) -> dict[str, PhaseCount]:
 
 def invalid_reasons(run: RunView) -> list[tuple[str, str, int]]:
     """Phase, first reason and number of the executions that failed; reasons that differ in numbers are one."""
-    sql = (
-        "SELECT phase, arg_min(invalid, record), count(*) FROM executions WHERE invalid IS NOT NULL "
-        "GROUP BY phase, regexp_replace(invalid, '[0-9.]+', '', 'g') ORDER BY ALL"
-    )
-    return cast("list[tuple[str, str, int]]", run.store.query(sql).fetchall())
+    sql = "SELECT phase, invalid, count(*) FROM executions WHERE invalid IS NOT NULL GROUP BY ALL ORDER BY min(record)"
+    found: dict[tuple[str, str], tuple[str, str, int]] = {}
+    for phase, reason, number in cast("list[tuple[str, str, int]]", run.store.query(sql).fetchall()):
+        _, first, before = found.setdefault((phase, kind_of(reason)), (phase, reason, 0))
+        found[phase, kind_of(reason)] = (phase, first, before + number)
+    return sorted(found.values())
 
 
 def measured_settings(run: RunView) -> list[MeasuredSetting]:
