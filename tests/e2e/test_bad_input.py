@@ -175,6 +175,7 @@ def test_layouts(tmp_path, text, status, message):
     if text is not None:
         file.write_text(text)
     assert message in refused(status, "measure", "--layout", file)
+    assert message in refused(status, "doctor", "--seconds", "0.5", "--layout", file)
 
 
 def test_models_that_cannot_be_asked_for():

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 import transformers
+from benchmarks import progress
 from benchmarks.cells import CellFile, TimeBox, arguments
 from benchmarks.common import ratio_interval
 from benchmarks.models import MODELS, build
@@ -138,6 +139,23 @@ def test_a_benchmark_goes_on_with_what_is_missing_and_tells_a_failure_until_it_i
     options.show = True
     assert run(broken=1) == 0
     assert capsys.readouterr().out == "toy-qwen:1 None toy-qwen:2 None\n"
+
+
+def test_a_cell_is_named_by_model_tiles_mode_and_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200 NVL")
+    assert (progress.accelerator("cuda"), progress.accelerator("cpu")) == ("H200", "")
+    monkeypatch.setattr(progress, "accelerator", lambda device: "H200")
+    options, names = arguments(None).parse_args(["--out", str(tmp_path)]), []
+    options.cells = "toy-qwen:1"
+    run_benchmark(
+        "trial",
+        options,
+        is_complete=lambda *_: False,
+        measure=lambda subject, tiles, key, file, box: names.append(key),
+        table=lambda cells: "",
+        mode="compiled",
+    )
+    assert names == ["toy-qwen:1 compiled H200"]
 
 
 def test_a_block_that_cannot_be_measured_is_no_row_and_too_many_of_them_end_it(tmp_path):

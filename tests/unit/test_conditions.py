@@ -29,10 +29,11 @@ def test_the_conditions_of_this_process(bundled):
 
 
 def test_a_card_is_a_condition_with_its_serial_identity_and_clocks(bundled, monkeypatch):
-    card = GpuFacts(uuid="GPU-1", driver="580", max_sm_clock_mhz=1980, application_sm_clock_mhz=1755, persistence=True)
+    clocks = {"max_sm_clock_mhz": 1980, "application_sm_clock_mhz": 1755, "power_limit_w": 700.0}
+    card = GpuFacts(uuid="GPU-1", driver="580", persistence=True, **clocks)
     monkeypatch.setattr(conditions, "gpu_of", lambda _: SimpleNamespace(facts=lambda: card))
     read = read_conditions(bundled.model)
-    assert (read.gpu, read.max_sm_clock_mhz, read.application_sm_clock_mhz) == ("GPU-1", 1980, 1755)
+    assert (read.gpu, {name: getattr(read, name) for name in clocks}) == ("GPU-1", clocks)
     assert (read.persistence, read.mig) == (True, None)
 
 

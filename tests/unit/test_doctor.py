@@ -145,8 +145,9 @@ def test_the_time_box_ends_the_repeats(bundled, tmp_path):
 
 
 def test_the_card_that_the_model_is_on_is_looked_at(bundled, tmp_path):
-    state = GpuState(reasons=0x20, sm_clock_mhz=900)
-    card = SimpleNamespace(facts=lambda: GpuFacts(uuid="GPU-1", driver="580"), state=lambda: state)
+    states = iter(GpuState(reasons=0x20, sm_clock_mhz=900, power_capped_ms=ms) for ms in (1000.0, 2500.0))
+    facts = GpuFacts(uuid="GPU-1", driver="580", power_limit_w=700.0)
+    card = SimpleNamespace(facts=lambda: facts, state=lambda: next(states))
     watch, clock = MachineWatch(FakeLinux(tmp_path), processes=list, cpus=(0,)), FakeClock()
 
     def run():
@@ -155,6 +156,7 @@ def test_the_card_that_the_model_is_on_is_looked_at(bundled, tmp_path):
 
     exam = examine(bundled, request_for_demo(bundled), seconds=2.0, clock=clock, watch=watch, gpu=card, run=run)
     assert exam.doubts == ("GPU throttling: SwThermalSlowdown",)
+    assert "700 W, held the clock for 1.5 s meanwhile" in {each.fact for each in exam.findings}
     assert exam.verdict == "noisy"
 
 

@@ -77,7 +77,7 @@ def test_every_arm_runs_before_any_gets_more(limit, unit):
     assert found.cost_ms <= limit * 170 * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("limit", [9, 8], ids=["at a look", "between looks"])
+@pytest.mark.parametrize("limit", [9, 8, 9.5], ids=["at a look", "between looks", "less than a pair is left"])
 def test_an_interval_is_what_all_looks_share_each_at_its_own_level(limit):
     # 6 pairs, then 3 or 2: after 8 it is not yet time for the look after 9, but nothing more will be executed
     found = judged(Arms(100, 100, noise=0.05, seed=3), 2, rules=Rules(cost_limit=limit, margin=0))
@@ -240,6 +240,15 @@ def test_with_samples_the_next_repeat_is_the_next_sample():
     assert found.comparisons["prefill_ms"][1].ratio.point == pytest.approx(0.9, rel=0.02)
     assert [unit for _, unit in seen] == [0] * 4 + [n for n in range(8) for _ in "ab"]  # warm-up, then 8 samples
     assert found.noise_floor == {}  # what successive samples differ by is no noise
+
+
+def test_a_look_that_can_show_nothing_spends_nothing():
+    """After 8 of 100 samples 0.4 % is asked for, and 2 of 2^8 signs are 0.8 %: the look after 12 has it all."""
+    found = judged(Arms(100, 80, noise=0.05), 2, unit="sample", units=100, rules=Rules(cost_limit=1000))
+    logs = [[log_ms(ran) for ran in found.repeats if ran.arm == arm] for arm in (1, 0)]
+    expected = ratio_of([Block([arm], [partner]) for arm, partner in zip(*logs, strict=True)], 0.05 * 0.12, "sample")
+    assert len(logs[0]) == 12
+    assert found.comparisons["prefill_ms"][1].ratio == expected
 
 
 def test_samples_that_end_before_the_first_look_are_looked_at_once():
