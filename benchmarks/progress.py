@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.busy import busy
 from benchmarks.cells import Cell, CellFile, TimeBox, commit_of, dtype_for, split_key
 from benchmarks.models import Subject, build
 from chronostat.errors import ChronostatError, MeasurementError
@@ -39,7 +40,8 @@ def run_benchmark(
         mode: what else belongs to the cells' names, such as ``compiled``.
         default_tiles: of a cell that names none.
     """
-    file, box = CellFile(name, options.out, commit_of(options)), TimeBox(options.seconds)
+    file = CellFile(name, options.out, commit_of(options), options.busy)
+    box = TimeBox(options.seconds)
     torch.set_num_threads(1)
     subject: Subject | None = None
     failed = False
@@ -58,7 +60,7 @@ def run_benchmark(
                 gc.collect()
                 torch.cuda.empty_cache()
                 subject = _built(model, options.device)
-            with steady():
+            with steady(), busy(options.busy):
                 measure(subject, tiles, cell_name, file, box)
         except (ChronostatError, RuntimeError) as error:  # torch raises RuntimeError; the next cell may still do
             failed = True
