@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -28,12 +27,10 @@ class CellFile:
         name: of the benchmark.
         folder: where it is written. What is not there yet is taken over from ``benchmarks/results``.
         commit_name: the commit of the code that runs.
-        busy_cpus: those that are kept busy meanwhile: a fact of every cell.
     """
 
-    def __init__(self, name: str, folder: Path, commit_name: str, busy_cpus: Sequence[int] = ()) -> None:
+    def __init__(self, name: str, folder: Path, commit_name: str) -> None:
         self._name = name
-        self._facts = {"busy_cpus": list(busy_cpus)} if busy_cpus else {}
         self._path = folder / f"{name}.json"
         self._commit = commit_name
         self._saved_s = perf_counter()
@@ -52,7 +49,7 @@ class CellFile:
         Unlike conditions are not mixed: such a cell is begun again, and this is said; what there was is kept beside it.
         That the last attempt at a cell failed is forgotten.
         """
-        conditions, facts = asdict(read_conditions(model)), facts | self._facts
+        conditions = asdict(read_conditions(model))
         earlier = self.cells.get(key)
         if earlier is not None:
             differs = _difference(earlier.get("conditions", {}), conditions) or _other_facts(earlier, facts)
@@ -97,17 +94,10 @@ def arguments(text: str | None, *, device: bool = True) -> argparse.ArgumentPars
     parser.add_argument("--seconds", type=float, help="stop after so many seconds; the next call goes on")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result (default benchmarks/results)")
     parser.add_argument("--commit", help="commit of the code, where there is no git; or CHRONOSTAT_COMMIT")
-    parser.add_argument(
-        "--busy", type=_cpus, default=(), help="CPUs to keep busy meanwhile, such as 7 or 0,1,2 (benchmarks/busy.py)"
-    )
     parser.add_argument("--show", action="store_true", help="print the tables of what was measured; measure nothing")
     if device:
         parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where models run (default cpu)")
     return parser
-
-
-def _cpus(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
 
 
 def commit_of(options: argparse.Namespace) -> str:
@@ -137,8 +127,9 @@ def _difference(stored: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 
 def _other_facts(cell: Cell, facts: dict[str, Any]) -> str | None:
-    names = [*facts, *({"busy_cpus"} - facts.keys())]
-    return next((f"{n}: {cell.get(n)} != {facts.get(n)}" for n in names if cell.get(n) != facts.get(n)), None)
+    return next(
+        (f"{name}: {cell.get(name)} != {value}" for name, value in facts.items() if cell.get(name) != value), None
+    )
 
 
 def _short(value: Any) -> Any:  # noqa: ANN401 - plain data

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.busy import busy
 from benchmarks.cells import Cell, CellFile, TimeBox, commit_of, dtype_for, split_key
 from benchmarks.models import Subject, build
 from chronostat.errors import ChronostatError, MeasurementError
@@ -40,8 +39,7 @@ def run_benchmark(
         mode: what else belongs to the cells' names, such as ``compiled``.
         default_tiles: of a cell that names none.
     """
-    file = CellFile(name, options.out, commit_of(options), options.busy)
-    box = TimeBox(options.seconds)
+    file, box = CellFile(name, options.out, commit_of(options)), TimeBox(options.seconds)
     torch.set_num_threads(1)
     subject: Subject | None = None
     failed = False
@@ -60,7 +58,7 @@ def run_benchmark(
                 gc.collect()
                 torch.cuda.empty_cache()
                 subject = _built(model, options.device)
-            with steady(), busy(options.busy):
+            with steady():
                 measure(subject, tiles, cell_name, file, box)
         except (ChronostatError, RuntimeError) as error:  # torch raises RuntimeError; the next cell may still do
             failed = True
