@@ -1,6 +1,6 @@
 """What was measured, as tables for people and for docs/measuring.md."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -32,21 +32,19 @@ def again_ratio(rows: Iterable[Mapping[str, Any]]) -> str:
 def _ratios(cells: Mapping[str, Cell]) -> list[list[str]]:
     header = ["cell", "image tokens", "pairs", "measured / bare", "A/A", "whole call / bare", "total", "prefill"]
     table = [[*header, "decode per token", "stages / total", "doubtful"]]
+    by_where: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
     for key, cell in cells.items():
         rows = cell.get("rows", [])
         if not rows:
             continue
+        by_where.setdefault(_where(key), []).append(rows)
         timings = [row["timing"] for row in rows]
         seen = [timing for timing in timings if "source" not in timing]
-        bare = [row["bare"] for row in rows]
         table.append(
             [
                 key,
                 str(cell["image_tokens"]),
-                str(len(rows)),
-                format_estimate(ratio_interval([timing["total"] for timing in timings], bare), digits=4),
-                again_ratio(rows),
-                format_estimate(ratio_interval([row["whole"] for row in rows], bare), digits=4),
+                *_paired(rows),
                 f"{median(timing['total'] for timing in timings):.1f} ms",
                 _median(seen, lambda timing: timing["prefill"]),
                 _median(seen, lambda timing: timing["decode"] / timing["steps"]),
@@ -54,7 +52,27 @@ def _ratios(cells: Mapping[str, Cell]) -> list[list[str]]:
                 str(sum("disturbed" in timing or "source" in timing for timing in timings)),
             ]
         )
+    for where, several in by_where.items():
+        if len(several) > 1:
+            paired = _paired([row for rows in several for row in rows])
+            table.append([f"all {where}", "", *paired, *[""] * (len(table[0]) - len(paired) - 2)])
     return table
+
+
+def _paired(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Number of pairs, and their ratios: each is of one model on one machine, so those of several can be pooled."""
+    bare = [row["bare"] for row in rows]
+    return [
+        str(len(rows)),
+        format_estimate(ratio_interval([row["timing"]["total"] for row in rows], bare), digits=4),
+        again_ratio(rows),
+        format_estimate(ratio_interval([row["whole"] for row in rows], bare), digits=4),
+    ]
+
+
+def _where(key: str) -> str:
+    """Mode and GPU of a cell by its name, such as ``compiled H200``; ``CPU`` without a GPU."""
+    return " ".join(key.removesuffix(" (earlier)").split()[1:]) or "CPU"
 
 
 def _median(

@@ -8,6 +8,7 @@ from benchmarks.cells import CellFile, TimeBox, arguments
 from benchmarks.common import ratio_interval
 from benchmarks.models import MODELS, build
 from benchmarks.progress import fill_rows, run_benchmark
+from benchmarks.truth.tables import tables
 from benchmarks.truth.timeline import Kernel, agrees, parse_trace, stage_in, stages
 
 from chronostat.errors import MeasurementError
@@ -156,6 +157,30 @@ def test_a_cell_is_named_by_model_tiles_mode_and_card(tmp_path, monkeypatch):
         mode="compiled",
     )
     assert names == ["toy-qwen:1 compiled H200"]
+
+
+def test_pairs_of_all_cells_of_one_card_and_mode_are_pooled():
+    def cell(*totals):
+        timing = {"prefill": 10.0, "decode": 80.0, "steps": 8}
+        rows = [
+            {"bare": 100.0, "again": 100.0, "whole": 2 * total, "timing": timing | {"total": total}} for total in totals
+        ]
+        return {"image_tokens": 256, "rows": rows}
+
+    text = tables(
+        {
+            "a:1 H200": cell(101.0, 101.0, 102.0),
+            "b:5 H200 (earlier)": cell(103.0, 104.0),
+            "a:1 compiled H200": cell(150.0),
+            "a:1": cell(90.0),
+            "b:1": cell(94.0, 94.0),
+        }
+    )
+    pooled = [line.split(" | ")[:6] for line in text.splitlines() if line.startswith("| all")]
+    assert [(row[0], row[2], row[3][:6], row[5][:6]) for row in pooled] == [
+        ("| all H200", "5", "1.0200", "2.0400"),
+        ("| all CPU", "3", "0.9400", "1.8800"),
+    ]
 
 
 def test_a_block_that_cannot_be_measured_is_no_row_and_too_many_of_them_end_it(tmp_path):
