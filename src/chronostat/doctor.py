@@ -38,7 +38,7 @@ TRUSTED_SHARE = 0.2
 """More repeats disturbed than this, and the machine is noisy."""
 _WARMUP = 3
 _NEW_TOKENS = 9  # 8 decode steps
-_ALPHA = 0.05  # of the interval between equal arms; a bootstrap of the fewest pairs covers 86 % instead of 95 %
+_ALPHA = 0.05  # of the interval between equal arms; a bootstrap of so few pairs would be too narrow
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,7 @@ def _fixed_scores(session: Session, pool: Pool, bootstrap: PairedBootstrap) -> l
             FixedScore(
                 setting=str(session.space.settings[position]),
                 n=len(pool),
-                accuracy=bootstrap.mean(played.accuracy),
+                accuracy=bootstrap.bounded(played.accuracy, 0.0, 1.0),
                 mean_ms=bootstrap.mean(played.mean_ms, played.timed),
                 p95_ms=played.quantile_ms(0.95),
             )
