@@ -13,11 +13,11 @@ from chronostat.errors import ConfigError
 from chronostat.execution import SampleRequest, execute
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.conditions import read_conditions
-from chronostat.measure.disturbance import kind_of
 from chronostat.measure.findings import Finding, gpu_findings, machine_findings
 from chronostat.measure.gpu import Gpu, gpu_of
 from chronostat.measure.linux import Linux
 from chronostat.measure.machine import MachineWatch
+from chronostat.measure.reasons import kind_of
 from chronostat.measure.sequential import sample_interval
 from chronostat.measure.statistics import median_interval, noise_floor
 from chronostat.measure.steady import steady
