@@ -20,19 +20,6 @@ RESULTS = Path(__file__).parent / "results"
 _RESAMPLES = 2_000
 
 
-def median_ratio_interval(a: ArrayLike, b: ArrayLike, rng: np.random.Generator) -> Estimate:
-    """Median of the paired ratios a / b, with a percentile bootstrap over pairs.
-
-    Args:
-        a: numerators, shape [N].
-        b: denominators of the same pairs, all positive, shape [N].
-        rng: draws the resamples.
-    """
-    ratios = np.asarray(a, dtype=np.float64) / np.asarray(b, dtype=np.float64)
-    medians = np.median(_resampled(ratios, rng), axis=1)
-    return _estimate(float(np.median(ratios)), medians)
-
-
 def ratio_interval(a: ArrayLike, b: ArrayLike) -> Estimate:
     """Median of the paired ratios a / b with its distribution-free 95 % interval; NaN bounds below 6 pairs.
 
@@ -105,11 +92,6 @@ def commit() -> str:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def _resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Bootstrap resamples of values [N], shape [2000, N]."""
-    return values[rng.integers(len(values), size=(_RESAMPLES, len(values)))]
 
 
 def _estimate(point: float, statistics: np.ndarray) -> Estimate:

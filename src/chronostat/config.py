@@ -107,6 +107,9 @@ class RewardConfig(Frozen):
     """Share of each budget left free when the policy is held to it."""
 
 
+_OF_REWARDS = ("mean", "deadline", "overshoot_penalty", "mnasnet_exponent")  # the other keys hold any policy to budgets
+
+
 class RlooConfig(Frozen):
     """The policy gradient (control/learners/rloo.py)."""
 
@@ -237,9 +240,9 @@ class Config(Frozen):
     def _refuse_deaf_rewards(self) -> Self:
         """The direct learner has no reward: it holds a budget by a price, a deadline by leaving settings out."""
         default = RewardConfig()
-        named = (self.reward.mean, self.reward.deadline) != (default.mean, default.deadline)
-        if named and self.train.learner == "direct":
-            raise ValueError("reward.mean and reward.deadline are read by train.learner = 'rloo' only, not by 'direct'")
+        deaf = [name for name in _OF_REWARDS if getattr(self.reward, name) != getattr(default, name)]
+        if deaf and self.train.learner == "direct":
+            raise ValueError(f"reward.{deaf[0]} is read by train.learner = 'rloo' only, not by 'direct'")
         return self
 
 

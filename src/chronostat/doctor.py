@@ -13,12 +13,13 @@ from chronostat.errors import ConfigError
 from chronostat.execution import SampleRequest, execute
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.conditions import read_conditions
-from chronostat.measure.disturbance import kind_of
 from chronostat.measure.findings import Finding, gpu_findings, machine_findings
 from chronostat.measure.gpu import Gpu, gpu_of
 from chronostat.measure.linux import Linux
 from chronostat.measure.machine import MachineWatch
-from chronostat.measure.statistics import PairedBootstrap, median_interval, noise_floor
+from chronostat.measure.reasons import kind_of
+from chronostat.measure.sequential import sample_interval
+from chronostat.measure.statistics import median_interval, noise_floor
 from chronostat.measure.steady import steady
 from chronostat.models.load import Vlm
 from chronostat.records import Conditions, Estimate, Execution, Setting
@@ -37,6 +38,7 @@ TRUSTED_SHARE = 0.2
 """More repeats disturbed than this, and the machine is noisy."""
 _WARMUP = 3
 _NEW_TOKENS = 9  # 8 decode steps
+_ALPHA = 0.05  # of the interval between equal arms; a bootstrap of so few pairs would be too narrow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Floor:
 
     Attributes:
         median_ms: of all repeats that were used.
-        ratio: A / B, geometric mean over the pairs; its interval should hold 1.
+        ratio: A / B, typical of the pairs (``sample_interval``); its 95 % interval should hold 1.
         spread: half of all repeats differ from the next one by more than this share.
         pairs: for each true difference how many interleaved pairs separate it with a probability of 90 %.
     """
@@ -220,7 +222,7 @@ def _floor(metric: str, pairs: Sequence[tuple[Execution, Execution]]) -> Floor |
     if any(value is None for pair in values for value in pair):
         return None
     latencies = np.asarray(values, dtype=np.float64)
-    ratio = PairedBootstrap(len(pairs), seed=0).mean(np.log(latencies[:, 0] / latencies[:, 1]))
+    ratio = sample_interval(np.log(latencies[:, 0] / latencies[:, 1]).tolist(), _ALPHA)
     noise = noise_floor(latencies.ravel().tolist())
     needed = {difference: noise.pairs_to_separate(difference) for difference in DIFFERENCES}
     return Floor(

@@ -175,7 +175,7 @@ def score_blocks(
         scores.append(
             BlockScore(
                 block=block,
-                loss=bootstrap.mean(loss),
+                loss=bootstrap.bounded(loss, -1.0, 1.0),
                 saved_ms=saved,
                 loss_per_ms=bootstrap.ratio(loss, saved_ms) if is_decided else None,
                 samples=len(pairs),
@@ -219,7 +219,7 @@ def score_kept(
     return KeptBlocks(
         keep=blocks - len(skipped),
         skipped=tuple(sorted(skipped)),
-        loss=bootstrap.mean(pairs[:, 0] - pairs[:, 2]),
+        loss=bootstrap.bounded(pairs[:, 0] - pairs[:, 2], -1.0, 1.0),
         ratio=bootstrap.ratio(pairs[:, 3], pairs[:, 1]),
         samples=len(pairs),
         fresh=fresh,

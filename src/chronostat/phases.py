@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from chronostat.measure.stages import restorer
 from chronostat.progress import Progress
 from chronostat.records import Phase
 from chronostat.store import RunStore
@@ -33,7 +34,7 @@ class CallCounter:
     def watching(self, model: PreTrainedModel) -> Generator[None]:
         """Count for the length of the ``with``."""
         watched: Any = model
-        original, own = watched.generate, vars(watched).get("generate")
+        original, restore = watched.generate, restorer(model, "generate")
 
         @functools.wraps(original)
         def counted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passes through whatever generate takes
@@ -45,9 +46,7 @@ class CallCounter:
         try:
             yield
         finally:
-            del watched.generate
-            if own is not None:  # someone had put it there, for example a compiled one
-                watched.generate = own
+            restore()
 
 
 @contextmanager

@@ -129,6 +129,21 @@ def test_a_value_where_a_list_or_a_section_is_wanted(override, said):
         load_config(None, [override])
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["reward.mean=mnasnet", "reward.deadline=mnasnet", "reward.overshoot_penalty=9", "reward.mnasnet_exponent=-1"],
+)
+def test_what_only_rewards_read_is_refused_where_there_are_none(override):
+    key, _, _ = override.partition("=")
+    with pytest.raises(ConfigError, match=f"{key} is read by train.learner = 'rloo' only, not by 'direct'"):
+        load_config(None, [override])
+    load_config(None, [override, "train.learner=rloo"])
+
+
+def test_what_holds_any_policy_to_budgets_is_no_reward():
+    assert load_config(None, ["reward.margin=0.1", "reward.multiplier_rate=0.1"]).train.learner == "direct"
+
+
 def test_all_problems_are_named_at_once():
     with pytest.raises(ConfigError, match=r"train.group_size.*unknown key 'speed'"):
         load_config(None, ["train.group_size=0", "speed=1"])

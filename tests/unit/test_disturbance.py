@@ -8,9 +8,10 @@ import torch
 from fake_linux import FakeLinux
 
 from chronostat.measure import disturbance
-from chronostat.measure.disturbance import Facts, Reader, Watch, kind_of, reason
+from chronostat.measure.disturbance import Facts, Reader, Watch, reason
 from chronostat.measure.gpu import GpuState
 from chronostat.measure.linux import Linux
+from chronostat.measure.reasons import kind_of
 
 CPU = torch.device("cpu")
 BEFORE = Facts(

@@ -39,15 +39,15 @@ def test_what_others_did_is_what_the_cpus_did_less_what_this_process_did(linux):
     linux.cpus_did((0, 0, 0), (0, 0, 0))
     watch = watched(linux, times)
     times.now_s, times.own_s = 10.0, 9.0
-    times.processes = [Process(5, "old", 104.0), Process(6, "idle", 3.1), Process(8, "ended soon", 1.0)]
+    times.processes = [Process(5, "old", 104.0), Process(6, "idle", 3.1), Process(8, "began meanwhile", 1.0)]
     linux.cpus_did((990, 0, 10), (410, 570, 20))
     seen = watch.seen()
     # busy 9.9 + 4.1 s, 9 of these its own, in 10 s
     assert seen.other_cores == pytest.approx(0.5)
     # 0.3 of 20 s
     assert seen.stolen_share == pytest.approx(0.015)
-    # 4 s and 0.1 s in 10 s; a process that began meanwhile has no earlier time to compare with
-    assert seen.busiest == (Busy(5, "old", pytest.approx(0.4)),)
+    # 4 s and 0.1 s in 10 s, and all of the 1 s of a process that began meanwhile
+    assert seen.busiest == (Busy(5, "old", pytest.approx(0.4)), Busy(8, "began meanwhile", pytest.approx(0.1)))
     assert (seen.cores, seen.threads) == (2, 1)
 
 

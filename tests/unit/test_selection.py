@@ -27,6 +27,18 @@ def test_the_denominator_is_the_median_of_full():
     assert full_ms(pool) == 20
 
 
+def test_disturbances_raise_no_denominator():
+    # full 10, 20, 30 undisturbed, 90 twice disturbed: the median of what counts is 20, that of all would be 30
+    full_ms_each, other_ms = [10.0, 90.0, 20.0, 90.0, 30.0], [8.0] * 5
+    latency_ms = np.array([full_ms_each, other_ms]).T
+    disturbed = tuple({0: "stolen"} if ms == 90 else {} for ms in full_ms_each)
+    pool = Pool(quality=np.ones((5, 2)), latency_ms=latency_ms, rows=np.arange(5), disturbed=disturbed)
+    assert full_ms(pool) == 20
+    table = Measurements(space=None, metric="prefill_ms")
+    table.latency_ms, table.disturbed = list(latency_ms), list(disturbed)
+    assert latency_means(table, 2.0) == pytest.approx((1 + 2 / 20, (8 + 2) / 20))  # mean of full: (10 + 20 + 30) / 3
+
+
 def test_finalists_are_full_the_fastest_the_hull_and_the_best_of_each_budget():
     # of full:         1    .29   .28   .26   .25   .45    .2    .9
     latencies_ms = [100.0, 29.0, 28.0, 26.0, 25.0, 45.0, 20.0, 90.0]

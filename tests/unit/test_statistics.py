@@ -77,6 +77,33 @@ def test_bootstrap_of_a_constant_has_no_width():
     assert (estimate.point, estimate.low, estimate.high) == pytest.approx((0.7, 0.7, 0.7))
 
 
+@pytest.mark.parametrize(
+    ("n", "unseen"),
+    [
+        (2, 0.8419),  # 1 - .025 ** (1 / 2) = 1 - .1581
+        (20, 0.1684),  # 1 - .025 ** (1 / 20) = 1 - .8316
+        (300, 0.0122),  # 1 - .025 ** (1 / 300) = 1 - .9878
+    ],
+)
+def test_samples_that_are_all_alike_leave_room_for_what_they_did_not_show(n, unseen):
+    bootstrap = PairedBootstrap(n, seed=0)
+    gain = bootstrap.bounded(np.zeros(n), -1.0, 1.0)
+    assert (gain.point, gain.low, gain.high) == pytest.approx((0, -unseen, unseen), abs=1e-4)
+    accuracy = bootstrap.bounded(np.ones(n), 0.0, 1.0)
+    assert (accuracy.point, accuracy.low, accuracy.high) == pytest.approx((1, 1 - unseen, 1), abs=1e-4)
+
+
+def test_only_samples_that_count_leave_room():
+    where = np.arange(40) < 20
+    estimate = PairedBootstrap(40, seed=0).bounded(np.where(where, 1.0, 0.0), 0.0, 1.0, where)
+    assert (estimate.point, estimate.low, estimate.high) == pytest.approx((1, 0.8316, 1), abs=1e-4)
+
+
+def test_samples_that_differ_are_bounded_by_the_bootstrap():
+    values, bootstrap = np.repeat([1.0, 0.0], [1, 19]), PairedBootstrap(20, seed=0)
+    assert bootstrap.bounded(values, 0.0, 1.0) == bootstrap.mean(values)
+
+
 def test_bootstrap_of_one_sample_has_no_bounds():
     estimate = PairedBootstrap(1, seed=0).mean(np.array([0.7]))
     assert estimate.point == 0.7

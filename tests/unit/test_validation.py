@@ -152,7 +152,7 @@ def test_kinds_are_told_apart_afterwards(judged):
     verdict, _ = judged
     assert {score.kind for score in verdict.by_kind} == {"odd", "even"}
     assert {score.n for score in verdict.by_kind} == {3}
-    assert verdict.kinds_differ.budget == "mean 0.90"  # the middle of two is the second
+    assert verdict.kinds_differ.budget == "mean 0.90"  # the upper one of two
     assert 0 < verdict.kinds_differ.p_value <= 1
 
 
@@ -252,6 +252,12 @@ def test_a_budget_that_is_named_twice_is_judged_once(stand_in):
         verdict = validate(session, train(session))
     assert [score.policy for score in verdict.scores] == ["controller", "best fixed", "static mix", "full"]
     assert len(stand_in.store().decisions()) == 6
+
+
+def test_the_middle_budget_is_that_of_their_sizes_not_of_their_order(stand_in):
+    with stand_in.session("validation.mean_budgets=[0.7, 0.95, 0.9]", "validation.deadlines=[]") as session:
+        verdict = validate(session, train(session))
+    assert verdict.kinds_differ.budget == "mean 0.90"
 
 
 def test_deadlines_alone_can_be_judged(stand_in):

@@ -55,6 +55,15 @@ def verdicts(stop, margin=0.02):
     return Verdicts(metric="prefill_ms", stop=stop, margin=margin, seed=0)
 
 
+@pytest.mark.parametrize(("n", "verdict"), [(2, "undecided"), (20, "undecided"), (182, "undecided"), (184, "same")])
+def test_a_few_samples_without_a_difference_do_not_say_that_accuracy_is_the_same(n, verdict):
+    # 1 - .025 ** (1 / 183) = .0200: fewer samples can miss more than a margin of 2 points
+    state = verdicts("fixed")
+    compared = {NAME: make_pairs(0, 1.0, n=n)}
+    state.look(compared, share=1.0, final=True)
+    assert state.comparison(NAME, compared[NAME])[1] == verdict
+
+
 @pytest.mark.parametrize("stop", ["fixed", "decided"])
 @pytest.mark.parametrize(
     ("gain", "ratio", "accuracy", "latency"),

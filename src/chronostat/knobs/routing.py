@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from chronostat.errors import KnobError
 from chronostat.knobs.probe import PROBED_TOKENS, block_runner
+from chronostat.measure.work import expert_groups, is_index
 from chronostat.models.anatomy import anatomy_of
 
 _ATTRIBUTE = "top_k"  # of routers; what the library's own are called
@@ -189,15 +190,13 @@ def _counted_pairs(model: nn.Module) -> Generator[Counter[int]]:
 
 def _experts(block: nn.Module) -> Iterator[nn.Module]:
     """Each expert of a list, or the module that holds all of them."""
-    for holder in block.modules():
-        for name, child in holder.named_children():
-            if name == "experts" or type(child).__name__.endswith("Experts"):
-                yield from cast("list[nn.Module]", child) if isinstance(child, nn.ModuleList) else [child]
+    for _, experts in expert_groups(block):
+        yield from cast("list[nn.Module]", experts) if isinstance(experts, nn.ModuleList) else [experts]
 
 
 def _pairs(inputs: list[Tensor]) -> int:
     """An index [tokens, experts per token] says it; without one, each row of the input is one pair."""
     for tensor in inputs:
-        if not tensor.is_floating_point() and tensor.ndim > 1:
+        if is_index(tensor):
             return tensor.numel()
     return inputs[0].numel() // inputs[0].shape[-1] if inputs else 0

@@ -26,7 +26,6 @@ from chronostat.measure.gpu import (
     own_pids,
 )
 from chronostat.measure.linux import Linux
-from chronostat.measure.reasons import kind_of as kind_of
 
 LEAST_SHARE = 0.01
 """Of the duration: what is lost to others and is less cannot hide a difference of 2 %."""

@@ -135,7 +135,7 @@ class MachineWatch:
 
     def _busiest(self, passed_s: float) -> tuple[Busy, ...]:
         used: Mapping[Process, float] = {
-            each: (each.cpu_s - self._start_processes.get(each.pid, each.cpu_s)) / passed_s
+            each: (each.cpu_s - self._start_processes.get(each.pid, 0.0)) / passed_s  # absent: it began meanwhile
             for each in self._processes()
         }
         ordered = sorted(used.items(), key=lambda pair: -pair[1])[:_BUSIEST]

@@ -15,6 +15,7 @@ Floats = NDArray[np.float64]
 RESAMPLES = 4_000
 PERMUTATIONS = 2_000
 _CONFIDENCE = 0.95
+_ALIKE = 1e-9  # values that differ by less differ by rounding
 
 
 class PairedBootstrap:
@@ -48,6 +49,26 @@ class PairedBootstrap:
         tail = (1 - _CONFIDENCE) / 2
         low, high = np.quantile(self._counts @ values / self._n, [tail, 1 - tail])  # whole counts: a gain of 0 is 0
         return Estimate(point=point, low=float(low), high=float(high))
+
+    def bounded(self, values: Floats, least: float, most: float, where: NDArray[np.bool_] | None = None) -> Estimate:
+        """``mean`` of values that cannot lie outside of two bounds, such as qualities, also where all are alike.
+
+        Then all resamples are alike too and would bound the mean by itself, from two samples as from a thousand. But a
+        share of ``1 - 0.025 ** (1 / n)`` of other values stays unseen in n samples with a probability of 2.5 % (Clopper
+        and Pearson 1934), and it could lie at either bound.
+
+        Args:
+            values: shape [n].
+            least: no value can be below.
+            most: no value can be above.
+            where: the samples that count, shape [n]; all of them if absent.
+        """
+        estimate, seen = self.mean(values, where), values if where is None else values[where]
+        if self._n < 2 or not len(seen) or np.ptp(seen) > _ALIKE:
+            return estimate
+        unseen = 1 - ((1 - _CONFIDENCE) / 2) ** (1 / len(seen))
+        point = estimate.point
+        return Estimate(point=point, low=point - unseen * (point - least), high=point + unseen * (most - point))
 
     def ratio(self, numerators: Floats, denominators: Floats) -> Estimate:
         """Ratio of two means over the same samples, shape [n] each, with its 95 % interval.

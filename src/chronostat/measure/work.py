@@ -129,7 +129,7 @@ def _hooked(model: nn.Module, tally: _Tally) -> Generator[None]:
             on_call(model.get_submodule(path), functools.partial(_note_vision, tally))
         for index, block in enumerate(running_blocks(model, anatomy)):  # before its parts: a block begins its pass
             on_call(block, functools.partial(_note_block, tally, index))
-            for holder, experts in _expert_groups(block):
+            for holder, experts in expert_groups(block):
                 _hook_experts(holder, experts, on_call, tally)
         for module in _reading_modules(model):
             on_call(module, functools.partial(_note_inputs, tally))
@@ -164,7 +164,7 @@ def _hook_experts(
         entered[0] = _rows(inputs)
 
     def note_pairs(inputs: Inputs) -> None:
-        index = next((tensor for tensor in inputs if _is_index(tensor)), None)
+        index = next((tensor for tensor in inputs if is_index(tensor)), None)
         if index is not None:
             tally.pairs += index.numel()
             tally.routed_tokens += index.numel() // index.shape[-1]
@@ -178,7 +178,7 @@ def _hook_experts(
         on_call(module, note_pairs)
 
 
-def _expert_groups(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+def expert_groups(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     """What holds the experts of a block, and the experts: one module for all of them, or a list of modules."""
     for holder in block.modules():
         for name, child in holder.named_children():
@@ -186,7 +186,8 @@ def _expert_groups(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
                 yield holder, child
 
 
-def _is_index(tensor: Tensor) -> bool:
+def is_index(tensor: Tensor) -> bool:
+    """Whether an input of experts says by number which ones each token is given to."""
     return not tensor.is_floating_point() and tensor.dtype != torch.bool and tensor.ndim > 1
 
 

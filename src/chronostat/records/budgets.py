@@ -14,7 +14,7 @@ class Budget:
 
     Attributes:
         kind: ``mean`` must hold on average, ``deadline`` for 95 % of the requests.
-        fraction: limit / median latency of the anchors, dimensionless.
+        fraction: limit / median latency of ``full`` (which one: docs/definitions.md, "Budgets"), dimensionless.
     """
 
     kind: BudgetKind
@@ -28,7 +28,7 @@ class Budget:
             )
 
     def ms(self, full_ms: float) -> float:
-        """The limit in milliseconds where the anchors' median is ``full_ms``."""
+        """The limit in milliseconds where the median of ``full`` is ``full_ms``."""
         return self.fraction * full_ms
 
     def __str__(self) -> str:

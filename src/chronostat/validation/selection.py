@@ -125,25 +125,31 @@ def _complete(table: Measurements, settings: Sequence[int]) -> Pool:
 def latency_means(table: Measurements, controller_ms: float) -> tuple[float, ...]:
     """Mean latency of each setting plus ``controller_ms`` over the median of ``full`` on the same samples, length S.
 
-    Disturbed executions are left out of the means as they are of those that rivals are chosen by.
+    Disturbed executions are left out of both as they are of what rivals are chosen by.
     """
     latency_ms = np.array(table.latency_ms)
     calm = np.array([[i not in why for i in range(latency_ms.shape[1])] for why in table.disturbed], dtype=np.bool_)
-    columns = zip(latency_ms.T, calm.T, strict=True)
-    return tuple(_fraction(latency_ms[:, 0], column, undisturbed, controller_ms) for column, undisturbed in columns)
+    positions = range(latency_ms.shape[1])
+    return tuple(_fraction(latency_ms[:, [0, i]], calm[:, [0, i]], controller_ms) for i in positions)
 
 
-def _fraction(full: Floats, column: Floats, undisturbed: Flags, controller_ms: float) -> float:
-    both = np.isfinite(full) & np.isfinite(column)
+def _fraction(latency_ms: Floats, calm: Flags, controller_ms: float) -> float:
+    """Of ``full`` and a setting, shape [n, 2] each; NaN without a sample that was measured under both."""
+    both = np.isfinite(latency_ms).all(axis=1)
     if not both.any():
         return float("nan")
-    mean_ms = column[both][that_count(undisturbed[both])].mean()
-    return float((mean_ms + controller_ms) / np.median(full[both]))
+    full, setting = (latency_ms[both, i][that_count(calm[both, i])] for i in range(2))
+    return float((setting.mean() + controller_ms) / np.median(full))
 
 
 def full_ms(pool: Pool) -> float:
-    """Median latency of ``full``, the denominator of budgets."""
-    return float(np.median(pool.latency_ms[:, 0]))
+    """Median latency of ``full``, the denominator of budgets.
+
+    Over the samples whose latency counts, as the means that are held against it: disturbances that raised only the
+    denominator would widen every budget.
+    """
+    full = pool.fixed(0)
+    return float(np.median(full.charged_ms[0, full.timed]))
 
 
 def finalists(pool: Pool, budgets: Sequence[Budget], candidates: Sequence[int] | None = None) -> list[int]:

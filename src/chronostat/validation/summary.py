@@ -69,7 +69,7 @@ def summary(session: Session, selection: Selection, judged: Judged, verdicts: Ve
     stored = sum(len(trial.executions) for phase in ("select", "test") for trial in session.store.trials(phase))
     bootstrap = PairedBootstrap(len(judged.pool), session.config.seed)
     budgets = list(judged.settings)
-    means = [budget for budget in budgets if budget.kind == "mean"] or budgets
+    means = sorted([each for each in budgets if each.kind == "mean"] or budgets, key=lambda each: each.fraction)
     return Validation(
         scores=tuple(s for budget in budgets for s in _scores(session, selection, judged, budget, bootstrap)),
         samples=len(judged.pool),
@@ -160,7 +160,7 @@ def _fixed_scores(session: Session, pool: Pool, bootstrap: PairedBootstrap) -> l
             FixedScore(
                 setting=str(session.space.settings[position]),
                 n=len(pool),
-                accuracy=bootstrap.mean(played.accuracy),
+                accuracy=bootstrap.bounded(played.accuracy, 0.0, 1.0),
                 mean_ms=bootstrap.mean(played.mean_ms, played.timed),
                 p95_ms=played.quantile_ms(0.95),
             )

@@ -121,7 +121,7 @@ class Verdicts:
             elif final:
                 state.ratio = _ratio(pairs.log_ratios, ALPHA)
                 state.latency = _latency_verdict(state.ratio, pairs, self.margin)
-                state.gain = PairedBootstrap(len(pairs.gains), self.seed).mean(pairs.gains)
+                state.gain = PairedBootstrap(len(pairs.gains), self.seed).bounded(pairs.gains, -1.0, 1.0)
                 state.accuracy = accuracy_verdict(state.gain, self.margin)
         return all(state.is_decided for state in self._states.values())
 
