@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from chronostat.errors import StoreError, UnlikeConditions
-from chronostat.measure.statistics import PairedBootstrap
+from chronostat.measure.statistics import PairedBootstrap, mean_interval
 from chronostat.records import Conditions, Estimate, Execution, LatencyMetric, Setting, Source, Trial
 from chronostat.store import RunStore
 
@@ -170,7 +170,7 @@ def score_blocks(
             continue
         bootstrap = PairedBootstrap(len(pairs), seed)
         loss, saved_ms = pairs[:, 0] - pairs[:, 2], pairs[:, 1] - pairs[:, 3]
-        saved = bootstrap.mean(saved_ms)
+        saved = mean_interval(saved_ms)  # from two samples on; a bootstrap of so few would find savings in noise
         is_decided = saved.low > 0 or saved.high < 0
         scores.append(
             BlockScore(

@@ -136,6 +136,16 @@ def test_a_streamer_in_a_thread(bundled, demo_batch):
     assert measured.timing.source == "measured"
 
 
+def test_after_a_call_that_raised_it_is_said_that_nothing_was_measured(bundled, demo_batch):
+    with measuring(bundled.model) as measured, pytest.raises(ValueError, match="max_new_tokens"):
+        bundled.model.generate(**demo_batch, max_new_tokens=0)
+    with pytest.raises(
+        MeasurementError, match=r"inside the with raised ValueError; call it again inside another"
+    ) as said:
+        _ = measured.timing
+    assert isinstance(said.value.__cause__, ValueError)
+
+
 def test_reading_before_the_call_has_ended_is_refused(bundled, demo_batch):
     with measuring(bundled.model) as measured:
         with pytest.raises(MeasurementError, match="nothing has been measured yet"):

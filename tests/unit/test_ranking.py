@@ -49,25 +49,28 @@ def measured(*rows):
 
 def test_the_loss_for_a_saved_millisecond():
     trials = measured(
-        {(): (1.0, 100.0), (0,): (0.0, 80.0), (1,): (1.0, 90.0)},
-        {(): (1.0, 110.0), (0,): (1.0, 80.0), (1,): (1.0, 98.0)},
+        {(): (1.0, 100.0), (0,): (0.0, 76.0), (1,): (1.0, 89.5)},
+        {(): (1.0, 110.0), (0,): (1.0, 84.0), (1,): (1.0, 98.5)},
     )
     second, first = score_blocks(trials, (), [0, 1], "prefill_ms", seed=0)[::-1]
     assert (first.block, second.block) == (1, 0)
-    # block 0: 1 - 0 and 1 - 1, mean 0.5; 20 and 30 ms, mean 25
+    # block 0: 1 - 0 and 1 - 1, mean 0.5; 24 and 26 ms, mean 25
     assert (second.loss.point, second.saved_ms.point, second.loss_per_ms.point) == (0.5, 25, 0.5 / 25)
-    assert (second.saved_ms.low, second.saved_ms.high) == (20, 30)
-    # of two samples the resamples are (a, a), (a, b) and (b, b): 1 / 20, 0.5 / 25 and 0 / 30
-    assert (second.loss_per_ms.low, second.loss_per_ms.high) == (0, 1 / 20)
-    # block 1: no loss; 10 and 12 ms
+    # Student's t with 1 degree of freedom: tan(0.475 pi) = 12.706; the standard error is 1
+    assert (second.saved_ms.low, second.saved_ms.high) == pytest.approx((25 - 12.706, 25 + 12.706), abs=1e-3)
+    # of two samples the resamples are (a, a), (a, b) and (b, b): 1 / 24, 0.5 / 25 and 0 / 26
+    assert (second.loss_per_ms.low, second.loss_per_ms.high) == (0, 1 / 24)
+    # block 1: no loss; 10.5 and 11.5 ms
     assert (first.loss_per_ms.point, first.saved_ms.point, first.samples) == (0, 11, 2)
 
 
 def test_a_block_whose_saved_time_may_be_none_is_undecided():
-    trials = measured({(): (1, 100), (0,): (1, 90)}, {(): (1, 100), (0,): (1, 105)})
+    trials = measured({(): (1, 100), (0,): (1, 90)}, {(): (1, 100), (0,): (1, 96)})
     (score,) = score_blocks(trials, (), [0], "prefill_ms", seed=0)
-    assert score.saved_ms.point == 2.5  # (10 - 5) / 2
-    assert (score.saved_ms.low, score.saved_ms.high) == (-5, 10)
+    assert (
+        score.saved_ms.point == 7
+    )  # (10 + 4) / 2; both save, but two such samples can come from a block that does not
+    assert (score.saved_ms.low, score.saved_ms.high) == pytest.approx((7 - 3 * 12.706, 7 + 3 * 12.706), abs=3e-3)
     assert score.loss_per_ms is None
 
 
@@ -88,7 +91,12 @@ def order_of(trials, candidates):
 
 def test_blocks_that_lose_nothing_come_first_and_of_those_the_one_that_saves_most():
     # losses a millisecond: 0, 0, 0.5 / 10, 0.2 / 20; a gain counts as no loss
-    assert order_of(rows(b0=(0, 4, 6), b1=(-0.5, 8, 8), b2=(0.5, 10, 10), b3=(0.2, 20, 20)), range(4)) == [1, 0, 3, 2]
+    assert order_of(rows(b0=(0, 4.9, 5.1), b1=(-0.5, 8, 8), b2=(0.5, 10, 10), b3=(0.2, 20, 20)), range(4)) == [
+        1,
+        0,
+        3,
+        2,
+    ]
 
 
 def test_an_undecided_block_is_taken_to_save_what_blocks_save():
@@ -99,7 +107,7 @@ def test_an_undecided_block_is_taken_to_save_what_blocks_save():
 
 
 def test_a_block_whose_removal_takes_more_time_comes_last():
-    assert order_of(rows(b0=(0.0, -3, -4), b1=(1.0, 5, 5)), range(2)) == [1, 0]
+    assert order_of(rows(b0=(0.0, -3.4, -3.6), b1=(1.0, 5, 5)), range(2)) == [1, 0]
 
 
 def test_samples_without_both_are_left_out():

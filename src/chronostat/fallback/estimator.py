@@ -20,8 +20,7 @@ class Estimator:
 
     That is: the tokens of the prompt, the image tokens among them, the setting, and how many new tokens answers under
     this setting had on average. For each latency a regression of its logarithm on these and their products, with
-    Huber's loss: a spike in the stored measurements counts as one, not by its size. On the bundled model it was at
-    least as near as boosted trees and forests, from 60 executions as from 3,400.
+    Huber's loss: a spike in the stored measurements counts as one, not by its size.
 
     Args:
         executions: measured ones, of one model under one set of conditions.

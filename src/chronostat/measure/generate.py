@@ -109,11 +109,9 @@ class Measuring:
         """Everything that was measured.
 
         Raises:
-            MeasurementError: no call has ended yet.
+            MeasurementError: no call has ended yet, or it raised.
         """
-        if self._one.measured is None:
-            raise MeasurementError("nothing has been measured yet: call model.generate(...) inside the with, then read")
-        return self._one.measured
+        return self._one.result()
 
     @property
     def timing(self) -> StageTiming:
@@ -149,6 +147,18 @@ class _OneCall:
         self._lock = Lock()
         self._caller: int | None = None
         self._ended = False
+        self._raised: BaseException | None = None
+
+    def result(self) -> Measured:
+        """What the call gave."""
+        if self._raised is not None:
+            raise MeasurementError(
+                f"nothing has been measured: the generate() inside the with raised {type(self._raised).__name__}; call "
+                "it again inside another with measuring(model)"
+            ) from self._raised
+        if self.measured is None:
+            raise MeasurementError("nothing has been measured yet: call model.generate(...) inside the with, then read")
+        return self.measured
 
     def run(self, measured: Callable[[], tuple[Any, Measured]], plain: Callable[[], Any]) -> Any:  # noqa: ANN401
         """What ``generate()`` returns."""
@@ -163,6 +173,9 @@ class _OneCall:
             )
         try:
             output, self.measured = measured()
+        except BaseException as error:
+            self._raised = error
+            raise
         finally:
             self._ended = True
         return output

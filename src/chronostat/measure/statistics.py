@@ -7,6 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from chronostat.records import Estimate
 
@@ -121,6 +122,19 @@ def _chi_square(rows: NDArray[np.intp], columns: NDArray[np.intp]) -> float:
     np.add.at(table, (rows, columns), 1)
     expected = table.sum(1, keepdims=True) * table.sum(0, keepdims=True) / table.sum()
     return float(((table - expected) ** 2 / expected).sum())
+
+
+def mean_interval(values: Floats) -> Estimate:
+    """Mean of one difference per sample with Student's 95 % interval, which holds for few samples too.
+
+    Args:
+        values: shape [n], n at least 1; NaN bounds for 1.
+    """
+    n, point = len(values), float(values.mean())
+    if n < 2:
+        return Estimate(point=point, low=math.nan, high=math.nan)
+    half = float(stdtrit(n - 1, (1 + _CONFIDENCE) / 2) * values.std(ddof=1) / math.sqrt(n))
+    return Estimate(point=point, low=point - half, high=point + half)
 
 
 def median_interval(values: Sequence[float]) -> Estimate:
