@@ -17,6 +17,7 @@ from chronostat.records import Budget, LatencyMetric
 
 Fraction = Annotated[float, Field(gt=0, le=2)]
 Seconds = Annotated[float, Field(gt=0)]
+MOST_THREADS = 1024  # some thousands end the process from within torch, without a message
 
 
 class Frozen(BaseModel):
@@ -84,7 +85,7 @@ class MeasureConfig(Frozen):
     time_limit_s: Seconds | None = None
     """A generation that takes longer is ended at its next hook or token, and has failed; absent: 30 times what ``full``
     took at the start, but at least 10 s."""
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1
     """Torch threads on the CPU while measuring; a condition of every number."""
     flush_denormals: bool = False
     """Count numbers near 0 as 0 while measuring: can be faster, and can change answers; a condition of every number."""

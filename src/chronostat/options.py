@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from chronostat.config import MOST_THREADS
+
 
 def finite(value: float | None) -> float | None:
     """Refuse ``inf`` and ``nan``, which have no end, as a length of time."""
@@ -30,7 +32,7 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(metavar="TYPE", help="Of the weights: auto, float32, bfloat16 or float16."),
 ]
-Threads = Annotated[int, typer.Option(min=1, help="Torch threads on the CPU.")]
+Threads = Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Torch threads on the CPU.")]
 Layout = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="JSON or TOML with module paths of vision, projector, blocks and head."),

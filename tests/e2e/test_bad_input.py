@@ -64,7 +64,14 @@ def test_a_seed_that_is_none(verb, seed):
 @pytest.mark.parametrize(
     "words",
     [
-        *(("--repeats", "0"), ("--new-tokens", "0"), ("--threads", "0"), ("--requests", "0"), ("--device", "tpu")),
+        *(
+            ("--repeats", "0"),
+            ("--new-tokens", "0"),
+            ("--threads", "0"),
+            ("--threads", "1025"),
+            ("--requests", "0"),
+            ("--device", "tpu"),
+        ),
         *(("--attention", "fast"), ("--task", "mine"), ("--speed", "9")),
     ],
 )

@@ -66,6 +66,8 @@ def test_layout_overrides_what_is_found():
         ({"blocks": ("lm_head", "model")}, "must be the path of one list of decoder blocks"),
         ({"vision": ""}, "vision = '' is or holds blocks = 'model.transformer.blocks', so that the time"),
         ({"projector": "model"}, "projector = 'model' is or holds blocks = 'model.transformer.blocks'"),
+        ({"vision": "model.transformer.blocks.0"}, "'model.transformer.blocks.0' lies in blocks = 'model.transf"),
+        ({"projector": "lm_head"}, "projector = 'lm_head' is or holds head = 'lm_head', so that the time"),
         (
             {"projector": "model.vision_backbone"},
             "projector = 'model.vision_backbone' is or holds vision = 'model.vision_backbone'",

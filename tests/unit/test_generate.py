@@ -278,6 +278,13 @@ def test_a_batch_that_is_not_one_request_is_refused(change, message):
     before.assert_equals(model)
 
 
+@pytest.mark.parametrize("batch", [None, torch.ones(1, 5, dtype=torch.long), [molmo_batch()]])
+def test_a_batch_without_names_is_refused(batch):
+    message = f"the batch is a {type(batch).__name__}; pass one request as the processor makes it, by name"
+    with pytest.raises(DataError, match=message):
+        measure_generate(molmo_like(), batch, max_new_tokens=1)
+
+
 def test_several_answers_to_one_request_are_refused():
     config = GenerationConfig(num_return_sequences=2, do_sample=True)
     with pytest.raises(DataError, match="num_return_sequences = 2: a request has one answer"):

@@ -77,7 +77,7 @@ def test_every_tensor_is_loaded_unchanged(vlm, checkpoint):
 
 
 def test_without_remote_code_it_is_refused(checkpoint):
-    with pytest.raises(ModelError, match=r"(?s)cannot load .*trust_remote_code=True"):
+    with pytest.raises(ModelError, match=r"(?s)cannot load .*trust_remote_code=True.*--trust-remote-code"):
         load_vlm(checkpoint, device="cpu")
 
 

@@ -120,6 +120,18 @@ def test_an_illegal_setting_is_refused_before_anything_runs(arms, order):
     assert order == []
 
 
+def test_what_a_model_raises_is_said_with_arm_and_request(arms, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\n")
+
+    monkeypatch.setattr(arms[0].vlm.model.lm_head, "forward", broken)
+    sample = arms[0].requests[0].sample.id
+    message = rf"full: {sample} ended with RuntimeError \(mat1 and mat2 .* multiplied\); see that the model answers"
+    with pytest.raises(MeasurementError, match=message) as said:
+        survey(arms[:1], Plan(repeats=1, max_new_tokens=1))
+    assert isinstance(said.value.__cause__, RuntimeError)
+
+
 def test_arms_of_one_name_are_refused(arms):
     with pytest.raises(ConfigError, match="each only once"):
         survey([arms[0], arms[0]], Plan(repeats=1, max_new_tokens=1))

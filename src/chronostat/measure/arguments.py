@@ -141,6 +141,8 @@ def check_batch(batch: Mapping[str, Any], device: torch.device, *, main_input: s
     Raises:
         DataError: no ``input_ids``, no tensors, more than one request, a video, or a tensor that is not on ``device``.
     """
+    if not hasattr(batch, "keys"):
+        raise DataError(f"the batch is a {type(batch).__name__}; pass one request as the processor makes it, by name")
     video = next((key for key in VIDEO_KEYS if batch.get(key) is not None), None)
     if video:
         raise DataError(f"the batch holds a video ({video}); only images and text can be measured, leave the video out")

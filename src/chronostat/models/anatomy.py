@@ -116,15 +116,23 @@ def _check_layout(model: nn.Module, layout: Mapping[str, str | Sequence[str]]) -
 
 
 def _require_apart(anatomy: Anatomy) -> None:
-    """What is one part of the time cannot be another as well: the second would come out as 0."""
+    """What is one part of the time cannot be another as well: it would count twice, or the second come out as 0."""
     encoding = {"vision": anatomy.vision, "projector": anatomy.projector}
-    parts = [(name, path, "blocks", anatomy.block_list) for name, paths in encoding.items() for path in paths]
-    parts += [("projector", path, "vision", tower) for path in anatomy.projector for tower in anatomy.vision]
-    for name, path, other, inside in parts:
-        if path in {inside, *ancestors(inside)}:
+    decoding = {"blocks": anatomy.block_list, "head": anatomy.head}
+    pairs = [
+        (name, path, other, place)
+        for name, paths in encoding.items()
+        for path in paths
+        for other, place in decoding.items()
+        if place is not None
+    ]
+    pairs += [("projector", path, "vision", tower) for path in anatomy.projector for tower in anatomy.vision]
+    for name, path, other, place in pairs:
+        holds = path in {place, *ancestors(place)}
+        if holds or (other in decoding and place in ancestors(path)):  # a projector may lie in the tower
             raise ModelError(
-                f"layout: {name} = {path!r} is or holds {other} = {inside!r}, so that the time of one would count as"
-                " that of the other; name the module of each part with layout"
+                f"layout: {name} = {path!r} {'is or holds' if holds else 'lies in'} {other} = {place!r}, so that the "
+                "time of one would count as that of the other; name the module of each part with layout"
             )
 
 

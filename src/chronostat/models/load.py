@@ -88,7 +88,8 @@ def load_vlm(
         if attention != "auto" and _is_about_attention(error):
             raise _unusable_attention(source, attention, error) from error
         where = "" if Path(source).exists() else f"there is no directory {source} here, and as a hub model: "
-        raise ModelError(f"cannot load {source} as an image-text-to-text model: {where}{error}") from error
+        option = "\non the command line: --trust-remote-code" if "trust_remote_code=True" in str(error) else ""
+        raise ModelError(f"cannot load {source} as an image-text-to-text model: {where}{error}{option}") from error
     model, facts = loaded
     _check_complete(source, facts["missing_keys"])
     model = model.to(place).eval()  # pyright: ignore[reportArgumentType] - a decorated method of the library

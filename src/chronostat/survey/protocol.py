@@ -30,7 +30,7 @@ def survey(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT) -> Su
         KnobError: an unknown knob or an illegal value; nothing has been measured then.
         ConfigError: two arms have one name, or there is no request.
         UnlikeConditions: the arms differ in more than what belongs to a model; nothing has been measured then.
-        Exception: whatever the model raises.
+        MeasurementError: the model raised something, or an arm was never executed beyond its warm-up.
     """
     for arm in arms:
         with applied(arm.setting, arm.vlm.model, arm.vlm.processor):
