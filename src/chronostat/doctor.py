@@ -10,7 +10,7 @@ import numpy as np
 from transformers import GenerationConfig
 
 from chronostat.errors import ConfigError
-from chronostat.execution import SampleRequest, execute
+from chronostat.execution import SampleRequest, execute, told
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.conditions import read_conditions
 from chronostat.measure.findings import Finding, gpu_findings, machine_findings
@@ -154,7 +154,7 @@ def examine(
 
     Raises:
         ConfigError: the time box is not positive.
-        Exception: whatever the model raises.
+        MeasurementError: the model raised something.
     """
     if not seconds > 0:
         raise ConfigError(f"seconds = {seconds!r}: repeats need some time; give seconds above 0")
@@ -196,7 +196,8 @@ def examined(
 def _execute(vlm: Vlm, request: SampleRequest) -> Execution:
     # forced to decode: the bundled task is answered with two tokens
     longer = GenerationConfig(min_new_tokens=_NEW_TOKENS, do_sample=False)
-    return execute(vlm.model, request, setting=Setting(), max_new_tokens=_NEW_TOKENS, generation_config=longer)
+    with told(f"{vlm.name}: the request"):
+        return execute(vlm.model, request, setting=Setting(), max_new_tokens=_NEW_TOKENS, generation_config=longer)
 
 
 def _pairs(run: Callable[[], Execution], clock: Clock, seconds: float) -> list[tuple[Execution, Execution]]:

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from chronostat.errors import MeasurementError
-from chronostat.execution import Request, execute
+from chronostat.execution import Request, execute, told
 from chronostat.knobs import find_knob
 from chronostat.knobs.base import Knob
 from chronostat.knobs.space import ActionSpace
@@ -124,8 +124,7 @@ def measure_effects(
 
     Raises:
         KnobError: the space does not fit the model.
-        MeasurementError: the stages were seen under some settings only.
-        Exception: whatever the model raises.
+        MeasurementError: the stages were seen under some settings only, or the model raised something.
     """
     knobs = {name: find_knob(name, vlm.model, vlm.processor) for name in space.levels}
     values = [(name, value) for name, levels in space.levels.items() for value in levels[1:]]
@@ -133,14 +132,15 @@ def measure_effects(
     fixed_length = GenerationConfig(min_new_tokens=new_tokens)
 
     def run(arm: int) -> Execution:
-        return execute(
-            vlm.model,
-            request,
-            setting=arms[arm],
-            max_new_tokens=new_tokens,
-            generation_config=fixed_length,
-            clock=clock,
-        )
+        with told(f"{arms[arm]}: the request"):
+            return execute(
+                vlm.model,
+                request,
+                setting=arms[arm],
+                max_new_tokens=new_tokens,
+                generation_config=fixed_length,
+                clock=clock,
+            )
 
     with steady():
         run(0)  # the first call of a process pays for what later ones find ready

@@ -3,7 +3,8 @@
 This is the heart of the product. Nothing else in Chronostat calls ``generate()``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -14,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from chronostat.data.quality import Quality
 from chronostat.data.samples import Sample
-from chronostat.errors import DataError, KnobError
+from chronostat.errors import ChronostatError, DataError, KnobError, MeasurementError
 from chronostat.knobs import applied, find_knob
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.generate import Batch, Measured, check_batch, device_of, measure_alone, sole_measurement
@@ -134,6 +135,27 @@ def execute(
         image_tokens=count_image_tokens(model, batch),
         disturbed=measured.disturbed,
     )
+
+
+@contextmanager
+def told(what: str) -> Generator[None]:
+    """Around executions that end a command if they fail: whatever the model raises is told in one sentence.
+
+    Args:
+        what: is executed, for the message.
+
+    Raises:
+        MeasurementError: the model raised something that is no error of Chronostat.
+    """
+    try:
+        yield
+    except ChronostatError:
+        raise
+    except Exception as error:  # what a model can raise is not known
+        raise MeasurementError(
+            f"{what} ended with {type(error).__name__} ({str(error).strip()}); see that the model answers this request "
+            "without being measured, and that there is enough memory for it"
+        ) from error
 
 
 class Identity(TypedDict):

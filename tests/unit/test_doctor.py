@@ -9,7 +9,7 @@ from rich.console import Console
 from sample_run import CONDITIONS as SAMPLE_CONDITIONS
 
 from chronostat.doctor import EXIT_STATUS, LEAST_PAIRS, examine, examined
-from chronostat.errors import ConfigError
+from chronostat.errors import ConfigError, MeasurementError
 from chronostat.execution import request_for
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.findings import Finding
@@ -101,6 +101,15 @@ def test_the_fewest_pairs_have_an_interval_that_covers():
     rng = np.random.default_rng(0)
     exams = [found(pairs_of(*(40 * np.exp(0.05 * rng.standard_normal((LEAST_PAIRS, 2)))).tolist())) for _ in range(300)]
     assert np.mean([e.floors[0].ratio.low <= 1 <= e.floors[0].ratio.high for e in exams]) >= 0.93  # truly 1 - 2 / 64
+
+
+def test_what_the_model_raises_is_said_in_one_sentence(bundled, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of pixels")
+
+    monkeypatch.setattr(bundled.model, "generate", broken)
+    with pytest.raises(MeasurementError, match=r"the request ended with RuntimeError \(out of pixels\); see that"):
+        examine(bundled, request_for_demo(bundled), seconds=1.0)
 
 
 def test_many_disturbed_repeats_make_a_machine_noisy():

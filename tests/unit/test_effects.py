@@ -164,6 +164,15 @@ def test_a_value_that_removes_no_work_is_flagged(stand_in, monkeypatch):
     assert (lazy.knob, lazy.removes_work, lazy.flag) == ("lazy", False, NO_WORK)
 
 
+def test_what_a_model_raises_is_said_with_the_setting(stand_in, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of pixels")
+
+    monkeypatch.setattr(stand_in.model, "generate_from_batch", broken)
+    with pytest.raises(MeasurementError, match=r"moe_topk=2.*: the request ended with RuntimeError \(out of pixels\)"):
+        effects_of(stand_in)
+
+
 def test_answers_have_the_length_that_is_asked_for(stand_in):
     assert {effect.work.forwards for effect in effects_of(stand_in, new_tokens=5).effects} == {5}
 

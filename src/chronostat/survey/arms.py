@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from transformers import GenerationConfig
 
-from chronostat.errors import ChronostatError, ConfigError, MeasurementError, UnlikeConditions
-from chronostat.execution import SampleRequest, execute
+from chronostat.errors import ConfigError, UnlikeConditions
+from chronostat.execution import SampleRequest, execute, told
 from chronostat.measure.conditions import read_conditions
 from chronostat.measure.generate import Measured, Waterfall
 from chronostat.measure.memory import PeakMemory
@@ -100,23 +100,15 @@ def shoot(arms: Sequence[Arm], arm: int, request: int, plan: Plan, *, warmup: bo
     """
     measured: list[Measured] = []
     model, asked = arms[arm].vlm.model, arms[arm].requests[request]
-    try:
-        with PeakMemory(model.device) as peak:
-            execution = execute(
-                model,
-                asked,
-                setting=arms[arm].setting,
-                max_new_tokens=plan.max_new_tokens,
-                generation_config=plan.generation_config,
-                seen=measured.append,
-            )
-    except ChronostatError:
-        raise
-    except Exception as error:  # what a model can raise is not known
-        raise MeasurementError(
-            f"{arms[arm].name}: {asked.sample.id} ended with {type(error).__name__} ({str(error).strip()}); see that "
-            "the model answers this request without being measured, and that there is enough memory for it"
-        ) from error
+    with told(f"{arms[arm].name}: {asked.sample.id}"), PeakMemory(model.device) as peak:
+        execution = execute(
+            model,
+            asked,
+            setting=arms[arm].setting,
+            max_new_tokens=plan.max_new_tokens,
+            generation_config=plan.generation_config,
+            seen=measured.append,
+        )
     return Shot(
         arm=arm,
         request=request,
