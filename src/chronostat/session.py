@@ -213,7 +213,7 @@ def require_like(material: Material, store: RunStore) -> None:
             f"the run in {store.folder} belongs to model {facts['model']['fingerprint']}, but {material.vlm.name} is "
             f"{material.vlm.fingerprint}; begin a new run"
         )
-    Conditions.from_json(facts["conditions"]).require_like(read_conditions(material.vlm.model))
+    Conditions.from_json(facts.get("conditions", {})).require_like(read_conditions(material.vlm.model))
 
 
 @contextmanager
@@ -285,6 +285,8 @@ def _decide_source(runner: TrialRunner, material: Material, recorded: Source | N
     record of a run has another source.
 
     Args:
+        runner: executes; knows the source afterwards.
+        material: model, data and action space.
         recorded: that of the first process that got far enough to see it; None: there was none.
 
     Raises:

@@ -270,6 +270,16 @@ def test_a_run_that_was_killed_before_its_source_was_known_can_go_on(stand_in, m
     assert stand_in.store().facts["source"] == "measured"
 
 
+def test_a_run_that_lost_its_conditions_is_not_compared(stand_in):
+    with stand_in.session():
+        pass
+    store = stand_in.store()
+    store.write_json("run.json", {key: value for key, value in store.facts.items() if key != "conditions"})
+    store.close()
+    with pytest.raises(UnlikeConditions, match="the conditions are incomplete"), stand_in.reopened():
+        pytest.fail("the session began")
+
+
 def test_another_model_does_not_go_on_with_a_run(stand_in):
     with stand_in.session():
         pass
