@@ -88,18 +88,20 @@ class Examination:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Why the machine is less than trustworthy, in words."""
+        """Why the machine is less than trustworthy, in words; with what to do where no finding says it."""
         doubts = [f"{each.topic}: {each.fact}" for each in self.findings if each.level == "problem"]
         if self.unmeasured is not None:
             doubts.append(f"the stages cannot be measured: {self.unmeasured}")
         elif self.pairs < LEAST_PAIRS:
             doubts.append(f"{self.pairs} undisturbed pairs, at least {LEAST_PAIRS} are needed; give more --seconds")
         if self.disturbed_share > TRUSTED_SHARE:
-            doubts.append(f"{100 * self.disturbed_share:.0f} % of the repeats were disturbed")
+            share = 100 * self.disturbed_share
+            doubts.append(f"{share:.0f} % of the repeats were disturbed; end what disturbs, or wait for a quieter hour")
         for floor in self.floors:
             needed = floor.pairs.get(0.05, 0)
             if needed > TRUSTED_PAIRS:
-                doubts.append(f"{floor.metric}: {needed} pairs are needed to separate 5 %")
+                way_out = "compare with as many repeats or more, or at a quieter hour"
+                doubts.append(f"{floor.metric}: {needed} pairs are needed to separate 5 %; {way_out}")
         return tuple(doubts)
 
     @property

@@ -213,7 +213,7 @@ def require_like(material: Material, store: RunStore) -> None:
             f"the run in {store.folder} belongs to model {facts['model']['fingerprint']}, but {material.vlm.name} is "
             f"{material.vlm.fingerprint}; begin a new run"
         )
-    Conditions.from_json(facts["conditions"]).require_like(read_conditions(material.vlm.model))
+    Conditions.from_json(facts.get("conditions", {})).require_like(read_conditions(material.vlm.model))
 
 
 @contextmanager
@@ -242,10 +242,12 @@ def _session(material: Material, store: RunStore, progress: Progress, clock: Clo
         store.update_facts(**{CONDITIONS: {**known, conditions.fingerprint: asdict(conditions)}})
         with counted_phase(store, progress, counter, runner, "warmup", config.train.calibration_seconds):
             weights = weights_checksum(model)
-            source = _decide_source(runner, material)
+            recorded: Source | None = store.facts.get("source")
+            source = _decide_source(runner, material, recorded)
             _prove_knobs(runner, material, store, weights)
         metric = config.measure.latency_metric if source != "total_only" else "total_ms"
-        _record_source(store, source, metric)
+        if recorded is None:
+            store.update_facts(metric=metric, source=source)
         yield Session(
             material=material,
             store=store,
@@ -275,20 +277,20 @@ def record_check(store: RunStore, **facts: object) -> None:
     store.update_facts(selfcheck={**store.facts.get("selfcheck", {}), **facts})
 
 
-def _record_source(store: RunStore, source: Source, metric: LatencyMetric) -> None:
-    """A run has one source: that of the first process that got far enough to see it."""
-    recorded = store.facts.get("source")
-    if recorded is None:
-        store.update_facts(metric=metric, source=source)
-    elif recorded != source:
-        raise UnlikeConditions(f"the run's latencies are {recorded}, now {source}; begin a new run")
-
-
-def _decide_source(runner: TrialRunner, material: Material) -> Source:
+def _decide_source(runner: TrialRunner, material: Material, recorded: Source | None) -> Source:
     """Execute ``full`` twice, since the first call of a process pays for what later ones find ready.
 
     Where the stages of the second are not to be trusted, twice more at most: one doubtful call shall not decide how a
-    whole run is measured. All are stored once the source is known: no record of a run has another one.
+    whole run is measured. All are stored once the source is known, and without latencies if this ends the process: no
+    record of a run has another source.
+
+    Args:
+        runner: executes; knows the source afterwards.
+        material: model, data and action space.
+        recorded: that of the first process that got far enough to see it; None: there was none.
+
+    Raises:
+        UnlikeConditions: the source is another one than ``recorded``.
     """
     request = runner.request(material.dataset.split("train")[0])
     runner.source = None  # whatever comes decides
@@ -302,6 +304,8 @@ def _decide_source(runner: TrialRunner, material: Material) -> Source:
         if runner.time_limit_s is None and probe.timing is not None:
             runner.time_limit_s = max(_TIME_LIMIT * probe.timing.total_ms / 1e3, _LEAST_TIME_LIMIT_S)
         source = check_source(probe, material.config.measure.on_unmeasured)
+        if recorded not in {None, source}:
+            raise UnlikeConditions(f"the run's latencies are {recorded}, now {source}; begin a new run")
         if source == "estimated":
             runner.estimate = _estimator(material).timing
         runner.source = source

@@ -175,9 +175,20 @@ class TrialRunner:
             return _reason(error)
 
     def in_source(self, trial: Trial, request: Request) -> Trial:
-        """A trial that ran before ``source`` was decided, as this run counts it."""
-        counted = (e if e.timing is None else self._in_source(request, e) for e in trial.executions)
-        return replace(trial, executions=tuple(counted))
+        """A trial that ran before ``source`` was decided, as this run counts it.
+
+        If there is still none, its latencies count as not measured: another process may find another source.
+        """
+
+        def counted(execution: Execution) -> Execution:
+            timing = execution.timing
+            if timing is None:
+                return execution
+            if self.source is not None:
+                return self._in_source(request, execution)
+            return _failed(request, execution.setting, timing.unseen or "it ran before the run's source was known")
+
+        return replace(trial, executions=tuple(map(counted, trial.executions)))
 
     def _in_source(self, request: Request, execution: Execution) -> Execution:
         """The execution as this run counts it: one run has one source."""

@@ -242,6 +242,21 @@ def test_a_run_keeps_its_source(stand_in, monkeypatch):
         stand_in.reopened(),
     ):
         pytest.fail("the session began")
+    sources = {e.timing and e.timing.source for trial in stand_in.store().trials() for e in trial.executions}
+    assert sources == {"measured", None}  # so the run can still be reported, and judged another time
+
+
+def test_what_was_looked_at_before_a_source_was_known_has_none(stand_in, monkeypatch):
+    with monkeypatch.context() as pressed:
+        break_hooks(pressed, stand_in.model)
+        with pytest.raises(MeasurementError, match="cannot be seen"), stand_in.session("measure.on_unmeasured=stop"):
+            pytest.fail("the session began")
+    looks = [e for trial in stand_in.store().trials() for e in trial.executions]
+    assert [(e.timing, e.invalid) for e in looks] == [(None, "not seen: vision")] * 4
+    with stand_in.reopened("measure.on_unmeasured=stop"):
+        pass
+    timings = [e.timing for trial in stand_in.store().trials() for e in trial.executions if e.timing]
+    assert {timing.source for timing in timings} == {"measured"}
 
 
 def test_a_run_that_was_killed_before_its_source_was_known_can_go_on(stand_in, monkeypatch):
@@ -253,6 +268,16 @@ def test_a_run_that_was_killed_before_its_source_was_known_can_go_on(stand_in, m
     with stand_in.reopened():
         pass
     assert stand_in.store().facts["source"] == "measured"
+
+
+def test_a_run_that_lost_its_conditions_is_not_compared(stand_in):
+    with stand_in.session():
+        pass
+    store = stand_in.store()
+    store.write_json("run.json", {key: value for key, value in store.facts.items() if key != "conditions"})
+    store.close()
+    with pytest.raises(UnlikeConditions, match="the conditions are incomplete"), stand_in.reopened():
+        pytest.fail("the session began")
 
 
 def test_another_model_does_not_go_on_with_a_run(stand_in):

@@ -131,7 +131,7 @@ def require_measured(store: RunStore, *, fingerprint: str, conditions: Condition
             f"{store.folder} was measured on model {facts['model']['fingerprint']}, this is {fingerprint}; name a run "
             "of this model"
         )
-    Conditions.from_json(facts["conditions"]).require_like(conditions)
+    Conditions.from_json(facts.get("conditions", {})).require_like(conditions)
 
 
 def _mean_new_tokens(executions: Sequence[Execution]) -> dict[Setting, float]:
