@@ -168,7 +168,7 @@ def test_what_a_model_raises_is_said_with_the_setting(stand_in, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of pixels")
 
-    monkeypatch.setattr(stand_in.model, "generate_from_batch", broken)
+    monkeypatch.setattr(stand_in.model, "generate", broken)
     with pytest.raises(MeasurementError, match=r"moe_topk=2.*: the request ended with RuntimeError \(out of pixels\)"):
         effects_of(stand_in)
 
