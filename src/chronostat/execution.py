@@ -4,7 +4,7 @@ This is the heart of the product. Nothing else in Chronostat calls ``generate()`
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -20,7 +20,7 @@ from chronostat.knobs import applied, find_knob
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.generate import Batch, Measured, check_batch, device_of, measure_alone, sole_measurement
 from chronostat.models.prepare import count_image_tokens, prepare
-from chronostat.records import Execution, Setting
+from chronostat.records import NOT_CALLED, Execution, Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +101,19 @@ def execute(
         ModelError: the model lies on several devices or cannot generate.
         MeasurementError: another measurement is running on this device; the model was not touched.
         GenerationTimeout: the generation took longer than ``time_limit_s``; the knobs are undone.
-        Exception: whatever the model raises: a failed execution is never a number.
+        Exception: whatever the model raises: a failed execution is never a number. What is raised before its call has
+            the note ``NOT_CALLED``.
     """
     device = device_of(model)
     clock = clock or clock_for(device)
     if isinstance(request, BatchRequest):
         check_batch(request.batch, device)
         _check_vision_is_full(setting, model, request.processor)
-    with sole_measurement(device), applied(setting, model, request.processor) as image_arguments:
-        batch, preprocess_ms = _batch(model, request, image_arguments, clock)
+    with ExitStack() as undo:
+        with _not_called():
+            undo.enter_context(sole_measurement(device))
+            image_arguments = undo.enter_context(applied(setting, model, request.processor))
+            batch, preprocess_ms = _batch(model, request, image_arguments, clock)
         measured = measure_alone(
             model,
             batch,
@@ -135,6 +139,16 @@ def execute(
         image_tokens=count_image_tokens(model, batch),
         disturbed=measured.disturbed,
     )
+
+
+@contextmanager
+def _not_called() -> Generator[None]:
+    """Note on whatever is raised inside that ``generate()`` was not called."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(NOT_CALLED)
+        raise
 
 
 @contextmanager

@@ -172,11 +172,13 @@ def _require_equal(before: State, after: State, what: str) -> None:
 
 def _by_setting(trial: Trial, works: Sequence[Work]) -> Mapping[Setting, Work]:
     """The work of each setting whose execution went through."""
-    failed = [execution for execution in trial.executions if execution.timing is None]
-    if len(works) != len(trial.executions) or len(failed) == len(works):
+    called = [execution for execution in trial.executions if execution.called]
+    went_through = [execution for execution in called if execution.timing is not None]
+    if len(works) != len(called) or not went_through:
+        failed = [execution for execution in trial.executions if execution.timing is None]
         reason = failed[0].invalid if failed else "generate() of the model was replaced"
         raise MeasurementError(f"the self-check could not count the work of the warm-up: {reason}")
-    pairs = zip(trial.executions, works, strict=True)
+    pairs = zip(called, works, strict=True)
     return {execution.setting: work for execution, work in pairs if execution.timing is not None}
 
 

@@ -14,7 +14,7 @@ from chronostat.errors import ChronostatError, GenerationTimeout
 from chronostat.execution import BatchRequest, Request, execute, identity, request_for
 from chronostat.measure.clock import Clock
 from chronostat.measure.generate import require_one_path
-from chronostat.records import Budget, Estimate, Execution, Phase, Setting, Source, StageTiming, Trial
+from chronostat.records import NOT_CALLED, Budget, Estimate, Execution, Phase, Setting, Source, StageTiming, Trial
 
 Subject = Sample | BatchRequest
 
@@ -219,7 +219,8 @@ _OUT_OF_MEMORY = torch.OutOfMemoryError.__name__
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if note == NOT_CALLED)
+    return f"{type(error).__name__}: {error}{notes}"
 
 
 def _failed(request: Request, setting: Setting, reason: str) -> Execution:

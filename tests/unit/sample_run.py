@@ -87,9 +87,9 @@ def a_decision() -> Decision:
 def facts(**changes: object) -> dict[str, object]:
     """What ``run.json`` of the run holds."""
     phases = {
-        "calibrate": {"seconds": 21.5, "trials": 10, "executions": 160, "generate_calls": 160},
-        "train": {"seconds": 149.8, "trials": 120, "executions": 452, "generate_calls": 452},
-        "test": {"seconds": 61.0, "trials": 40, "executions": 648, "generate_calls": 648},
+        "calibrate": {"seconds": 21.5, "generate_calls": 160},
+        "train": {"seconds": 149.8, "generate_calls": 452},
+        "test": {"seconds": 61.0, "generate_calls": 648},
     }
     values: dict[str, object] = {
         "version": "0.1.0",

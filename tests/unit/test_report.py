@@ -14,7 +14,7 @@ import pytest
 from sample_run import BUDGETS, CONDITIONS, FULL, SETTINGS, a_step, a_trial, facts, validation, write_run
 
 from chronostat.errors import StoreError, UnlikeConditions
-from chronostat.records import Conditions, Decision, Estimate, Execution, Setting, StageTiming, Trial
+from chronostat.records import NOT_CALLED, Conditions, Decision, Estimate, Execution, Setting, StageTiming, Trial
 from chronostat.report import write_picture, write_report
 from chronostat.report.gather import (
     choices_by_kind,
@@ -312,10 +312,20 @@ def test_a_run_whose_stages_were_not_seen_says_so(tmp_path: Path) -> None:
 
 
 def test_counts_that_do_not_agree_are_shown(tmp_path: Path) -> None:
-    phases = {"calibrate": {"seconds": 1.0, "trials": 10, "executions": 160, "generate_calls": 161}}
+    phases = {"calibrate": {"seconds": 1.0, "generate_calls": 161}}
     page = page_of(write_run(tmp_path / "run", until="measure", phases=phases))
     assert page.tables["phases"][1][-1] == "no"
     assert "DO NOT equal" in page.text
+
+
+def test_an_execution_that_failed_before_its_call_was_not_called(tmp_path: Path) -> None:
+    with write_run(tmp_path / "run", until="measure", phases={"train": {"seconds": 1.0, "generate_calls": 1}}) as store:
+        for index, reason in enumerate(("RuntimeError: broken", f"ValueError: broken; {NOT_CALLED}")):
+            failed = Execution(sample_id="s", split="train", setting=FULL, timing=None, invalid=reason)
+            store.append(Trial(phase="train", index=index, sample_id="s", executions=(failed,)))
+    page = page_of(store)
+    (row,) = [row for row in page.tables["phases"] if row[0] == "train"]
+    assert row[3:] == ["2", "2", "1", "yes"]
 
 
 def test_counts_that_were_not_made_are_no_agreement(tmp_path: Path) -> None:

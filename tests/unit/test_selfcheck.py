@@ -8,6 +8,7 @@ from PIL import Image
 from torch import nn
 
 import chronostat.control.learners.rloo
+import chronostat.execution
 import stand_ins.knobs
 from chronostat.data.demo import DemoTask
 from chronostat.errors import KnobError, MeasurementError
@@ -16,6 +17,7 @@ from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.work import Work
 from chronostat.models.state import differences, first_difference, state_of, weights_checksum
+from chronostat.records import Setting
 from chronostat.selfcheck import _proved, prove_knobs, require_gradients, varying_knobs
 from chronostat.training import train
 from chronostat.trials import TrialRunner
@@ -88,6 +90,27 @@ def test_a_knob_that_keeps_its_promises_is_accepted_by_the_same_check(stand_in, 
     with stand_in.session("knobs.moe_topk=[2]"):
         pass
     assert stand_in.store().facts["selfcheck"]["knobs"]["lazy"]["values"] == {"1": 1}
+
+
+def test_a_setting_that_fails_before_its_call_does_not_stop_the_run(stand_in, monkeypatch):
+    original = chronostat.execution.applied
+
+    def failing(setting, *rest):
+        if setting == Setting(moe_topk=1, block_skip=(1, 2)):
+            raise ValueError("no such image")
+        return original(setting, *rest)
+
+    monkeypatch.setattr(chronostat.execution, "applied", failing)
+    with stand_in.session() as session:
+        train(session)
+    store = stand_in.store()
+    assert store.facts["selfcheck"]["knobs"]["block_skip"]["values"] == {"1,": 3, "1,2": 2}
+    invalid = {execution.invalid for trial in store.trials("warmup") for execution in trial.executions}
+    assert invalid == {None, "ValueError: no such image; generate() was not called"}
+    for phase in ("warmup", "calibrate", "train"):
+        called = [e.called for trial in store.trials(phase) for e in trial.executions]
+        assert phase == "train" or not all(called)  # it was taken out of the action space before
+        assert store.facts["phases"][phase]["generate_calls"] == sum(called)
 
 
 def test_a_head_without_gradient_stops_training(stand_in, monkeypatch):

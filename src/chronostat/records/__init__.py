@@ -6,7 +6,7 @@ docs/definitions.md.
 
 from chronostat.records.budgets import Budget, BudgetKind
 from chronostat.records.conditions import Conditions
-from chronostat.records.executions import LATENCY_METRICS, Execution, LatencyMetric, Source, StageTiming
+from chronostat.records.executions import LATENCY_METRICS, NOT_CALLED, Execution, LatencyMetric, Source, StageTiming
 from chronostat.records.plain_data import plain
 from chronostat.records.settings import KnobValue, Setting, knob_value
 from chronostat.records.trials import Decision, Phase, Step, Trial
@@ -14,6 +14,7 @@ from chronostat.records.verdicts import Comparison, Estimate, PolicyScore, Verdi
 
 __all__ = [
     "LATENCY_METRICS",
+    "NOT_CALLED",
     "Budget",
     "BudgetKind",
     "Comparison",

@@ -34,6 +34,10 @@ class StageTiming:
     unseen: str | None = None
 
 
+NOT_CALLED = "generate() was not called"
+"""Ends the reason of an execution that failed before its call: while knobs were applied or the sample was prepared."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """One real ``generate()`` of one sample under one setting.
@@ -68,6 +72,11 @@ class Execution:
     def __post_init__(self) -> None:
         if (self.timing is None) == (self.invalid is None):
             raise MeasurementError("an execution has either a timing or a reason why it is invalid, never both")
+
+    @property
+    def called(self) -> bool:
+        """Whether ``generate()`` was called."""
+        return not (self.invalid or "").endswith(NOT_CALLED)
 
     @property
     def request_ms(self) -> float | None:

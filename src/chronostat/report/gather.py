@@ -10,6 +10,7 @@ from chronostat.errors import StoreError, UnlikeConditions
 from chronostat.measure.reasons import kind_of
 from chronostat.records import (
     LATENCY_METRICS,
+    NOT_CALLED,
     Budget,
     Conditions,
     Decision,
@@ -44,11 +45,12 @@ class RunView:
 
 
 class PhaseCount(NamedTuple):
-    """What the store holds of one phase."""
+    """What the store holds of one phase; ``called``: executions whose ``generate()`` was called."""
 
     trials: int
     executions: int
     invalid: int
+    called: int
 
 
 class MeasuredSetting(NamedTuple):
@@ -127,8 +129,9 @@ def _like_conditions(facts: Mapping[str, Any], validation: Validation | None) ->
 def phase_counts(run: RunView) -> dict[str, PhaseCount]:
     """What the store holds, phase by phase in the order they ran."""
     rows = run.store.query(
-        "SELECT phase, count(DISTINCT record), count(*), count(invalid) FROM executions GROUP BY phase "
-        "ORDER BY min(record)"
+        "SELECT phase, count(DISTINCT record), count(*), count(invalid), "
+        f"count(*) FILTER (NOT ends_with(coalesce(invalid, ''), '{NOT_CALLED}')) "
+        "FROM executions GROUP BY phase ORDER BY min(record)"
     ).fetchall()
     return {phase: PhaseCount(*counts) for phase, *counts in rows}
 

@@ -208,13 +208,12 @@ def phases(run: RunView) -> PageTable:
     rows: list[Row] = []
     for name in dict.fromkeys([*stored, *said]):
         facts, held = said.get(name, {}), stored.get(name)
-        executions = held.executions if held else 0
-        agree = _agreement(executions, facts)
+        agree = _agreement(held.called if held else 0, facts)
         cells = [
             name,
             seconds(facts.get("seconds")),
             count(held.trials if held else 0),
-            count(executions),
+            count(held.executions if held else 0),
             count(held.invalid if held else 0),
             count(facts.get("generate_calls")),
             agree,
@@ -229,11 +228,11 @@ def phases(run: RunView) -> PageTable:
     )
 
 
-def _agreement(executions: int, facts: Mapping[str, Any]) -> str:
-    counted = [facts[key] for key in ("executions", "generate_calls") if facts.get(key) is not None]
-    if not counted:
+def _agreement(called: int, facts: Mapping[str, Any]) -> str:
+    counted = facts.get("generate_calls")
+    if counted is None:
         return ABSENT
-    return "yes" if all(number == executions for number in counted) else "no"
+    return "yes" if counted == called else "no"
 
 
 def _phases_caption(rows: Sequence[Row]) -> str:
@@ -247,7 +246,8 @@ def _phases_caption(rows: Sequence[Row]) -> str:
         if "no" in answers
         else "Where generate() calls were counted, they equal the stored executions.",
     )
-    return f"{sentence} Source: run.json for time and calls, the stored executions for the rest."
+    apart = "Executions that failed before their call do not count here."
+    return f"{sentence} {apart} Source: run.json for time and calls, the stored executions for the rest."
 
 
 def failures(run: RunView) -> PageTable:

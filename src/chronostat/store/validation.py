@@ -61,7 +61,7 @@ class KindsDiffer:
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """Executions that validation stored, and ``generate()`` calls that were counted meanwhile."""
+    """Executions that validation stored, but for those that failed before their call, and counted ``generate()``s."""
 
     executions: int
     generate_calls: int

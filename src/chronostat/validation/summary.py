@@ -66,7 +66,8 @@ def summary(session: Session, selection: Selection, judged: Judged, verdicts: Ve
     """
     counts = session.store.facts["phases"]
     phases = [counts[phase] for phase in ("select", "test")]
-    stored = sum(len(trial.executions) for phase in ("select", "test") for trial in session.store.trials(phase))
+    trials = [trial for phase in ("select", "test") for trial in session.store.trials(phase)]
+    called = sum(execution.called for trial in trials for execution in trial.executions)
     bootstrap = PairedBootstrap(len(judged.pool), session.config.seed)
     budgets = list(judged.settings)
     means = sorted([each for each in budgets if each.kind == "mean"] or budgets, key=lambda each: each.fraction)
@@ -84,7 +85,7 @@ def summary(session: Session, selection: Selection, judged: Judged, verdicts: Ve
             for budget, rivals in selection.rivals.items()
         },
         kinds_differ=_kinds_differ(session, judged, means[len(means) // 2]),
-        counted=Counted(executions=stored, generate_calls=sum(phase["generate_calls"] for phase in phases)),
+        counted=Counted(executions=called, generate_calls=sum(phase["generate_calls"] for phase in phases)),
         comparisons=tuple(_comparisons(selection, judged, verdicts)),
         noise=_noise_floor(session),
         stop=ended,
