@@ -206,6 +206,13 @@ def test_the_gain_is_paired():
     assert (scored.gain.point, scored.gain.low, scored.gain.high) == pytest.approx((0, -0.0362, 0.0362), abs=1e-4)
 
 
+def test_samples_that_are_all_alike_leave_room_for_those_that_were_not_seen():
+    pool = make_pool(np.ones((100, 2)), np.full((100, 2), 10.0))
+    scored = score("best fixed", pool.fixed(1), mean(1.0), 10.0, SPACE, PairedBootstrap(100, seed=0))
+    for share in (scored.accuracy, scored.share_within):  # .025 ** (1 / 100)
+        assert (share.point, share.low, share.high) == pytest.approx((1, 0.9638, 1), abs=1e-4)
+
+
 def test_worlds_of_a_policy_weigh_as_they_should():
     played = Played(
         weights=np.array([0.25, 0.75]),
