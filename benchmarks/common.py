@@ -79,13 +79,13 @@ def write_result(name: str, conditions: Conditions, raw: Mapping[str, Any]) -> P
 
 
 def commit() -> str:
-    """The commit of the code that runs, with ``+changes`` where the working tree differs from it.
+    """The commit of the code that runs, with ``+changes`` where the working tree differs from it, results left aside.
 
     The environment's ``CHRONOSTAT_COMMIT`` says it on machines that hold no repository.
     """
     if named := os.environ.get("CHRONOSTAT_COMMIT"):
         return named
-    changed = _git("status", "--porcelain", "--untracked-files=no")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     return _git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
 
 

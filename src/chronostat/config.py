@@ -186,8 +186,8 @@ class ValidationConfig(Frozen):
     """Time box for finding the best fixed settings on the validation split."""
     select_samples: Annotated[int, Field(ge=8)] = 200
     """Most validation samples used for that."""
-    samples: Annotated[int, Field(ge=1)] = 300
-    """Test samples to judge on."""
+    samples: Annotated[int, Field(ge=2)] = 300
+    """Test samples to judge on; an interval needs two."""
     seconds: Seconds = 600.0
     """Time box of judging; if it ends first, the report says how many samples were judged."""
     stop: Literal["fixed", "decided"] = "fixed"

@@ -21,6 +21,7 @@ from chronostat.knobs.space import ActionSpace
 from chronostat.measure.conditions import read_conditions
 from chronostat.measure.steady import steady
 from chronostat.models.load import Vlm, fingerprint, load_vlm
+from chronostat.store import RunStore
 from chronostat.trials import Subject
 
 
@@ -66,10 +67,13 @@ class Material:
 
         Raises:
             ConfigError: an unknown quality, or an own model without own data.
+            StoreError: ``measure.estimate_from`` holds no run.
             ModelError: the model cannot be used.
             DataError: the data cannot be used, or has nothing to train or to settle on.
             KnobError: the model lacks a knob or value that the configuration asks for.
         """
+        if config.measure.estimate_from is not None:
+            RunStore.open(config.measure.estimate_from)  # read only if the stages are not seen; a typo is said now
         dataset = load_data(config)
         return cls.of(config, load_model(config), dataset)
 

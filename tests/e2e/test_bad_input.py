@@ -139,6 +139,11 @@ def test_a_time_box_without_an_end_is_a_mistake_of_usage(verb, seconds, why):
     assert why in " ".join(said.err.split())
 
 
+def test_a_setting_is_compared_with_others():
+    message = "--setting 'moe_topk=1' is given twice; give each once (chronostat doctor compares a setting with itself)"
+    assert refused(CONFIG, "measure", *("--setting", "moe_topk=1") * 2, "--setting", "full") == message
+
+
 def test_requests_are_named_in_one_way(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     image = ("--image", tmp_path / "a.png")
@@ -354,11 +359,18 @@ def test_a_damaged_controller(trained_run, tmp_path):
     assert RunStore.open(folder).trials("select") == []
 
 
+def test_estimates_from_no_run_are_refused_before_anything_is_executed(tmp_path):
+    estimates = ("--set", "measure.on_unmeasured=estimate", "--set", "measure.estimate_from=nowhere")
+    message = "nowhere holds no run: there is no run.json in it; name the directory that a run wrote"
+    assert refused(STORE, "demo", "--run-dir", tmp_path / "run", *estimates) == message
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "status", "message"),
     [
-        ("validation.samples=1", CONFIG, "validation.samples = 1 of "),
+        ("validation.samples=1", CONFIG, "validation.samples = 1: Input should be greater than or equal to 2"),
         (
             "validation.mean_budgets=[0.01]",
             BUDGET,

@@ -232,9 +232,9 @@ def test_budgets_that_cannot_be_told_apart(stand_in):
     refused(stand_in, ConfigError, message, "validation.mean_budgets=[0.9, 0.901]")
 
 
-def test_too_few_samples_for_an_interval(stand_in):
-    message = "validation.samples = 1 of 6 test samples; intervals need at least 2"
-    refused(stand_in, ConfigError, message, "validation.samples=1")
+def test_too_few_samples_for_an_interval(tmp_path, monkeypatch):
+    stand_in = StandIn(tmp_path, monkeypatch, {"test": 1})
+    refused(stand_in, ConfigError, "there is one test sample; intervals need at least 2, add some")
 
 
 def test_no_test_samples(tmp_path, monkeypatch):

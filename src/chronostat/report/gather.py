@@ -96,7 +96,7 @@ def _one_source(store: RunStore, facts: Mapping[str, Any], validation: Validatio
     found = {source: f"{n} executions" for source, n in rows}
     for where, source in (("run.json", facts.get("source")), (VALIDATION, validation and validation.source)):
         if source is not None:
-            found.setdefault(source, where)
+            found.setdefault(str(source), where)  # a file may hold anything
     if len(found) > 1:
         places = "; ".join(f"{source}: {where}" for source, where in sorted(found.items()))
         raise UnlikeConditions(f"this run mixes latencies of more than one source ({places}); run anew")

@@ -60,7 +60,7 @@ class Ask:
 
 def measure(ask: Ask, out: Console) -> None:
     """Measure, and show: a table, verdicts between arms, conditions, and what a reader has to know."""
-    settings = list(dict.fromkeys(Setting.parse(text) for text in ask.settings))
+    settings = _settings(ask.settings)
     samples = _samples(ask)
     vlms = [load_model(config) for config in ask.models]
     arms = [
@@ -84,6 +84,16 @@ def measure(ask: Ask, out: Console) -> None:
         _show(found, out)
     for line in written:
         out.print(line)
+
+
+def _settings(texts: Sequence[str]) -> list[Setting]:
+    settings = [Setting.parse(text) for text in texts]
+    for text, setting in zip(texts, settings, strict=True):
+        if settings.count(setting) > 1:
+            raise ConfigError(
+                f"--setting {text!r} is given twice; give each once (chronostat doctor compares a setting with itself)"
+            )
+    return settings
 
 
 def one_request(vlm: Vlm, images: Sequence[Path], prompt: str | None, *, own_model: bool) -> SampleRequest:
