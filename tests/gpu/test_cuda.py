@@ -8,6 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 
 from chronostat.data.samples import Sample
 from chronostat.errors import DataError, ModelError
@@ -143,6 +146,19 @@ def test_device_time_lands_in_its_stage_and_nowhere_else(vlm, batch, device_slee
         else:
             assert getattr(timing, part) < SLEEP_MS * 0.6
     assert timing.total_ms > SLEEP_MS * 0.8
+
+
+def test_attention_by_the_flash_kernels_of_torch(vlm, batch):
+    if vlm.model.dtype != torch.bfloat16:
+        pytest.skip("these kernels know no float32")
+    by_default = measure_generate(vlm.model, batch, max_new_tokens=NEW_TOKENS)
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen, sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        measured = measure_generate(vlm.model, batch, max_new_tokens=NEW_TOKENS)
+    flash = sum("flash" in event.name for event in seen.events() if event.device_type == DeviceType.CUDA)
+    attentions = len(anatomy_of(vlm.model).blocks) * NEW_TOKENS
+    assert flash >= attentions  # and those of the vision tower; any other kernel would have raised
+    assert measured.timing.source == "measured", measured.timing.unseen
+    assert torch.equal(measured.sequences, by_default.sequences)
 
 
 class CountingClock(CudaClock):
