@@ -214,16 +214,13 @@ def knobs(
 ) -> None:
     """The knobs of a model: values, mechanism, the work that each value takes away and the time that it saves."""
     with for_people():
-        from chronostat.config import MeasureConfig, ModelConfig, load_config
+        from chronostat.config import MeasureConfig, ModelConfig, load_config, refuse_others
         from chronostat.verbs import knobs as verb
         from chronostat.verbs.output import require_writable
 
         require_writable({"--json": json_file})
-        other = [each for each in overrides or () if not each.startswith(("knobs.", "model.layout.", "seed="))]
-        if other:
-            raise ConfigError(
-                f"--set {other[0]}: knobs takes keys of knobs and model.layout, and seed; others are flags"
-            )
+        said = "knobs takes keys of knobs and model.layout, and seed; others are flags"
+        refuse_others(overrides or (), ("knobs.", "model.layout.", "seed="), said)
         config = load_config(None, overrides or ())
         own = ModelConfig(path=_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         config = config.model_copy(
@@ -274,12 +271,14 @@ def rank_blocks(
         others = (model, data, samples, seconds, method, keep, run_dir, seed, overrides)
         if resume and any(value is not None for value in others):
             raise ConfigError("--resume continues a ranking as it was begun; give no other option with it")
-        from chronostat.config import load_config
+        from chronostat.config import load_config, refuse_others
         from chronostat.verbs import knobs as verb
 
         if resume:
             verb.resume_ranking(folder, out)
             return
+        said = "rank-blocks takes keys of model, data and measure, and seed; its values of block_skip are its own"
+        refuse_others(overrides or (), ("model.", "data.", "measure.", "seed="), said)
         given = {"model.path": _path(model), "data.path": data}
         paths = [f"{key}={json.dumps(str(path))}" for key, path in given.items() if path is not None]
         config = load_config(None, [*paths, *(overrides or ())], seed=seed)

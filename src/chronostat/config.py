@@ -246,6 +246,18 @@ class Config(Frozen):
             raise ValueError(f"reward.{deaf[0]} is read by train.learner = 'rloo' only, not by 'direct'")
         return self
 
+    @model_validator(mode="after")
+    def _refuse_keys_of_the_other_learner(self) -> Self:
+        other = "direct" if self.train.learner == "rloo" else "rloo"
+        section: BaseModel = getattr(self, other)
+        default = type(section)()
+        for name in type(section).model_fields:
+            if getattr(section, name) != getattr(default, name):
+                raise ValueError(
+                    f"{other}.{name} is read by train.learner = {other!r} only, not by {self.train.learner!r}"
+                )
+        return self
+
 
 def load_config(path: Path | None, overrides: Sequence[str] = (), **top: object) -> Config:
     """Read a TOML file, apply ``section.key=value`` overrides, then the ``top`` keys that are not None.
@@ -270,6 +282,22 @@ def overridden(config: Config, overrides: Sequence[str]) -> Config:
     for override in overrides:
         _apply_override(raw, override)
     return _validated(raw)
+
+
+def refuse_others(overrides: Sequence[str], allowed: tuple[str, ...], said: str) -> None:
+    """Accept overrides of what a command reads.
+
+    Args:
+        overrides: ``section.key=value``.
+        allowed: beginnings of their keys.
+        said: which are taken, for the message.
+
+    Raises:
+        ConfigError: one that the command does not read.
+    """
+    other = next((override for override in overrides if not override.startswith(allowed)), None)
+    if other is not None:
+        raise ConfigError(f"--set {other}: {said}")
 
 
 def _validated(raw: Mapping[str, Any]) -> Config:

@@ -43,7 +43,11 @@ class MeasurementError(ChronostatError):
     exit_code = 6
 
 
-class GenerationTimeout(MeasurementError):  # noqa: N818 - what it is called everywhere
+class ExecutionError(MeasurementError):
+    """What one ``generate()`` call did cannot be a measurement; another call can be measured."""
+
+
+class GenerationTimeout(ExecutionError):  # noqa: N818 - what it is called everywhere
     """A generation took longer than its limit and was ended at the next hook or token."""
 
 

@@ -19,7 +19,7 @@ from chronostat.errors import ChronostatError, DataError, KnobError, Measurement
 from chronostat.knobs import applied, find_knob
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.generate import Batch, Measured, check_batch, device_of, measure_alone, sole_measurement
-from chronostat.models.prepare import count_image_tokens, prepare
+from chronostat.models.prepare import count_image_tokens, prepare, prompt_length
 from chronostat.records import NOT_CALLED, Execution, Setting
 
 
@@ -135,7 +135,7 @@ def execute(
         quality=_quality(request, measured, answer),
         preprocess_ms=preprocess_ms,
         controller_ms=controller_ms,
-        prompt_tokens=batch["input_ids"].shape[1],
+        prompt_tokens=prompt_length(batch),
         image_tokens=count_image_tokens(model, batch),
         disturbed=measured.disturbed,
     )

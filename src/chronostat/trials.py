@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from chronostat.data.quality import Quality
 from chronostat.data.samples import Sample
-from chronostat.errors import ChronostatError, GenerationTimeout
+from chronostat.errors import ChronostatError, ExecutionError
 from chronostat.execution import BatchRequest, Request, execute, identity, request_for
 from chronostat.measure.clock import Clock
 from chronostat.measure.generate import require_one_path
@@ -146,7 +146,7 @@ class TrialRunner:
     def _attempt(self, request: Request, setting: Setting, controller_ms: float) -> Execution:
         """One execution; a failure is recorded with its reason and never becomes a number.
 
-        Whatever a model raises is a failure of this execution, a generation beyond its time limit too. An error that is
+        Whatever a model raises is a failure of this execution, and so is an ``ExecutionError``. Another error that is
         meant for a person is none: it says that nothing can be executed as asked.
         """
         outcome = self._executed_or_reason(request, setting, controller_ms)
@@ -167,7 +167,7 @@ class TrialRunner:
                 clock=self.clock,
                 time_limit_s=self.time_limit_s,
             )
-        except GenerationTimeout as error:
+        except ExecutionError as error:
             return _reason(error)
         except ChronostatError:
             raise

@@ -51,7 +51,7 @@ def observation(kind: int, generator: torch.Generator) -> Tensor:
 
 def make_learner(name: str, *overrides: tuple[str, str, object], seed: int = 0) -> Learner:
     """A learner of the small problem; overrides are (section, key, value)."""
-    raw: dict[str, dict[str, object]] = {}
+    raw: dict[str, dict[str, object]] = {"train": {"learner": name}}
     for section, key, value in overrides:
         raw.setdefault(section, {})[key] = value
     config = Config.model_validate(raw)

@@ -140,6 +140,17 @@ def test_what_only_rewards_read_is_refused_where_there_are_none(override):
     load_config(None, [override, "train.learner=rloo"])
 
 
+@pytest.mark.parametrize(
+    ("override", "learner", "other"),
+    [("rloo.advantage=grpo", "direct", "rloo"), ("direct.temperature=2", "rloo", "direct")],
+)
+def test_what_only_the_other_learner_reads_is_refused(override, learner, other):
+    key, _, _ = override.partition("=")
+    with pytest.raises(ConfigError, match=f"{key} is read by train.learner = '{other}' only, not by '{learner}'"):
+        load_config(None, [override, f"train.learner={learner}"])
+    load_config(None, [override, f"train.learner={other}"])
+
+
 def test_what_holds_any_policy_to_budgets_is_no_reward():
     assert load_config(None, ["reward.margin=0.1", "reward.multiplier_rate=0.1"]).train.learner == "direct"
 

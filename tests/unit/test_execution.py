@@ -122,6 +122,14 @@ def test_a_ready_batch_is_executed_under_model_knobs():
     assert execution.request_ms == execution.timing.total_ms
 
 
+def test_a_ready_batch_of_embeddings(bundled, demo_batch):
+    embedded = bundled.model.get_input_embeddings()(demo_batch["input_ids"]).detach()
+    request = BatchRequest(batch={"inputs_embeds": embedded}, id="embedded")
+    execution = execute(bundled.model, request, setting=Setting(), max_new_tokens=1)
+    assert (execution.prompt_tokens, execution.image_tokens) == (embedded.shape[1], None)
+    assert execution.timing.source == "measured"
+
+
 def test_a_ready_batch_without_scorer_has_no_quality():
     assert execute(molmo_like(), molmo_request(), setting=Setting(), max_new_tokens=1).quality is None
 

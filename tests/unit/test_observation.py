@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from chronostat.control.observation import Observer
 from chronostat.data.samples import Sample
+from chronostat.errors import DataError, ModelError
 from chronostat.execution import BatchRequest, SampleRequest
 
 
@@ -112,6 +113,26 @@ def test_image_placeholders_are_no_words():
     model.config = type("Config", (), {"image_token_id": 7})()
     batch = BatchRequest(batch={"input_ids": torch.tensor([[7, 7, 1, 7, 3]])}, id="a")
     assert Observer(model, None)(batch)[:4].tolist() == [8.0, 9.0, 10.0, 11.0]
+
+
+def test_token_embeddings_in_two_tables():
+    model = StandIn()
+    table = model.embedding.weight
+    model.embedding = torch.nn.ParameterDict({"new": torch.full((2, 4), 100.0), "words": table})
+    seen = Observer(model, None)(BatchRequest(batch={"input_ids": torch.tensor([[1, 9, 3, -1]])}, id="a"))
+    assert seen[:4].tolist() == [8.0, 9.0, 10.0, 11.0]  # 9 stands in the second table
+
+
+def test_a_model_without_token_embeddings(monkeypatch):
+    model = StandIn()
+    model.embedding = torch.nn.Identity()
+    with pytest.raises(ModelError, match=r"of StandIn gives no table \[vocabulary, width\]"):
+        Observer(model, None)
+
+
+def test_a_batch_without_ids():
+    with pytest.raises(DataError, match="the batch a holds no input_ids, which the controller reads"):
+        Observer(StandIn(), None)(BatchRequest(batch={"inputs_embeds": torch.zeros(1, 2, 4)}, id="a"))
 
 
 def test_a_learner_may_differentiate_through_it(observer):

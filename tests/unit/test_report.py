@@ -626,6 +626,9 @@ def test_the_picture_survives_an_invalid_interval(whole: RunStore, tmp_path: Pat
         store.write_json("validation.json", replace(judged, fixed=fixed).to_json())
     ET.fromstring(write_picture(store, tmp_path / "picture.svg").read_text(encoding="utf-8"))
     assert "100.0 % [invalid, invalid]" in page_of(store).text
+    stored = (store.folder / "validation.json").read_text(encoding="utf-8")
+    assert '"low": null' in stored
+    assert "NaN" not in stored  # which is no JSON
 
 
 def test_axis() -> None:

@@ -99,6 +99,19 @@ def test_only_samples_that_count_leave_room():
     assert (estimate.point, estimate.low, estimate.high) == pytest.approx((1, 0.8316, 1), abs=1e-4)
 
 
+@pytest.mark.parametrize("how", ["mean", "bounded"])
+def test_one_sample_that_counts_bounds_nothing_and_none_has_no_mean(how):
+    bootstrap, values = PairedBootstrap(2, seed=0), np.array([0.25, 0.75])
+
+    def estimate(*where):
+        bounds = () if how == "mean" else (0.0, 1.0)
+        return getattr(bootstrap, how)(values, *bounds, np.array(where))
+
+    one, none = estimate(True, False), estimate(False, False)
+    assert one.point == 0.25
+    assert all(map(math.isnan, (one.low, one.high, none.point, none.low, none.high)))
+
+
 def test_samples_that_differ_are_bounded_by_the_bootstrap():
     values, bootstrap = np.repeat([1.0, 0.0], [1, 19]), PairedBootstrap(20, seed=0)
     assert bootstrap.bounded(values, 0.0, 1.0) == bootstrap.mean(values)
@@ -169,6 +182,6 @@ def test_a_permutation_p_value_that_can_be_counted():
 
 
 def test_resamples_that_draw_nothing_of_what_counts_have_no_say():
-    # one resample in four of two samples holds the first one only, which does not count
-    mean = PairedBootstrap(2, seed=0).mean(np.array([7.0, 20.0]), np.array([False, True]))
-    assert (mean.point, mean.low, mean.high) == (20, 20, 20)
+    # one resample in 27 of three samples holds the first one only, which does not count
+    mean = PairedBootstrap(3, seed=0).mean(np.array([7.0, 20.0, 30.0]), np.array([False, True, True]))
+    assert (mean.point, mean.low, mean.high) == pytest.approx((25, 20, 30))

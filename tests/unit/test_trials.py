@@ -165,6 +165,14 @@ def test_whatever_the_model_raises_is_a_failure_of_one_execution(runner, model, 
     assert runner.run("train", 1, REQUEST, [OTHERS[1]]).executions[0].timing is not None  # the next one runs
 
 
+def test_an_answer_without_a_token_is_a_failure_of_one_execution(runner, model, monkeypatch):
+    with monkeypatch.context() as silent:
+        silent.setattr(model, "generate", lambda **batch: batch["input_ids"])
+        trial = runner.run("train", 0, REQUEST, [FULL])
+    assert trial.executions[0].invalid.startswith("ExecutionError: generate() yielded no token")
+    assert runner.run("train", 1, REQUEST, [FULL]).executions[0].timing is not None  # the next one runs
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), KnobError("no"), DataError("no")])
 def test_what_ends_a_process_or_is_meant_for_a_person_rises(runner, model, monkeypatch, error):
     fail_in(monkeypatch, model, 0, error)

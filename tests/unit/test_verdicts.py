@@ -64,6 +64,21 @@ def test_a_few_samples_without_a_difference_do_not_say_that_accuracy_is_the_same
     assert state.comparison(NAME, compared[NAME])[1] == verdict
 
 
+def test_what_comes_after_a_verdict_leaves_it_an_interval_that_says_it():
+    # gains that turn: 60 of 1, then 120 of -1, whose interval leaves nothing of the first one
+    state, first = verdicts("decided"), np.ones(60)
+    both = np.concatenate([first, -np.ones(120)])
+    slower = np.log(np.concatenate([np.full(60, 1.5), np.full(120, 0.5)])) + np.linspace(0, 0.01, 180)
+    for gains in (first, both):
+        pairs = Pairs(gains=gains, log_ratios=slower[: len(gains)], left_out={})
+        state.look({NAME: pairs}, share=len(gains) / 180, final=gains is both)
+    gain, accuracy, compared = state.comparison(NAME, pairs)
+    assert (accuracy, compared.verdict) == ("better", "slower")
+    assert gain.low > 0
+    assert compared.ratio.low > 1.02
+    assert gain.point == pytest.approx(-1 / 3)  # of all samples; the interval of the first look ends above it
+
+
 @pytest.mark.parametrize("stop", ["fixed", "decided"])
 @pytest.mark.parametrize(
     ("gain", "ratio", "accuracy", "latency"),

@@ -28,7 +28,7 @@ from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.conditions import read_conditions
 from chronostat.measure.generate import device_of
 from chronostat.models.load import fingerprint
-from chronostat.records import Budget, BudgetKind, Conditions, Execution, KnobValue, LatencyMetric, Setting
+from chronostat.records import Budget, BudgetKind, Conditions, Execution, KnobValue, LatencyMetric, Number, Setting
 from chronostat.tensors import read_tensors, write_tensors
 
 FACTS = "controller.json"
@@ -54,14 +54,14 @@ class ControllerFacts(BaseModel):
         taken_out: settings that it never chooses, because they kept failing.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     levels: Mapping[str, tuple[KnobValue, ...]]
     metric: LatencyMetric
     full_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     learner: str
     config: Config
-    latency_means: tuple[float, ...]
+    latency_means: tuple[Number, ...]
     budgets: tuple[Budget, ...]
     model: str
     model_fingerprint: str
@@ -74,7 +74,7 @@ class ControllerFacts(BaseModel):
 class _Saved(BaseModel):
     """The content of ``controller.json``; the digest holds it together with the tensors beside it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     controller: ControllerFacts
     observation_size: int

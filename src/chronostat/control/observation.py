@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL.Image import Image, Resampling
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from chronostat.errors import DataError, ModelError
 from chronostat.execution import BatchRequest, Request
 from chronostat.models.prepare import image_token_id
 
@@ -29,21 +30,30 @@ class Observer:
 
     A ready batch has no picture to look at: its thumbnail is grey, its images and their sizes count as 0.
 
+    Args:
+        model: whose token embeddings are read.
+        processor: of samples; None: only ready batches are observed.
+
     Attributes:
         size: D = width of the token embeddings + 3 * 8 * 8 thumbnail values + 4 sizes.
+
+    Raises:
+        ModelError: the model has no token embeddings.
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None) -> None:
-        embedding = model.get_input_embeddings()
-        assert isinstance(embedding, nn.Embedding)
-        self._weight = embedding.weight
+        self._weight = _token_embeddings(model)
         self._token_ids = None if processor is None else _encoder(processor)
         self._image_token = image_token_id(model)
-        self.size = embedding.embedding_dim + _PIXELS + _SIZES
+        self.size = self._weight.shape[1] + _PIXELS + _SIZES
 
     @torch.no_grad()
     def __call__(self, request: Request) -> Tensor:
-        """Float32 vector of shape [D] on the host."""
+        """Float32 vector of shape [D] on the host.
+
+        Raises:
+            DataError: a ready batch without ``input_ids``.
+        """
         ids = self._prompt_ids(request)
         pixels, sizes = _NO_PICTURE if isinstance(request, BatchRequest) else _picture(request.images)
         beside = torch.from_numpy(np.concatenate([pixels, [log1p(len(ids)), *sizes]], dtype=np.float32))
@@ -53,10 +63,27 @@ class Observer:
     def _prompt_ids(self, request: Request) -> Tensor:
         """Token ids of the prompt on the device of the embeddings, image placeholders left out."""
         if isinstance(request, BatchRequest):
+            if request.batch.get("input_ids") is None:
+                raise DataError(
+                    f"the batch {request.id} holds no input_ids, which the controller reads; make it with input_ids "
+                    "in place of inputs_embeds"
+                )
             ids = request.batch["input_ids"][0]
+            ids = ids[(ids >= 0) & (ids < len(self._weight))]
             return ids if self._image_token is None else ids[ids != self._image_token]
         assert self._token_ids is not None, "samples need a processor"
         return torch.tensor(self._token_ids(request.sample.prompt), dtype=torch.int64, device=self._weight.device)
+
+
+def _token_embeddings(model: PreTrainedModel) -> Tensor:
+    """Shape [vocabulary, width]. The first Molmo keeps those of image tokens in a second, smaller table."""
+    tables = [table for table in model.get_input_embeddings().parameters() if table.ndim == 2]
+    if not tables:
+        raise ModelError(
+            f"get_input_embeddings() of {type(model).__name__} gives no table [vocabulary, width], which the "
+            "controller reads; it can be measured, not controlled"
+        )
+    return max(tables, key=len)
 
 
 def _encoder(processor: ProcessorMixin) -> Callable[[str], list[int]]:

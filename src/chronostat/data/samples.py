@@ -18,7 +18,7 @@ class Sample:
         split: the part of the data it belongs to.
         prompt: the user's text, without any chat template.
         references: the accepted answers; empty where an answer cannot be scored.
-        load_images: reads or draws the images; called once per execution, outside every clock.
+        load_images: reads or draws the images; called once per request, outside every clock.
         kind: the kind of question, for reports only: it never reaches the model or the controller.
     """
 

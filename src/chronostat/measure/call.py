@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel
 
-from chronostat.errors import MeasurementError, ModelError
+from chronostat.errors import ExecutionError, MeasurementError, ModelError
 from chronostat.measure.arguments import Asked, check_answers, check_batch, read_call, with_criterion
 from chronostat.measure.clock import Clock, TimeLimit, clock_for
 from chronostat.measure.compiled import graphs_compiled, require_hooks_fire
@@ -211,12 +211,12 @@ def _new_tokens(sequences: Tensor, asked: Asked, tokens: TokenMarks, *, encoder_
 
 def _require_work(recorder: StageRecorder, output_ids: Sequence[int]) -> None:
     if not output_ids:
-        raise MeasurementError(
+        raise ExecutionError(
             "generate() yielded no token: there is no first token and no answer to measure; allow at least one new "
             "token, and see that the prompt does not end the generation"
         )
     if not recorder.ran and not recorder.tokens.marks:
-        raise MeasurementError(
+        raise ExecutionError(
             f"generate() returned {len(output_ids)} tokens, but no part of the model ran: the answer was stored "
             "before, or another model gave it; its time is no latency of this model"
         )

@@ -7,7 +7,6 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from chronostat.records import Estimate
 
@@ -36,12 +35,17 @@ class PairedBootstrap:
         self._counts = counts.astype(np.float64)  # [R, n]: how often each sample was drawn
 
     def mean(self, values: Floats, where: NDArray[np.bool_] | None = None) -> Estimate:
-        """Mean of one value per sample, shape [n], with its 95 % interval; NaN bounds for fewer than 2 samples.
+        """Mean of one value per sample, shape [n], with its 95 % interval.
+
+        The bounds are NaN if fewer than 2 samples count, the point too if none does.
 
         Args:
             values: shape [n].
             where: the samples that count, shape [n]; all of them if absent.
         """
+        if where is not None and np.count_nonzero(where) < 2:
+            point = float(values[where].mean()) if where.any() else math.nan
+            return Estimate(point=point, low=math.nan, high=math.nan)
         if where is not None and not where.all():
             return self.ratio(np.where(where, values, 0.0), where.astype(np.float64))
         point = float(np.mean(values))
@@ -65,7 +69,7 @@ class PairedBootstrap:
             where: the samples that count, shape [n]; all of them if absent.
         """
         estimate, seen = self.mean(values, where), values if where is None else values[where]
-        if self._n < 2 or not len(seen) or np.ptp(seen) > _ALIKE:
+        if len(seen) < 2 or np.ptp(seen) > _ALIKE:
             return estimate
         unseen = 1 - ((1 - _CONFIDENCE) / 2) ** (1 / len(seen))
         point = estimate.point
@@ -130,6 +134,8 @@ def mean_interval(values: Floats) -> Estimate:
     Args:
         values: shape [n], n at least 1; NaN bounds for 1.
     """
+    from scipy.special import stdtrit
+
     n, point = len(values), float(values.mean())
     if n < 2:
         return Estimate(point=point, low=math.nan, high=math.nan)

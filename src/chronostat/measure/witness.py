@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from chronostat.errors import MeasurementError
+from chronostat.errors import ExecutionError
 from chronostat.measure.clock import Clock, Mark
 
 _NS_PER_MS = 1_000_000
@@ -65,7 +65,7 @@ class HostWitness:
         least_ms = (end.before_ns - start.after_ns) / _NS_PER_MS
         most_ms = (end.after_ns - start.before_ns) / _NS_PER_MS
         if not least_ms * (1 - _RATE) - _READING_MS <= total_ms <= most_ms * (1 + _RATE) + _READING_MS:
-            raise MeasurementError(
+            raise ExecutionError(
                 f"the clock says that generate() took {total_ms:.3f} ms, the system's raw monotonic clock between "
                 f"{least_ms:.3f} and {most_ms:.3f} ms: the clock is wrapped, patched or was set meanwhile; no number "
                 "comes of it"

@@ -80,6 +80,12 @@ def _by_own_method(
     return {key: value.unsqueeze(0) for key, value in made.items() if isinstance(value, Tensor)}
 
 
+def prompt_length(batch: Mapping[str, Any]) -> int | None:
+    """Tokens of the prompt, image placeholders included; None where the batch holds neither ids nor embeddings."""
+    prompt = next((batch[key] for key in ("input_ids", "inputs_embeds") if batch.get(key) is not None), None)
+    return None if prompt is None else prompt.shape[1]
+
+
 def count_image_tokens(model: nn.Module, batch: Mapping[str, Any]) -> int | None:
     """How many image tokens the language model reads in one request; None where that is not known.
 

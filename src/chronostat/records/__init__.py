@@ -7,7 +7,7 @@ docs/definitions.md.
 from chronostat.records.budgets import Budget, BudgetKind
 from chronostat.records.conditions import Conditions
 from chronostat.records.executions import LATENCY_METRICS, NOT_CALLED, Execution, LatencyMetric, Source, StageTiming
-from chronostat.records.plain_data import plain
+from chronostat.records.plain_data import Number, plain
 from chronostat.records.settings import KnobValue, Setting, knob_value
 from chronostat.records.trials import Decision, Phase, Step, Trial
 from chronostat.records.verdicts import Comparison, Estimate, PolicyScore, Verdict
@@ -24,6 +24,7 @@ __all__ = [
     "Execution",
     "KnobValue",
     "LatencyMetric",
+    "Number",
     "Phase",
     "PolicyScore",
     "Setting",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from chronostat.records.budgets import Budget
+from chronostat.records.plain_data import Number, Upper
 
 Verdict = Literal["faster", "slower", "same", "undecided", "invalid"]
 
@@ -13,9 +14,9 @@ Verdict = Literal["faster", "slower", "same", "undecided", "invalid"]
 class Estimate:
     """A point with its 95 % interval."""
 
-    point: float
-    low: float
-    high: float
+    point: Number
+    low: Number
+    high: Upper
 
 
 @dataclass(frozen=True, kw_only=True)

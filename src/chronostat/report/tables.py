@@ -268,7 +268,8 @@ def conditions(run: RunView) -> PageTable:
     return PageTable(
         name="conditions",
         title="Conditions",
-        caption="Latencies of another run compare with these only if all of this is equal. Source: run.json.",
+        caption="Latencies of another run compare with these only if all of this is equal, but for affinity and "
+        "commit, which are only told. Source: run.json.",
         heads=("condition", "value"),
         rows=[Row(cells=[name, str(value)]) for name, value in recorded.items()],
     )

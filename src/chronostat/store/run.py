@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from chronostat.errors import StoreError
 from chronostat.files import disk_errors, write_whole
-from chronostat.records import Decision, Phase, Step, Trial
+from chronostat.records import Decision, Phase, Step, Trial, plain
 from chronostat.store.likeness import require_like
 from chronostat.store.lock import WriterLock
 from chronostat.store.parts import (
@@ -210,8 +210,8 @@ class RunStore:
         return (self.folder / name).is_file()
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
-        """Write a file of plain data whole; readers see the old one or the new one."""
-        content = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        """Write a file of plain data whole; readers see the old one or the new one, and null for NaN and infinity."""
+        content = json.dumps(plain(data), indent=2, ensure_ascii=False) + "\n"
         self._begin_writing()
         write_whole(self.folder / name, content.encode())
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from chronostat.errors import StoreError
-from chronostat.records import Comparison, Conditions, Estimate, LatencyMetric, PolicyScore, Source
+from chronostat.records import Comparison, Conditions, Estimate, LatencyMetric, Number, PolicyScore, Source
 
 AccuracyVerdict = Literal["better", "worse", "same", "undecided", "invalid"]
 
@@ -74,7 +74,8 @@ class PolicyComparison:
     Attributes:
         budget: ``str(Budget)``.
         policy: ``best fixed``, ``static mix`` or ``full``.
-        gain: accuracy of the controller less that of the policy, with the interval that the verdict is from.
+        gain: accuracy of the controller less that of the policy on all judged samples, with the interval that the
+            verdict is from; where there was more than one look, it is of the earlier ones too and can end beside that.
         accuracy: what that says of the controller.
         latency: the controller's latency / the policy's.
     """
@@ -98,7 +99,7 @@ class NoiseFloor:
     """
 
     comparison: Comparison
-    spread: float
+    spread: Number
     asked: int
     left_out: Mapping[str, int]
 

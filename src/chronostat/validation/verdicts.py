@@ -68,7 +68,10 @@ def accuracy_verdict(gain: Estimate, margin: float) -> AccuracyVerdict:
 
 @dataclass
 class _State:
-    """What the looks at one comparison have shown so far; a verdict that was given stays."""
+    """What the looks at one comparison have shown so far.
+
+    A verdict that was given stays, with an interval that says it: a later one that says something else is not taken.
+    """
 
     last: int = 0
     spent: float = 0.0
@@ -126,22 +129,24 @@ class Verdicts:
         return all(state.is_decided for state in self._states.values())
 
     def _look_again(self, state: _State, pairs: Pairs, share: float, *, final: bool) -> None:
-        gain = bounded_mean_interval(pairs.gains.tolist(), -1.0, 1.0, ALPHA)
-        state.gain = Estimate(point=float(pairs.gains.mean()), low=gain.low, high=gain.high)
-        if state.accuracy == "undecided":
-            state.accuracy = accuracy_verdict(state.gain, self.margin)
+        gain = narrowed(bounded_mean_interval(pairs.gains.tolist(), -1.0, 1.0, ALPHA), state.gain)
+        accuracy = accuracy_verdict(gain, self.margin)
+        if state.accuracy in {"undecided", accuracy}:
+            state.gain, state.accuracy = gain, accuracy
         number = len(pairs.log_ratios)
         if is_look(number, state.last, FIRST_LOOK_AT_SAMPLES) or (final and (number > state.last or not number)):
             ratio = _ratio(pairs.log_ratios, look_level(share, state.spent, ALPHA))
             state.spent = max(state.spent, share) if shows_something(ratio) else state.spent
-            state.ratio, state.last = narrowed(ratio, state.ratio), number
-            if state.latency == "undecided":
-                state.latency = _latency_verdict(state.ratio, pairs, self.margin)
+            ratio, state.last = narrowed(ratio, state.ratio), number
+            latency = _latency_verdict(ratio, pairs, self.margin)
+            if state.latency in {"undecided", latency}:
+                state.ratio, state.latency = ratio, latency
 
     def comparison(self, name: Name, pairs: Pairs) -> tuple[Estimate, AccuracyVerdict, Comparison]:
         """Gain with its verdict, and the latencies' comparison, as the last look left them."""
         state = self._states[name]
-        gain = state.gain or Estimate(point=math.nan, low=math.nan, high=math.nan)
+        low, high = (state.gain.low, state.gain.high) if state.gain else (math.nan, math.nan)
+        gain = Estimate(point=float(pairs.gains.mean()) if len(pairs.gains) else math.nan, low=low, high=high)
         left_out = sum(pairs.left_out.values())
         flags = [f"{left_out} samples with disturbed executions left out"] if left_out else []
         if not len(pairs.log_ratios):

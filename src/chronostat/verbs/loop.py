@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from chronostat.config import Config, overridden
+from chronostat.config import Config, overridden, refuse_others
 from chronostat.console import Bars, verdict_table
 from chronostat.control.controller import FACTS as CONTROLLER_FACTS
 from chronostat.control.controller import FOLDER, Controller, load_controller
-from chronostat.errors import ConfigError, StoreError
+from chronostat.errors import StoreError
 from chronostat.execution import request_for
 from chronostat.files import disk_errors
 from chronostat.material import Material, load_data, load_model
@@ -213,11 +213,9 @@ def stored_config(store: RunStore) -> Config:
 
 def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """Only how it is judged may differ from how it was trained."""
-    other = [override for override in overrides if not override.startswith("validation.")]
-    if other:
-        raise ConfigError(
-            f"--set {other[0]}: validate takes keys of the section validation only; the rest is the run's"
-        )
+    refuse_others(
+        overrides, ("validation.",), "validate takes keys of the section validation only; the rest is the run's"
+    )
     return overridden(config, overrides)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chronostat.errors import ConfigError, StoreError
+from chronostat.records import plain
 
 
 def require_writable(files: Mapping[str, Path | None]) -> None:
@@ -39,12 +40,12 @@ def _problem(path: Path) -> int | None:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write where the user said, in place: it may be a pipe or a device.
+    """Write where the user said, in place: it may be a pipe or a device. NaN and infinity become null.
 
     Raises:
         StoreError: it cannot be written.
     """
-    write_text(path, json.dumps(data, indent=2) + "\n", flag="--json")
+    write_text(path, json.dumps(plain(data), indent=2) + "\n", flag="--json")
 
 
 def write_text(path: Path, text: str, *, flag: str) -> None:

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_molmo_v1 import MolmoV1Config  # noqa: TID252 - files of a checkpoint find each other so
 
 PIXELS, POOLED = 6, 2
+IMAGE_TOKENS = 4
 
 
 class VisionBackbone(nn.Module):
@@ -48,6 +49,18 @@ class SparseMoe(nn.Module):
         return mixed, router_logits
 
 
+class TokenEmbedding(nn.Module):
+    """Two tables: the words, and behind them the tokens that stand for images."""
+
+    def __init__(self, words, image_tokens, features):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(words, features))
+        self.new_embedding = nn.Parameter(torch.randn(image_tokens, features))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return nn.functional.embedding(ids, torch.cat([self.embedding, self.new_embedding]))
+
+
 class DecoderLayer(nn.Module):
     def __init__(self, layer_id, config):
         super().__init__()
@@ -77,7 +90,7 @@ class MolmoV1(nn.Module):
         self.vision_backbone = VisionBackbone(config)
         self.transformer = nn.ModuleDict(
             {
-                "wte": nn.Embedding(config.vocab_size, config.d_model),
+                "wte": TokenEmbedding(config.vocab_size, IMAGE_TOKENS, config.d_model),
                 "wpe": nn.Embedding(64, config.d_model),
                 "ln_f": nn.LayerNorm(config.d_model),
                 "blocks": nn.ModuleList(DecoderLayer(i, config) for i in range(config.n_layers)),
