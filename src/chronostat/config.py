@@ -210,8 +210,8 @@ class Config(Frozen):
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything that is drawn."""
     seconds: Seconds | None = None
-    """Time box of calibration, training and validation together. Validation gets its samples first: on a slow machine
-    training shrinks, and only then the number of judged samples."""
+    """Time box of calibration, training and validation together, in one process: a resumed run has it anew. Validation
+    gets its samples first: on a slow machine training shrinks, and only then the number of judged samples."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     knobs: KnobsConfig = KnobsConfig()
