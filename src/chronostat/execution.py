@@ -106,6 +106,7 @@ def execute(
     """
     device = device_of(model)
     clock = clock or clock_for(device)
+    _check_types(request, setting)
     if isinstance(request, BatchRequest):
         check_batch(request.batch, device)
         _check_vision_is_full(setting, model, request.processor)
@@ -139,6 +140,16 @@ def execute(
         image_tokens=count_image_tokens(model, batch),
         disturbed=measured.disturbed,
     )
+
+
+def _check_types(request: object, setting: object) -> None:
+    if not isinstance(setting, Setting):
+        raise KnobError(f"setting = {setting!r} is a {type(setting).__name__}; give Setting.parse('knob=value ...')")
+    if not isinstance(request, SampleRequest | BatchRequest):
+        raise DataError(
+            f"the request is a {type(request).__name__}; make it with request_for(sample, processor, quality), or from "
+            "a ready batch with BatchRequest"
+        )
 
 
 @contextmanager

@@ -67,6 +67,15 @@ def test_layout_overrides_what_is_found():
         ({"vision": ""}, "vision = '' is or holds blocks = 'model.transformer.blocks', so that the time"),
         ({"projector": "model"}, "projector = 'model' is or holds blocks = 'model.transformer.blocks'"),
         ({"vision": "model.transformer.blocks.0"}, "'model.transformer.blocks.0' lies in blocks = 'model.transf"),
+        (
+            {"vision": "model.transformer.ln_f"},
+            "vision = 'model.transformer.ln_f' lies in 'model.transformer' with the decoder blocks, but "
+            "model.vision_backbone encodes the images, beside it; name the module of vision",
+        ),
+        (
+            {"vision": "model.transformer"},
+            "vision = 'model.transformer' is or holds blocks = 'model.transformer.blocks'",
+        ),
         ({"projector": "lm_head"}, "projector = 'lm_head' is or holds head = 'lm_head', so that the time"),
         (
             {"projector": "model.vision_backbone"},

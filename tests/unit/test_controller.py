@@ -237,5 +237,9 @@ def test_a_budget_that_no_setting_can_meet_names_the_cheapest_in_ms(controller, 
     expected = r"budget mean 0.125 of full; the cheapest needs 0.2\d+ of full, .*\(16.\d ms where full takes 80.0 ms; "
     with pytest.raises(BudgetError, match=expected + "asked for were 10.0 ms"):
         controller.generate(bundled.model, bundled.processor, Image.new("RGB", (128, 128)), "x", budget_ms=10.0)
-    with pytest.raises(BudgetError, match="positive number"):
-        controller.generate(bundled.model, bundled.processor, Image.new("RGB", (128, 128)), "x", budget_ms=-1.0)
+
+
+@pytest.mark.parametrize("budget_ms", [-1.0, 0, float("nan"), float("inf"), "20", None])
+def test_a_budget_is_a_length_of_time(controller, bundled, budget_ms):
+    with pytest.raises(BudgetError, match=f"budget_ms = {budget_ms!r}: give a number of milliseconds above 0"):
+        controller.generate(bundled.model, bundled.processor, Image.new("RGB", (8, 8)), "x", budget_ms=budget_ms)

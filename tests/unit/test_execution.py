@@ -154,6 +154,16 @@ def test_an_unknown_knob_is_refused_before_anything_runs(bundled, demo_sample, c
         execute(bundled.model, request, setting=Setting(depth=2), max_new_tokens=1, clock=clock)
 
 
+def test_other_types_are_refused(demo_sample):
+    model, request = molmo_like(), BatchRequest(batch=molmo_batch(), id="a")
+    with pytest.raises(KnobError, match=r"setting = 'full' is a str; give Setting.parse\('knob=value ...'\)"):
+        execute(model, request, setting="full", max_new_tokens=1)
+    with pytest.raises(
+        DataError, match=r"the request is a Sample; make it with request_for\(sample, processor, quality"
+    ):
+        execute(model, demo_sample, setting=Setting(), max_new_tokens=1)
+
+
 def test_batch_size_two_is_refused():
     batch = {key: torch.cat([value, value]) for key, value in molmo_batch().items()}
     with pytest.raises(DataError, match="batch size 2 is not supported"):

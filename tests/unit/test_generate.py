@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from chronostat.errors import DataError, MeasurementError, ModelError
+from chronostat.errors import ConfigError, DataError, MeasurementError, ModelError
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.generate import device_of, measure_generate, require_one_path
 from chronostat.models.prepare import prepare
@@ -304,6 +304,17 @@ def test_a_model_on_a_device_without_clock_is_refused():
     assert device_of(model).type == "meta"
     with pytest.raises(ModelError, match="on device meta; latencies can be measured on cpu and cuda"):
         measure_generate(model, batch, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, "8", None])
+def test_a_length_that_is_none_is_refused(number):
+    with pytest.raises(ConfigError, match=f"max_new_tokens = {number!r}: give a whole number of at least 1"):
+        measure_generate(molmo_like(), molmo_batch(), max_new_tokens=number)
+
+
+def test_what_is_no_clock_is_refused():
+    with pytest.raises(MeasurementError, match=r"clock = 5 is no Clock .* or take clock_for\(device\)"):
+        measure_generate(molmo_like(), molmo_batch(), max_new_tokens=1, clock=5)
 
 
 def test_what_is_no_model_is_refused(bundled):

@@ -223,6 +223,24 @@ def test_facts(store: RunStore) -> None:
         store.read_json("validation.json")
 
 
+@pytest.mark.parametrize(
+    ("facts", "key"),
+    [
+        ({"model": "x"}, "model: "),
+        ({"model": {"parameters": []}}, "model.parameters: "),
+        ({"space": 5}, "space: "),
+        ({"space": {"moe_topk": []}}, "space.moe_topk: "),
+        ({"config": {"train": "x"}}, "config.train: "),
+        ({"full_ms": {"calibrate": "fast"}}, "full_ms.calibrate: "),
+        ({"budget_range": [0.2]}, "budget_range.1: "),
+    ],
+)
+def test_facts_of_the_wrong_kind_are_named(store: RunStore, facts: dict[str, object], key: str) -> None:
+    store.update_facts(**facts)
+    with pytest.raises(StoreError, match=rf"cannot read .*run\.json: {re.escape(key)}.*; put back a whole copy"):
+        _ = store.facts
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "\xff"])
 def test_damaged_facts_are_named(store: RunStore, content: str) -> None:
     (store.folder / "run.json").write_bytes(content.encode("latin-1"))

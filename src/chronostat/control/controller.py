@@ -1,6 +1,7 @@
 """The controller that comes out of training: a directory, and what answers requests with it."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -194,8 +195,11 @@ class Controller:
             max_new_tokens: longest answer in tokens.
 
         Raises:
-            BudgetError: no setting can meet the budget; names the cheapest in ms.
+            BudgetError: no setting can meet the budget, names the cheapest in ms; or it is no length of time.
         """
+        is_number = isinstance(budget_ms, int | float)  # pyright: ignore[reportUnnecessaryIsInstance] - callers may have no types
+        if not is_number or not 0 < budget_ms < math.inf:
+            raise BudgetError(f"budget_ms = {budget_ms!r}: give a number of milliseconds above 0")
         images = [image] if isinstance(image, Image) else list(image)
         sample = Sample(id="request", split="test", prompt=prompt, references=(), load_images=lambda: tuple(images))
         request = SampleRequest(sample=sample, images=images, processor=processor, quality=None)

@@ -71,7 +71,9 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines also splits inside JSON strings
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the data file {path}: {error}") from None
+        raise DataError(
+            f"cannot read the data file {path}: {error}; name a file of JSON Lines (docs/data.md) with data.path"
+        ) from None
 
 
 def _sample(path: Path, number: int, text: str) -> Sample:

@@ -122,7 +122,9 @@ def check_model(model: PreTrainedModel) -> None:
     """
     name = type(model).__name__
     if not hasattr(model, "generate"):
-        raise ModelError(f"{name} has no generate(); Chronostat needs a model that generates text")
+        raise ModelError(
+            f"a {name} has no generate(); pass a model of transformers that generates text, such as load_vlm().model"
+        )
     require_hooks_fire(model, ())
     if not any(isinstance(module, GenerationMixin) for module in model.modules()):
         raise ModelError(
@@ -174,6 +176,10 @@ def sole_measurement(device: torch.device) -> Generator[None]:
 
 
 def _require_following(clock: Clock, device: torch.device) -> None:
+    if not isinstance(clock, Clock):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may have no types
+        raise MeasurementError(
+            f"clock = {clock!r} is no Clock of chronostat.measure; leave it out, or take clock_for(device)"
+        )
     if not clock.follows(device):
         raise MeasurementError(
             f"a {type(clock).__name__} of another device does not follow {device}: its marks would not lie where the "

@@ -54,7 +54,12 @@ def machine_findings(machine: Machine) -> Iterator[Finding]:
 def _cores(machine: Machine) -> Finding:
     fact = f"{machine.cores} of {machine.all_cores}, {machine.threads} torch thread(s)"
     if machine.threads > machine.cores:
-        return Finding(topic="cores", fact=fact, level="problem", advice="set measure.threads to the cores or less")
+        return Finding(
+            topic="cores",
+            fact=fact,
+            level="problem",
+            advice="set the threads (--threads, measure.threads) to the cores or less",
+        )
     return Finding(topic="cores", fact=fact)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from chronostat.errors import MeasurementError
+from chronostat.errors import ConfigError, MeasurementError
 from chronostat.measure.arguments import Batch, Generative, check_batch, require_one_path
 from chronostat.measure.call import Measured, call_measured, check_model, device_of, sole_measurement
 from chronostat.measure.clock import Clock
@@ -59,6 +59,7 @@ def measure_generate(
         time_limit_s: a generation that takes longer is ended at its next hook or token; None: no limit.
 
     Raises:
+        ConfigError: ``max_new_tokens`` is no whole number above 0.
         DataError: the batch has no ``input_ids``, holds more than one request, a video, or tensors of another device.
         ModelError: the model cannot generate, not one token after the other (block diffusion), was compiled, or lies on
             several devices, or its decoder blocks were not found; name them with ``anatomy_of(model, layout)``.
@@ -248,7 +249,14 @@ def _measured_once(
 
 
 def _length(max_new_tokens: int, generation_config: GenerationConfig | None) -> dict[str, Any]:
-    """The arguments of ``generate()`` that say how long; it takes either a configuration or single values."""
+    """The arguments of ``generate()`` that say how long; it takes either a configuration or single values.
+
+    Raises:
+        ConfigError: no whole number above 0.
+    """
+    is_whole = isinstance(max_new_tokens, int)  # pyright: ignore[reportUnnecessaryIsInstance] - callers may have no types
+    if not is_whole or max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens = {max_new_tokens!r}: give a whole number of at least 1")
     if generation_config is None:
         return {"max_new_tokens": max_new_tokens}
     config = copy.deepcopy(generation_config)

@@ -55,9 +55,11 @@ def find_anatomy(model: nn.Module, layout: Mapping[str, str | Sequence[str]] | N
             module for one part that is or holds another.
     """
     given = _check_layout(model, layout or {})
-    vision = given["vision"] if "vision" in given else find_vision(model)
+    found = find_vision(model)
+    vision = given.get("vision", found)
     encoders = find_encoders(model)
-    block_list = given["blocks"][0] if "blocks" in given else find_block_list(model, vision + encoders)
+    # a wrong tower must not move the blocks: then what is wrong could not be told
+    block_list = given["blocks"][0] if "blocks" in given else find_block_list(model, (found or vision) + encoders)
     blocks = _block_paths(model, block_list)
     anatomy = Anatomy(
         vision=called_paths(model, vision),
@@ -72,6 +74,7 @@ def find_anatomy(model: nn.Module, layout: Mapping[str, str | Sequence[str]] | N
     )
     if given:
         _require_apart(anatomy)
+        _require_outside_of_decoder(anatomy, found)
     return anatomy
 
 
@@ -134,6 +137,20 @@ def _require_apart(anatomy: Anatomy) -> None:
                 f"layout: {name} = {path!r} {'is or holds' if holds else 'lies in'} {other} = {place!r}, so that the "
                 "time of one would count as that of the other; name the module of each part with layout"
             )
+
+
+def _require_outside_of_decoder(anatomy: Anatomy, found: Sequence[str]) -> None:
+    """Where the tower lies beside the module that holds the blocks, nothing inside that module encodes images."""
+    decoder = anatomy.block_list.rpartition(".")[0]
+    if not found or any(decoder in ancestors(path) for path in found):
+        return
+    for name, paths in (("vision", anatomy.vision), ("projector", anatomy.projector)):
+        for path in paths:
+            if decoder in ancestors(path):
+                raise ModelError(
+                    f"layout: {name} = {path!r} lies in {decoder!r} with the decoder blocks, but {', '.join(found)} "
+                    f"encodes the images, beside it; name the module of {name}, or leave it out of layout"
+                )
 
 
 def _block_paths(model: nn.Module, block_list: str) -> tuple[str, ...]:

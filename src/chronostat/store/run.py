@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from chronostat.errors import StoreError
 from chronostat.files import disk_errors, write_whole
 from chronostat.records import Decision, Phase, Step, Trial, plain
+from chronostat.store.facts import require_facts
 from chronostat.store.likeness import require_like
 from chronostat.store.lock import WriterLock
 from chronostat.store.parts import (
@@ -198,8 +199,14 @@ class RunStore:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What ``run.json`` holds now."""
-        return self.read_json(FACTS)
+        """What ``run.json`` holds now.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        data = self.read_json(FACTS)
+        require_facts(data, self.folder / FACTS)
+        return data
 
     def update_facts(self, **facts: Any) -> None:  # noqa: ANN401 - plain data of any shape
         """Replace some keys of ``run.json``."""

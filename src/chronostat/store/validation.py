@@ -152,8 +152,8 @@ class Validation:
             problem = error.errors()[0]
             key = ".".join(map(str, problem["loc"]))
             raise StoreError(
-                f"validation.json: {key}: {problem['msg']}; it was written by another version of chronostat, validate "
-                "the run again"
+                f"validation.json: {key}: {problem['msg']}; it is damaged, or of another version of chronostat; "
+                "judge anew with chronostat validate RUN --to DIR"
             ) from None
 
 

@@ -39,7 +39,7 @@ def summary_rows(survey: Survey) -> list[Row]:
     rows = [(f"request_ms p{share}", tuple(_percentile(column, share) for column in columns)) for share in PERCENTILES]
     rows += [
         ("tokens in", tuple(_range([shot.execution.prompt_tokens for shot in c.shots]) for c in columns)),
-        ("of these image tokens", tuple(_range([shot.execution.image_tokens for shot in c.shots]) for c in columns)),
+        ("image tokens", tuple(_range([shot.execution.image_tokens for shot in c.shots]) for c in columns)),
         ("tokens out", tuple(_range([shot.timing.new_tokens for shot in c.shots]) for c in columns)),
         (_MEMORY[columns[0].peak_meaning], tuple(_mib(column.peak_mib) for column in columns)),
     ]
