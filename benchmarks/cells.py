@@ -1,8 +1,11 @@
 """Results that are kept cell by cell, so that a long benchmark can go on where it stopped, and a time box."""
 
 import argparse
+import itertools
 import json
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -58,7 +61,7 @@ class CellFile:
                 return earlier
             print(f"{key}: begun again, the earlier part differs ({differs})", flush=True)
             if earlier.get("rows"):
-                self.cells[f"{key} (earlier)"] = earlier
+                self.cells[next(name for name in earlier_names(key) if name not in self.cells)] = earlier
         self.cells[key] = {"commit": self._commit, "conditions": conditions, **facts}
         return self.cells[key]
 
@@ -71,6 +74,17 @@ class CellFile:
         aside.write_text(json.dumps({"benchmark": self._name, "cells": _short(self.cells)}, indent=None) + "\n")
         aside.replace(self._path)
         self._saved_s = perf_counter()
+
+
+def earlier_names(key: str) -> Iterator[str]:
+    """What a cell is called that was begun again under other conditions: "(earlier)", "(earlier 2)" and so on."""
+    yield f"{key} (earlier)"
+    yield from (f"{key} (earlier {number})" for number in itertools.count(2))
+
+
+def without_earlier(key: str) -> str:
+    """The name of the cell that was begun again."""
+    return re.sub(r" \(earlier( \d+)?\)$", "", key)
 
 
 class TimeBox:

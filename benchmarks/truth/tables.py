@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.cells import Cell
+from benchmarks.cells import Cell, without_earlier
 from benchmarks.common import format_estimate, markdown_table, ratio_interval
 
 STAGE_NAMES = ("vision", "llm_prefill", "prefill", "decode")
@@ -32,12 +32,13 @@ def again_ratio(rows: Iterable[Mapping[str, Any]]) -> str:
 def _ratios(cells: Mapping[str, Cell]) -> list[list[str]]:
     header = ["cell", "image tokens", "pairs", "measured / bare", "A/A", "whole call / bare", "total", "prefill"]
     table = [[*header, "decode per token", "stages / total", "doubtful"]]
-    by_where: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
+    pooled: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
     for key, cell in cells.items():
         rows = cell.get("rows", [])
         if not rows:
             continue
-        by_where.setdefault(_where(key), []).append(rows)
+        for name in (without_earlier(key), _where(key)):
+            pooled.setdefault(name, []).append(rows)
         timings = [row["timing"] for row in rows]
         seen = [timing for timing in timings if "source" not in timing]
         table.append(
@@ -52,10 +53,10 @@ def _ratios(cells: Mapping[str, Cell]) -> list[list[str]]:
                 str(sum("disturbed" in timing or "source" in timing for timing in timings)),
             ]
         )
-    for where, several in by_where.items():
+    for name, several in sorted(pooled.items(), key=lambda each: ":" not in each[0]):
         if len(several) > 1:
             paired = _paired([row for rows in several for row in rows])
-            table.append([f"all {where}", "", *paired, *[""] * (len(table[0]) - len(paired) - 2)])
+            table.append([f"all {name}", "", *paired, *[""] * (len(table[0]) - len(paired) - 2)])
     return table
 
 
@@ -72,7 +73,7 @@ def _paired(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _where(key: str) -> str:
     """Mode and GPU of a cell by its name, such as ``compiled H200``; ``CPU`` without a GPU."""
-    return " ".join(key.removesuffix(" (earlier)").split()[1:]) or "CPU"
+    return " ".join(without_earlier(key).split()[1:]) or "CPU"
 
 
 def _median(

@@ -170,7 +170,8 @@ def test_pairs_of_all_cells_of_one_card_and_mode_are_pooled():
     text = tables(
         {
             "a:1 H200": cell(101.0, 101.0, 102.0),
-            "b:5 H200 (earlier)": cell(103.0, 104.0),
+            "b:5 H200": cell(103.0),
+            "b:5 H200 (earlier 2)": cell(104.0),
             "a:1 compiled H200": cell(150.0),
             "a:1": cell(90.0),
             "b:1": cell(94.0, 94.0),
@@ -178,6 +179,7 @@ def test_pairs_of_all_cells_of_one_card_and_mode_are_pooled():
     )
     pooled = [line.split(" | ")[:6] for line in text.splitlines() if line.startswith("| all")]
     assert [(row[0], row[2], row[3][:6], row[5][:6]) for row in pooled] == [
+        ("| all b:5 H200", "2", "1.0350", "2.0700"),
         ("| all H200", "5", "1.0200", "2.0400"),
         ("| all CPU", "3", "0.9400", "1.8800"),
     ]
