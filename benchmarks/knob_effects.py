@@ -33,7 +33,7 @@ from chronostat.records import Estimate, Setting, StageTiming
 
 CELLS = "internvl-moe-30b:5,qwen2.5-vl-7b:5,internvl-moe-30b:13,qwen2.5-vl-7b:13"
 FULL = "full"
-KINDS = ("prefill", "decode_per_token", "total")
+KINDS = ("prefill_ms", "decode_ms_per_token", "total_ms")
 NO_EFFECT = 0.02  # a ratio whose interval lies within 1 +- this is no saving worth a name
 
 
@@ -142,11 +142,11 @@ def _block(runner: Runner, labels: list[str], index: int) -> dict[str, dict[str,
     for label in np.random.default_rng([2, index]).permutation(labels):
         timing = runner.timing(str(label))
         row[str(label)] = {
-            "prefill": timing.prefill_ms,
-            "vision": timing.vision_ms,
-            "llm_prefill": timing.llm_prefill_ms,
-            "decode_per_token": timing.decode_ms_per_token,
-            "total": timing.total_ms,
+            "prefill_ms": timing.prefill_ms,
+            "vision_ms": timing.vision_ms,
+            "llm_prefill_ms": timing.llm_prefill_ms,
+            "decode_ms_per_token": timing.decode_ms_per_token,
+            "total_ms": timing.total_ms,
         }
     return row
 
@@ -187,7 +187,7 @@ def _cells_of(rows: list[dict[str, Any]], label: str) -> list[str]:
 
 def _verdict(ratios: dict[str, Estimate]) -> str:
     """Where a value saves time, in words; ``no`` only where the intervals leave no room for a saving."""
-    words = {"prefill": "prefill", "decode_per_token": "decode"}
+    words = {"prefill_ms": "prefill", "decode_ms_per_token": "decode"}
     saved = [word for kind, word in words.items() if ratios[kind].high < 1 - NO_EFFECT]
     slower = [word for kind, word in words.items() if ratios[kind].low > 1 + NO_EFFECT]
     excluded = all(ratios[kind].low >= 1 - NO_EFFECT for kind in words)  # a bound that too few blocks give is NaN

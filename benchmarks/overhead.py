@@ -8,6 +8,9 @@
   of the paired ratios with distribution-free 95 % intervals; likewise for the whole ``measure_generate`` call, with
   setting and removing of hooks and the machine's counters.
 
+A measured call follows the reading of these counters, which leaves the caches colder. So each block also has a bare
+call that follows them too ("prepared"): what it takes longer than a bare one is not the hooks'.
+
 Cells go on where they stopped; raw values go to ``overhead.json``.
 """
 
@@ -157,7 +160,7 @@ def _measure_cell(
     clock = clock_for(subject.model.device)
     caller = Caller(subject, batch, options.tokens, clock)
     pairs = _pairs(subject.name, options)
-    plan = Plan(pairs=pairs, again_every=options.again_every, profiled_tokens=0, extras=False)
+    plan = Plan(pairs=pairs, again_every=options.again_every, profiled_tokens=0, extras=False, prepared=True)
     complete = run_cell(caller, cell, plan, box, file)
     if "cost" not in cell:
         cell["cost"] = _cost(subject, caller, clock)
@@ -177,17 +180,17 @@ def share(cell: Cell) -> float:
     """Cost of all hooks and token marks over the median bare call; two hooks make a hooked call."""
     cost = cell["cost"]
     taken_us = cost["hooks"] / 2 * cost["hooked_call_us"] + cell["new_tokens"] * cost["token_mark_us"]
-    return taken_us / 1e3 / median(row["bare"] for row in cell["rows"])
+    return taken_us / 1e3 / median(row["bare_ms"] for row in cell["rows"])
 
 
 def table(cells: dict[str, Cell]) -> str:
     """One row for each cell."""
     head = ["model:tiles", "weights", "pairs", "bare call", "hooked calls, each", "token marks, each", "their share"]
-    rows = [[*head, "measured / bare", "A/A", "whole call / bare"]]
+    rows = [[*head, "measured / bare", "prepared / bare", "A/A", "whole call / bare"]]
     for key, cell in cells.items():
         if "cost" not in cell or not cell.get("rows"):
             continue
-        cost, bare = cell["cost"], [row["bare"] for row in cell["rows"]]
+        cost, bare = cell["cost"], [row["bare_ms"] for row in cell["rows"]]
         rows.append(
             [
                 key,
@@ -197,12 +200,20 @@ def table(cells: dict[str, Cell]) -> str:
                 f"{cost['hooks'] / 2:g}, {cost['hooked_call_us']:.1f} µs",
                 f"{cell['new_tokens']}, {cost['token_mark_us']:.1f} µs",
                 f"{100 * share(cell):.3f} %",
-                format_estimate(ratio_interval([row["timing"]["total"] for row in cell["rows"]], bare)),
+                format_estimate(ratio_interval([row["timing"]["total_ms"] for row in cell["rows"]], bare)),
+                _prepared(cell["rows"]),
                 again_ratio(cell["rows"]),
-                format_estimate(ratio_interval([row["whole"] for row in cell["rows"]], bare)),
+                format_estimate(ratio_interval([row["whole_ms"] for row in cell["rows"]], bare)),
             ]
         )
     return markdown_table(rows)
+
+
+def _prepared(rows: list[dict[str, Any]]) -> str:
+    both = [row for row in rows if "prepared_ms" in row]
+    if not both:
+        return "not measured"
+    return format_estimate(ratio_interval([row["prepared_ms"] for row in both], [row["bare_ms"] for row in both]))
 
 
 if __name__ == "__main__":

@@ -76,9 +76,9 @@ def _driven(tracker_class: Any, caller: Caller) -> dict[str, float]:  # noqa: AN
     with tracker.session(), tracker.track():
         _generate(caller, LogitsProcessorList([tracker]))
     return {
-        "prefill": 1e3 * tracker.get_prefill_latency().mean,
-        "decode": 1e3 * tracker.get_decode_latency().mean,
-        "per_token": 1e3 * tracker.get_per_token_latency().mean,
+        "prefill_ms": 1e3 * tracker.get_prefill_latency().mean,
+        "decode_ms": 1e3 * tracker.get_decode_latency().mean,
+        "per_token_ms": 1e3 * tracker.get_per_token_latency().mean,
     }
 
 
@@ -93,9 +93,9 @@ def _own_reading(caller: Caller) -> dict[str, float]:
     clock.synchronize()
     first, last = processor.marks[0], processor.marks[-1]
     return {
-        "prefill": clock.between_ms(start, first),
-        "decode": clock.between_ms(first, end),
-        "per_token": clock.between_ms(first, last) / (len(processor.marks) - 1),
+        "prefill_ms": clock.between_ms(start, first),
+        "decode_ms": clock.between_ms(first, end),
+        "per_token_ms": clock.between_ms(first, last) / (len(processor.marks) - 1),
     }
 
 
@@ -121,12 +121,12 @@ class Comparison(NamedTuple):
 
 
 COMPARISONS = (
-    Comparison("generate() of one token: torch Timer / total_ms", "timer.total", "one.total"),
-    Comparison("per token: optimum / decode_ms_per_token", "optimum.per_token", "chronostat.per_token"),
-    Comparison("prefill: optimum / ttft_ms", "optimum.prefill", "chronostat.ttft", ("first_token",), -1),
-    Comparison("prefill: optimum / prefill_ms", "optimum.prefill", "chronostat.prefill", ("set_up", "between")),
-    Comparison("decode: optimum / decode_ms", "optimum.decode", "chronostat.decode", ("first_token", "after")),
-    Comparison("generate() of one token: torch Timer / ttft_ms", "timer.total", "chronostat.ttft", ("after",)),
+    Comparison("generate() of one token: torch Timer / total_ms", "timer.total_ms", "one.total_ms"),
+    Comparison("per token: optimum / decode_ms_per_token", "optimum.per_token_ms", "chronostat.per_token_ms"),
+    Comparison("prefill: optimum / ttft_ms", "optimum.prefill_ms", "chronostat.ttft_ms", ("first_token",), -1),
+    Comparison("prefill: optimum / prefill_ms", "optimum.prefill_ms", "chronostat.prefill_ms", ("set_up", "between")),
+    Comparison("decode: optimum / decode_ms", "optimum.decode_ms", "chronostat.decode_ms", ("first_token", "after")),
+    Comparison("generate() of one token: torch Timer / ttft_ms", "timer.total_ms", "chronostat.ttft_ms", ("after",)),
 )
 
 
@@ -181,12 +181,12 @@ def _by_us(caller: Caller, new_tokens: int | None = None) -> dict[str, Any]:
     row = plain_timing(caller.measured(new_tokens=new_tokens)[0])
     if "source" in row:
         raise MeasurementError(f"the stages were not seen: {row['unseen']}")
-    return {**row, "per_token": row["decode"] / row["steps"] if row["steps"] else None}
+    return {**row, "per_token_ms": row["decode_ms"] / row["decode_steps"] if row["decode_steps"] else None}
 
 
 def _by_timer(caller: Caller) -> dict[str, float]:
     timer = Timer("generate()", globals={"generate": lambda: _generate(caller, new_tokens=1)}, num_threads=1)
-    return {"total": 1e3 * timer.timeit(1).median}
+    return {"total_ms": 1e3 * timer.timeit(1).median}
 
 
 def table(cells: dict[str, Cell]) -> str:
@@ -206,7 +206,9 @@ def table(cells: dict[str, Cell]) -> str:
 
 def _compared(cell: Cell, comparison: Comparison, limit: float) -> list[str]:
     theirs, ours = (_values(cell["rows"], path) for path in (comparison.theirs, comparison.ours))
-    explained_ms = comparison.sign * sum(median(row[name] for row in cell["parts"]) for name in comparison.explained)
+    explained_ms = comparison.sign * sum(
+        median(row[f"{name}_ms"] for row in cell["parts"]) for name in comparison.explained
+    )
     plain = ratio_interval(theirs, ours)
     rest = ratio_interval(theirs, [value + explained_ms for value in ours])
     if abs(plain.point - 1) <= limit:

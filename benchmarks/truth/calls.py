@@ -14,9 +14,21 @@ from benchmarks.truth.probe import Edges, Ranges, listening
 from benchmarks.truth.timeline import Trace, agrees, read_trace, stages
 from chronostat.errors import MeasurementError
 from chronostat.measure.clock import Clock
+from chronostat.measure.disturbance import Watch
 from chronostat.measure.generate import Measured, measure_generate
+from chronostat.measure.steady import collector_at_rest
 
-STAGES = ("total", "ttft", "prefill", "vision", "projector", "llm_prefill", "prefill_rest", "decode", "other")
+STAGES = (
+    "total_ms",
+    "ttft_ms",
+    "prefill_ms",
+    "vision_ms",
+    "projector_ms",
+    "llm_prefill_ms",
+    "prefill_rest_ms",
+    "decode_ms",
+    "other_ms",
+)
 
 
 class Caller:
@@ -56,6 +68,11 @@ class Caller:
         self._check(sequences.shape[1] - self.batch["input_ids"].shape[1])
         return taken_ms
 
+    def prepared_ms(self) -> float:
+        """``bare_ms`` of a call right after what a measured one reads of the machine, which leaves the caches colder."""
+        with collector_at_rest(), Watch(self.subject.model.device):
+            return self.bare_ms()
+
     def measured(self, clock: Clock | None = None, new_tokens: int | None = None) -> tuple[Measured, float]:
         """A measured call, and host time of all of it: hooks set and removed.
 
@@ -77,10 +94,11 @@ class Caller:
         return measured, whole_ms
 
     def parts(self) -> dict[str, float]:
-        """Where the time of a call goes that is neither prefill nor decode, in milliseconds; they sum up to the total.
+        """Where the time of a call goes that is neither prefill nor decode; the parts sum up to the total.
 
-        ``set_up``: from the entry of ``generate()`` to the first prefill call. ``between``: between its calls (images,
-        then the forward). ``first_token``: from its end to token mark 1. ``after``: from the last mark to the return.
+        ``set_up_ms``: from the entry of ``generate()`` to the first prefill call. ``between_ms``: between its calls
+        (images, then the forward). ``first_token_ms``: from its end to token mark 1. ``after_ms``: from the last mark
+        to the return.
         """
         clock, model = self.clock, self.subject.model
         edges = Edges(clock)
@@ -96,13 +114,13 @@ class Caller:
         first, last = (clock.between_ms(entry, edges.tokens[index]) for index in (0, -1))
         prefill_ms = sum(end - start for start, end in calls)
         return {
-            "set_up": calls[0][0],
-            "between": calls[-1][1] - calls[0][0] - prefill_ms,
-            "first_token": first - calls[-1][1],
-            "after": total_ms - last,
-            "prefill": prefill_ms,
-            "decode": last - first,
-            "total": total_ms,
+            "set_up_ms": calls[0][0],
+            "between_ms": calls[-1][1] - calls[0][0] - prefill_ms,
+            "first_token_ms": first - calls[-1][1],
+            "after_ms": total_ms - last,
+            "prefill_ms": prefill_ms,
+            "decode_ms": last - first,
+            "total_ms": total_ms,
         }
 
     def profiled(self, clock: Clock, new_tokens: int) -> dict[str, Any]:
@@ -153,9 +171,9 @@ def compared(measured: Measured, trace: Trace) -> dict[str, Any]:
 
 
 def plain_timing(measured: Measured) -> dict[str, Any]:
-    """Stages in milliseconds by name, and what makes them doubtful."""
+    """Stages by name, and what makes them doubtful."""
     timing = measured.timing
-    row: dict[str, Any] = {name: getattr(timing, f"{name}_ms") for name in STAGES} | {"steps": timing.decode_steps}
+    row: dict[str, Any] = {name: getattr(timing, name) for name in (*STAGES, "decode_steps")}
     if timing.source != "measured":
         row |= {"source": timing.source, "unseen": timing.unseen}
     disturbed = getattr(measured, "disturbed", None)

@@ -26,12 +26,14 @@ class Plan(NamedTuple):
         again_every: in every so many blocks the bare call runs twice (A/A).
         profiled_tokens: length of profiled answers: the profiler slows each token and its trace is large.
         extras: whether the calls beside the pairs are made.
+        prepared: whether each block has a bare call right after what a measured call reads of the machine.
     """
 
     pairs: int
     again_every: int
     profiled_tokens: int
     extras: bool
+    prepared: bool = False
 
 
 def is_complete(cell: Cell, plan: Plan, device: str) -> bool:
@@ -78,23 +80,24 @@ def _pairs(caller: Caller, rows: list[dict[str, Any]], plan: Plan, box: TimeBox,
         if not box.allows(1.2 * longest_s):
             return False
         started_s = perf_counter()
-        rows.append(_block(caller, len(rows), again=len(rows) % plan.again_every == 0))
+        again = len(rows) % plan.again_every == 0
+        rows.append(_block(caller, len(rows), again=again, prepared=plan.prepared))
         longest_s = max(longest_s, perf_counter() - started_s)
         kept()
     return True
 
 
-def _block(caller: Caller, index: int, *, again: bool) -> dict[str, Any]:
+def _block(caller: Caller, index: int, *, again: bool, prepared: bool) -> dict[str, Any]:
     """Each arm once, in an order drawn for this block."""
-    arms = ["bare", "measured", *(["again"] if again else [])]
+    arms = ["bare", "measured", *(["again"] if again else []), *(["prepared"] if prepared else [])]
     order = [str(arm) for arm in np.random.default_rng([0, index]).permutation(arms)]
     row: dict[str, Any] = {"order": order}
     for arm in order:
         if arm == "measured":
-            measured, row["whole"] = caller.measured()
+            measured, row["whole_ms"] = caller.measured()
             row["timing"] = plain_timing(measured)
         else:
-            row[arm] = caller.bare_ms()
+            row[f"{arm}_ms"] = caller.prepared_ms() if arm == "prepared" else caller.bare_ms()
     return row
 
 

@@ -25,8 +25,8 @@ def tables(cells: Mapping[str, Cell]) -> str:
 
 def again_ratio(rows: Iterable[Mapping[str, Any]]) -> str:
     """A/A: the second bare call of a block over its first."""
-    twice = [row for row in rows if "again" in row]
-    return format_estimate(ratio_interval([row["again"] for row in twice], [row["bare"] for row in twice]))
+    twice = [row for row in rows if "again_ms" in row]
+    return format_estimate(ratio_interval([row["again_ms"] for row in twice], [row["bare_ms"] for row in twice]))
 
 
 def _ratios(cells: Mapping[str, Cell]) -> list[list[str]]:
@@ -46,10 +46,10 @@ def _ratios(cells: Mapping[str, Cell]) -> list[list[str]]:
                 key,
                 str(cell["image_tokens"]),
                 *_paired(rows),
-                f"{median(timing['total'] for timing in timings):.1f} ms",
-                _median(seen, lambda timing: timing["prefill"]),
-                _median(seen, lambda timing: timing["decode"] / timing["steps"]),
-                _median(seen, lambda timing: (timing["prefill"] + timing["decode"]) / timing["total"], "", 3),
+                f"{median(timing['total_ms'] for timing in timings):.1f} ms",
+                _median(seen, lambda timing: timing["prefill_ms"]),
+                _median(seen, lambda timing: timing["decode_ms"] / timing["decode_steps"]),
+                _median(seen, lambda timing: (timing["prefill_ms"] + timing["decode_ms"]) / timing["total_ms"], "", 3),
                 str(sum("disturbed" in timing or "source" in timing for timing in timings)),
             ]
         )
@@ -62,12 +62,12 @@ def _ratios(cells: Mapping[str, Cell]) -> list[list[str]]:
 
 def _paired(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Number of pairs, and their ratios: each is of one model on one machine, so those of several can be pooled."""
-    bare = [row["bare"] for row in rows]
+    bare = [row["bare_ms"] for row in rows]
     return [
         str(len(rows)),
-        format_estimate(ratio_interval([row["timing"]["total"] for row in rows], bare), digits=4),
+        format_estimate(ratio_interval([row["timing"]["total_ms"] for row in rows], bare), digits=4),
         again_ratio(rows),
-        format_estimate(ratio_interval([row["whole"] for row in rows], bare), digits=4),
+        format_estimate(ratio_interval([row["whole_ms"] for row in rows], bare), digits=4),
     ]
 
 
@@ -83,7 +83,7 @@ def _median(
 
 
 def _plain(rows: list[dict[str, Any]], name: str) -> str:
-    return _median(rows, lambda row: row[name], "")
+    return _median(rows, lambda row: row[f"{name}_ms"], "")
 
 
 def _parts(cells: Mapping[str, Cell]) -> list[list[str]]:
@@ -91,7 +91,7 @@ def _parts(cells: Mapping[str, Cell]) -> list[list[str]]:
     return [
         ["cell", *names],
         *(
-            [key, *(f"{median(row[name] for row in cell['parts']):.2f}" for name in names)]
+            [key, *(f"{median(row[f'{name}_ms'] for row in cell['parts']):.2f}" for name in names)]
             for key, cell in cells.items()
             if "parts" in cell
         ),
@@ -141,7 +141,9 @@ def _waiting(cells: Mapping[str, Cell]) -> list[list[str]]:
                     key,
                     *(
                         format_estimate(
-                            ratio_interval([row["waiting"][n] for row in pairs], [row["plain"][n] for row in pairs])
+                            ratio_interval(
+                                [row["waiting"][f"{n}_ms"] for row in pairs], [row["plain"][f"{n}_ms"] for row in pairs]
+                            )
                         )
                         for n in names
                     ),

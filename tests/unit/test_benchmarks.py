@@ -161,9 +161,10 @@ def test_a_cell_is_named_by_model_tiles_mode_and_card(tmp_path, monkeypatch):
 
 def test_pairs_of_all_cells_of_one_card_and_mode_are_pooled():
     def cell(*totals):
-        timing = {"prefill": 10.0, "decode": 80.0, "steps": 8}
+        timing = {"prefill_ms": 10.0, "decode_ms": 80.0, "decode_steps": 8}
         rows = [
-            {"bare": 100.0, "again": 100.0, "whole": 2 * total, "timing": timing | {"total": total}} for total in totals
+            {"bare_ms": 100.0, "again_ms": 100.0, "whole_ms": 2 * total, "timing": timing | {"total_ms": total}}
+            for total in totals
         ]
         return {"image_tokens": 256, "rows": rows}
 
