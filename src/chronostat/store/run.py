@@ -184,7 +184,7 @@ class RunStore:
     def query(self, sql: str) -> duckdb.DuckDBPyRelation:
         """What DuckDB answers over the views ``executions``, ``trials``, ``decisions`` and ``steps``.
 
-        The relation gives rows (``fetchall()``), a table (``arrow()``) or a data frame (``df()``).
+        The relation gives rows (``fetchall()``), a table (``to_arrow_table()``) or a data frame (``df()``).
 
         Raises:
             StoreError: a part is missing or damaged; names it.
