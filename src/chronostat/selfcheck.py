@@ -151,10 +151,10 @@ def _require_untouched(
     knobs = " or ".join(touched) or "the warm-up"
     _require_equal(without_memory(before), without_memory(after), f"{knobs} changes the model for good")
     now = weights_checksum(model)
-    changed = [name for name in weights.keys() | now.keys() if weights.get(name) != now.get(name)]
-    if changed:
+    moved = [name for name in weights.keys() | now.keys() if weights.get(name) != now.get(name)]
+    if moved:
         raise KnobError(
-            f"self-check: {knobs} changes weights: {', '.join(sorted(changed)[:3])}; a knob must leave every bit as it "
+            f"self-check: {knobs} changes weights: {', '.join(sorted(moved)[:3])}; a knob must leave every bit as it "
             f"was, repair it {_WAY_OUT}"
         )
 
