@@ -91,7 +91,7 @@ class Column:
     @property
     def requests_ms(self) -> list[float]:
         """What a caller waited, by execution."""
-        return [shot.execution.request_ms or 0.0 for shot in self.shots]
+        return [shot.request_ms for shot in self.shots]
 
     @property
     def peak_mib(self) -> float | None:
