@@ -72,7 +72,7 @@ def test_one_arm_has_no_verdict(arms):
     assert (only.name, only.source, found.comparisons, found.ended) == ("full", "measured", {}, None)
     assert len(only.shots) + len(only.left_out) == 2
     assert only.shots[0].execution.timing.new_tokens == 1
-    assert only.typical.waterfall.spans["decoder blocks"]
+    assert only.typical.waterfall.spans_ms["decoder blocks"]
 
 
 def test_several_arms_are_judged_against_the_first(arms):

@@ -237,5 +237,5 @@ def _execution(shot: Shot) -> dict[str, Any]:
         **asdict(shot.timing),
         "peak_memory_mib": shot.peak_mib,
         "compiled_decode": shot.compiled,
-        "waterfall_ms": asdict(shot.waterfall),
+        "waterfall": asdict(shot.waterfall),
     }
