@@ -18,7 +18,7 @@ from chronostat.errors import StoreError
 from chronostat.execution import request_for
 from chronostat.knobs.space import ActionSpace
 from chronostat.material import Material
-from chronostat.records import Budget, Conditions, LatencyMetric, Phase, Trial
+from chronostat.records import DEADLINE_SHARE, Budget, Conditions, LatencyMetric, Phase, Trial
 from chronostat.session import Session, begin, reopen
 from chronostat.store import RunStore
 from chronostat.validation.policies import Pool, best_fixed
@@ -71,7 +71,7 @@ class Judged:
         """For each seed whether the budget was kept by its own rule."""
         if budget.kind == "mean":
             return (self.fractions.mean(axis=1) <= budget.fraction).tolist()
-        return ((self.fractions <= budget.fraction).mean(axis=1) >= 0.95).tolist()
+        return ((self.fractions <= budget.fraction).mean(axis=1) >= DEADLINE_SHARE).tolist()
 
 
 def record(run_dir: Path, samples: Mapping[Phase, int]) -> None:

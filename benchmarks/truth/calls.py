@@ -69,7 +69,7 @@ class Caller:
         return taken_ms
 
     def prepared_ms(self) -> float:
-        """``bare_ms`` of a call right after what a measured one reads of the machine, which leaves the caches colder."""
+        """``bare_ms`` right after what a measured call reads of the machine, which leaves the caches colder."""
         with collector_at_rest(), Watch(self.subject.model.device):
             return self.bare_ms()
 

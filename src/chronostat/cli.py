@@ -9,12 +9,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from chronostat.config import Attention, Config, MeasureConfig, ModelConfig, load_config, refuse_others
 from chronostat.errors import ConfigError
 from chronostat.options import Device, Dtype, Layout, Model, RunDir, Seed, Sets, Threads, TrustRemoteCode, finite
 from chronostat.terminal import for_people, out
 from chronostat.version import VERSION
 
 RANKED_SAMPLES, RANKING_SECONDS = 100, 300.0
+DEFAULTS = MeasureConfig()
 DEMO_SECONDS = 450.0  # with loading and the report the main job stays below 8 minutes
 
 app = typer.Typer(
@@ -45,8 +47,6 @@ def demo(run_dir: RunDir = None, seed: Seed = None, overrides: Sets = None) -> N
     """The main job on the bundled model: calibrate, train, validate, write the report. Takes at most 8 minutes."""
     folder = run_dir or _new_folder("demo")
     with for_people(folder):
-        from chronostat.config import load_config
-
         config = load_config(None, [f"seconds={DEMO_SECONDS}", *(overrides or ())], seed=seed)
         if config.model.path or config.data.path:
             raise ConfigError("demo runs the bundled model on its own task; for yours: chronostat train CONFIG.toml")
@@ -71,8 +71,6 @@ def train(
     with for_people(folder, resume_with="train"):
         if resume and (config_file or run_dir or seed is not None or overrides or dry_run):
             raise ConfigError("--resume continues a run with its own configuration; give no other option with it")
-        from chronostat.config import load_config
-
         config = None if resume else load_config(config_file, overrides or (), seed=seed)
         from chronostat.verbs import loop
 
@@ -131,20 +129,20 @@ def measure(
             "settings or models are compared on one request the most on average, 20 if absent.",
         ),
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 8,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = DEFAULTS.max_new_tokens,
     exact_tokens: Annotated[
         bool, typer.Option("--exact-tokens", help="Make every answer that long, also past its end.")
     ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Annotated[
-        Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"],
+        Attention,
         typer.Option(
             metavar="NAME",
             help="auto (as transformers chooses), eager, sdpa, flash_attention_2, flash_attention_3 or flex_attention.",
         ),
     ] = "auto",
-    threads: Threads = 1,
+    threads: Threads = DEFAULTS.threads,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: TrustRemoteCode = False,
     layout: Layout = None,
@@ -158,7 +156,6 @@ def measure(
     with for_people():
         if layout and len(model or ()) > 1:
             raise ConfigError("--layout names the parts of one model; measure one, or leave it out")
-        from chronostat.config import Config, MeasureConfig, ModelConfig
         from chronostat.verbs import measuring
         from chronostat.verbs.output import require_writable
 
@@ -201,10 +198,10 @@ def knobs(
     seconds: Annotated[
         float | None, typer.Option(min=1, callback=finite, help="Time for judging, if it ends before.")
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer in tokens.")] = 8,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer in tokens.")] = DEFAULTS.max_new_tokens,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    threads: Threads = 1,
+    threads: Threads = DEFAULTS.threads,
     trust_remote_code: TrustRemoteCode = False,
     ranking: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Leave blocks out by importance: what rank-blocks stored.")
@@ -214,7 +211,6 @@ def knobs(
 ) -> None:
     """The knobs of a model: values, mechanism, the work that each value takes away and the time that it saves."""
     with for_people():
-        from chronostat.config import MeasureConfig, ModelConfig, load_config, refuse_others
         from chronostat.verbs import knobs as verb
         from chronostat.verbs.output import require_writable
 
@@ -271,7 +267,6 @@ def rank_blocks(
         others = (model, data, samples, seconds, method, keep, run_dir, seed, overrides)
         if resume and any(value is not None for value in others):
             raise ConfigError("--resume continues a ranking as it was begun; give no other option with it")
-        from chronostat.config import load_config, refuse_others
         from chronostat.verbs import knobs as verb
 
         if resume:
@@ -318,7 +313,7 @@ def doctor(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    threads: Threads = 1,
+    threads: Threads = DEFAULTS.threads,
     trust_remote_code: TrustRemoteCode = False,
     layout: Layout = None,
     seconds: Annotated[float, typer.Option(min=0.1, callback=finite, help="Time box of the measured repeats.")] = 20.0,
@@ -326,7 +321,6 @@ def doctor(
 ) -> None:
     """Whether this machine can be trusted with a measurement; exit status 0: yes, 10: noisy, 11: it cannot measure."""
     with for_people():
-        from chronostat.config import Config, MeasureConfig, ModelConfig
         from chronostat.verbs import doctor as verb
         from chronostat.verbs.measuring import read_layout
         from chronostat.verbs.output import require_writable

@@ -17,6 +17,9 @@ from chronostat.records import Budget, LatencyMetric
 
 Fraction = Annotated[float, Field(gt=0, le=2)]
 Seconds = Annotated[float, Field(gt=0)]
+DeviceName = Literal["auto", "cpu", "cuda"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 MOST_THREADS = 1024  # some thousands end the process from within torch, without a message
 
 
@@ -31,11 +34,11 @@ class ModelConfig(Frozen):
 
     path: str | None = None
     """Model directory in the ``save_pretrained`` format; the bundled model if absent."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     """Where it runs; ``auto`` takes CUDA if there is a device."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: DtypeName = "auto"
     """Type of the weights; ``auto`` is float32 on the CPU and bfloat16 on CUDA."""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
+    attention: Attention = "auto"
     """Implementation of all attention; ``auto`` leaves the choice to transformers."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""

@@ -150,10 +150,11 @@ def measure_effects(
         one_shot_ms = sum(_cost_ms(execution) for execution in counted)
         limit = repeats if seconds is None else max(1.0, min(repeats, 1e3 * seconds / one_shot_ms))
         judged = _judged(run, len(arms), metric, limit, seed, advance)
+        conditions = read_conditions(vlm.model)
     return Effects(
         model=vlm.name,
         fingerprint=vlm.fingerprint,
-        conditions=read_conditions(vlm.model),
+        conditions=conditions,
         source=source,
         space=space,
         mechanisms={name: knob.mechanism for name, knob in knobs.items()},

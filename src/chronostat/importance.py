@@ -4,20 +4,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from chronostat.errors import StoreError, UnlikeConditions
+from chronostat.measure.reasons import that_count
 from chronostat.measure.statistics import PairedBootstrap, mean_interval
 from chronostat.records import Conditions, Estimate, Execution, LatencyMetric, Setting, Source, Trial
 from chronostat.store import RunStore
 
 RANKING = "ranking.json"
 Method = Literal["one-at-a-time", "greedy"]
-METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,18 +236,18 @@ def _pairs(
         Quality and milliseconds under ``base``, then under ``other``, shape [samples, 4]. Where the machine left at
         least half of the samples alone, it is only those.
     """
-    calm: list[tuple[float, ...]] = []
-    disturbed: list[tuple[float, ...]] = []
+    rows: list[tuple[float, ...]] = []
+    undisturbed: list[bool] = []
     for trial in trials:
         by_setting = {execution.setting: execution for execution in trial.executions}
         both = [by_setting[setting] for setting in (base, other) if setting in by_setting]
         seen = [pair for execution in both if (pair := _seen(execution, metric)) is not None]
         if len(seen) == 2:
-            is_calm = all(execution.disturbed is None for execution in both)
-            (calm if is_calm else disturbed).append((*seen[0], *seen[1]))
-    if len(calm) >= len(disturbed):
-        disturbed = []
-    return np.asarray([*calm, *disturbed], dtype=np.float64).reshape(-1, 4), len(disturbed)
+            rows.append((*seen[0], *seen[1]))
+            undisturbed.append(all(execution.disturbed is None for execution in both))
+    calm = np.asarray(undisturbed, dtype=np.bool_)
+    counts = that_count(calm)
+    return np.asarray(rows, dtype=np.float64).reshape(-1, 4)[counts], int((counts & ~calm).sum())
 
 
 def _seen(execution: Execution, metric: LatencyMetric) -> tuple[float, float] | None:

@@ -2,11 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from chronostat.config import MOST_THREADS
+from chronostat.config import MOST_THREADS, DeviceName, DtypeName
 
 
 def finite(value: float | None) -> float | None:
@@ -27,9 +27,9 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that i
 Model = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="Directory or name; absent or bundled: the bundled model.")
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")]
+Device = Annotated[DeviceName, typer.Option(help="Where the model runs.")]
 Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
+    DtypeName,
     typer.Option(metavar="TYPE", help="Of the weights: auto, float32, bfloat16 or float16."),
 ]
 Threads = Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Torch threads on the CPU.")]

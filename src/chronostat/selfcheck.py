@@ -27,7 +27,7 @@ from chronostat.models.state import (
     weights_checksum,
     without_memory,
 )
-from chronostat.records import KnobValue, Setting, Trial
+from chronostat.records import KnobValue, Setting, Trial, value_text
 from chronostat.trials import Subject, TrialRunner
 
 _OTHER_SAMPLES = 15  # on which a knob that did nothing on the first one is looked for, without executing
@@ -151,10 +151,10 @@ def _require_untouched(
     knobs = " or ".join(touched) or "the warm-up"
     _require_equal(without_memory(before), without_memory(after), f"{knobs} changes the model for good")
     now = weights_checksum(model)
-    changed = [name for name in weights.keys() | now.keys() if weights.get(name) != now.get(name)]
-    if changed:
+    moved = [name for name in weights.keys() | now.keys() if weights.get(name) != now.get(name)]
+    if moved:
         raise KnobError(
-            f"self-check: {knobs} changes weights: {', '.join(sorted(changed)[:3])}; a knob must leave every bit as it "
+            f"self-check: {knobs} changes weights: {', '.join(sorted(moved)[:3])}; a knob must leave every bit as it "
             f"was, repair it {_WAY_OUT}"
         )
 
@@ -196,7 +196,7 @@ def _proof(
     if proof is None:
         unchanged = ", ".join(f"{name} stays {_text(seen[last][0].count(name))}" for name in knob.work)
         raise KnobError(
-            f"self-check: {knob.name} changes no work here: under {knob.name} = {_value_text(last)}, {unchanged} "
+            f"self-check: {knob.name} changes no work here: under {knob.name} = {value_text(last)}, {unchanged} "
             f"({knob.mechanism}); repair the knob {_WAY_OUT}"
         )
     return proof
@@ -221,8 +221,8 @@ def _proved(name: WorkName, seen: Mapping[KnobValue, tuple[Work, Work]]) -> Proo
     return Proof(
         count=name,
         full=whole,
-        values={_value_text(value): n for value, (_, work) in seen.items() if (n := work.count(name)) is not None},
-        idle=tuple(_value_text(value) for value, works in seen.items() if not changed(name, *works)),
+        values={value_text(value): n for value, (_, work) in seen.items() if (n := work.count(name)) is not None},
+        idle=tuple(value_text(value) for value, works in seen.items() if not changed(name, *works)),
     )
 
 
@@ -234,7 +234,7 @@ def _on_other_samples(knob: Knob, value: KnobValue, runner: TrialRunner, subject
             return None
         full, small = (_elements(runner.model, request, Setting({knob.name: v})) for v in (knob.full, value))
         if small != full:
-            text = _value_text(value)
+            text = value_text(value)
             return Proof(count="prefill_inputs", full=full, values={text: small}, idle=())
     return None
 
@@ -251,10 +251,6 @@ def _elements(model: PreTrainedModel, request: SampleRequest, setting: Setting) 
             image_arguments=image_arguments,
         )
     return sum(tensor.numel() for tensor in batch.values())
-
-
-def _value_text(value: KnobValue) -> str:
-    return str(Setting(value=value)).removeprefix("value=")
 
 
 def _text(count: float | None) -> str:

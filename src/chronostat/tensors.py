@@ -21,7 +21,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], data: Mapping[str, 
     Raises:
         StoreError: the disk is full, read-only or gone; the old file, if any, stays.
     """
-    write_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, {_KEY: json.dumps(data)}))
+    write_whole(path, tensors_content(tensors, data))
+
+
+def tensors_content(tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> bytes:
+    """What ``write_tensors`` writes."""
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()}, {_KEY: json.dumps(data)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,8 +9,8 @@ from chronostat.surveyed import survey_page
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 WATERFALL = Waterfall(
-    spans={"vision": ((2.0, 8.0),), "prefill forward": ((11.0, 30.0),), "decoder blocks": ((13.0, 25.0),)},
-    tokens=(31.0, 36.0, 42.0),
+    spans_ms={"vision": ((2.0, 8.0),), "prefill forward": ((11.0, 30.0),), "decoder blocks": ((13.0, 25.0),)},
+    tokens_ms=(31.0, 36.0, 42.0),
 )
 
 

@@ -113,7 +113,7 @@ def test_measure_two_settings(tmp_path):
         for execution in filter(itemgetter("counts"), arm["executions"]):
             assert execution["prefill_ms"] > execution["llm_prefill_ms"] > 0
             assert execution["total_ms"] >= execution["prefill_ms"]
-            assert len(execution["waterfall_ms"]["tokens"]) == execution["new_tokens"] == 3
+            assert len(execution["waterfall"]["tokens_ms"]) == execution["new_tokens"] == 3
             assert set(StageTiming.__dataclass_fields__) <= set(execution)
     assert html_file.read_text().count('data-lane="decoder blocks"') == 2
 

@@ -75,7 +75,7 @@ def test_the_reward_never_rises_with_latency_and_never_falls_with_quality(
 ):
     def reward(q, latency):
         values = (torch.tensor(v, dtype=torch.float64) for v in (q, latency, limit, multiplier))
-        return float(REWARDS[name](*values, CONFIG))
+        return float(REWARDS[name].value(*values, CONFIG))
 
     assert reward(quality, latency + more) <= reward(quality, latency) + 1e-9
     assert reward(min(1.0, quality + more), latency) >= reward(quality, latency) - 1e-9

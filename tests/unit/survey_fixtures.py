@@ -25,7 +25,6 @@ def shot(timing, *, request=0, disturbed=None, peak_mib=None, quality=None, wate
     return Shot(
         arm=0,
         request=request,
-        warmup=False,
         execution=execution,
         peak_mib=peak_mib,
         compiled=False,

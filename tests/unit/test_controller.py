@@ -18,6 +18,7 @@ from chronostat.control.observation import Observer
 from chronostat.data.demo import DemoTask
 from chronostat.errors import BudgetError, ModelError, StoreError, UnlikeConditions
 from chronostat.execution import request_for
+from chronostat.files import write_whole
 from chronostat.knobs import find_space
 from chronostat.measure.clock import CpuClock
 from chronostat.measure.conditions import read_conditions
@@ -183,22 +184,31 @@ def test_tensors_of_another_training(folder, bundled):
         load_controller(folder, bundled.model, bundled.processor)
 
 
-@pytest.mark.parametrize("step", ["write_tensors", "write_whole"])
-def test_killed_while_it_is_saved_again_the_earlier_one_is_whole(controller, folder, bundled, monkeypatch, step):
+@pytest.mark.parametrize("name", ["policy", FACTS])
+def test_killed_while_it_is_saved_again_the_earlier_one_is_whole(controller, folder, bundled, monkeypatch, name):
     other = replace(controller, learner=copy.deepcopy(controller.learner))
     other.learner.take_out([1])
 
-    def killed(*_):
-        raise KeyboardInterrupt
+    def killed(path, content):
+        if path.name.startswith(name):
+            path.with_name(f".{path.name}.tmp").write_bytes(content[:9])
+            raise KeyboardInterrupt
+        write_whole(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(controller_module, step, killed)
+        patch.setattr(controller_module, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             other.save(folder)
     assert load_controller(folder, bundled.model, bundled.processor).learner.policy_state()["limits.legal"].all()
     other.save(folder)
     assert not load_controller(folder, bundled.model, bundled.processor).learner.policy_state()["limits.legal"][1]
     assert set(folder.iterdir()) == {folder / FACTS, policy_of(folder)}
+
+
+def test_an_earlier_policy_that_cannot_be_removed(controller, folder, monkeypatch):
+    (folder / "policy-0123.safetensors").mkdir()
+    with pytest.raises(StoreError, match=r"cannot write .*controller: Is a directory"):
+        controller.save(folder)
 
 
 def test_a_folder_that_cannot_be_made(controller, tmp_path):

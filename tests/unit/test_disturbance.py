@@ -3,6 +3,7 @@ import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from fake_linux import FakeLinux
@@ -11,7 +12,7 @@ from chronostat.measure import disturbance
 from chronostat.measure.disturbance import Facts, Reader, Watch, reason
 from chronostat.measure.gpu import GpuState
 from chronostat.measure.linux import Linux
-from chronostat.measure.reasons import kind_of
+from chronostat.measure.reasons import kind_of, that_count
 
 CPU = torch.device("cpu")
 BEFORE = Facts(
@@ -216,3 +217,16 @@ def test_a_reader_works_in_any_thread():
     thread.start()
     thread.join()
     assert seen[0].switches >= 0
+
+
+@pytest.mark.parametrize(
+    ("calm", "counts"),
+    [
+        ([True, True, False], [True, True, False]),
+        ([True, False], [True, False]),  # half is enough
+        ([True, False, False], [True, True, True]),
+        ([], []),
+    ],
+)
+def test_what_was_disturbed_counts_only_where_most_was(calm, counts):
+    assert that_count(np.array(calm, dtype=bool)).tolist() == counts

@@ -134,6 +134,12 @@ def effects_of(stand: StandIn, **options):
     return measure_effects(vlm, stand.batches.split("test")[0], space, {"vision_tokens": "no processor"}, **given)
 
 
+def test_the_conditions_are_those_of_the_measuring_not_of_afterwards(stand_in):
+    before = torch.get_num_threads()
+    effects = effects_of(stand_in, repeats=1, advance=lambda share, note: torch.set_num_threads(before + 1))
+    assert (effects.conditions.threads, torch.get_num_threads()) == (before + 1, before)
+
+
 def test_ratios_and_counts_are_those_of_the_stand_in(stand_in):
     effects = effects_of(stand_in)
     assert (effects.source, effects.full.blocks_run, effects.full.experts_per_token) == ("measured", 4, 2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from chronostat.config import RewardConfig
-from chronostat.control.reward import REWARDS, lagrange, mnasnet, overshoot, price, reward_for
+from chronostat.control.reward import REWARDS, lagrange, mnasnet, overshoot, reward_for
 
 CONFIG = RewardConfig()
 
@@ -37,20 +37,20 @@ def test_mnasnet():
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_rewards_broadcast_over_budgets_and_draws(name):
-    rewards = REWARDS[name](torch.rand(4), torch.rand(4) + 0.1, torch.rand(3, 1) + 0.1, torch.rand(3, 1), CONFIG)
+    rewards = REWARDS[name].value(torch.rand(4), torch.rand(4) + 0.1, torch.rand(3, 1) + 0.1, torch.rand(3, 1), CONFIG)
     assert rewards.shape == (3, 4)
 
 
 def test_the_configuration_names_a_reward_for_each_kind_of_budget():
     config = RewardConfig(mean="mnasnet", deadline="lagrange")
-    assert reward_for("mean", config) is mnasnet
-    assert reward_for("deadline", config) is lagrange
-    assert reward_for("mean", CONFIG) is lagrange
-    assert reward_for("deadline", CONFIG) is overshoot
+    assert reward_for("mean", config).value is mnasnet
+    assert reward_for("deadline", config).value is lagrange
+    assert reward_for("mean", CONFIG).value is lagrange
+    assert reward_for("deadline", CONFIG).value is overshoot
 
 
 def test_price_is_the_slope_of_the_reward_beyond_the_limit():
     multipliers = torch.tensor([0.5, 2.0])
-    assert price("mean", multipliers, CONFIG).tolist() == [0.5, 2.0]
-    assert price("deadline", multipliers, CONFIG).tolist() == [4.0, 4.0]
-    assert price("mean", multipliers, RewardConfig(mean="mnasnet")).tolist() == [0.0, 0.0]
+    assert REWARDS["lagrange"].price(multipliers, CONFIG).tolist() == [0.5, 2.0]
+    assert REWARDS["overshoot"].price(multipliers, CONFIG).tolist() == [4.0, 4.0]
+    assert REWARDS["mnasnet"].price(multipliers, CONFIG).tolist() == [0.0, 0.0]

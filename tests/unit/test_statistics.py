@@ -44,6 +44,11 @@ def test_quantile_does_not_miss_its_share_by_the_last_bit():
     assert [quantile(range(10), [0.1] * 10, k / 10) for k in range(1, 11)] == list(range(10))
 
 
+def test_quantile_of_a_mix_does_not_miss_its_share_by_the_last_bit():
+    # 1, 1.5, 2, 2.5 ... of weight 0.7 and 0.3 in turn: at or below 12.0 lie 11 + 0.7, which is 0.9 of 13
+    assert quantile(np.arange(2, 28) / 2, [0.7, 0.3] * 13, 0.9) == 12.0
+
+
 def test_quantile_passes_over_values_without_weight():
     assert quantile([1, 5], [0, 1], 0.01) == 5
 

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_run import a_decision, a_step, a_trial, facts
 
+import chronostat.store.run as run_module
 from chronostat.errors import StoreError
 from chronostat.records import (
     Budget,
@@ -29,6 +30,7 @@ from chronostat.records import (
     Trial,
 )
 from chronostat.store import Counted, FixedScore, KindScore, KindsDiffer, RunStore, Selected, Validation
+from chronostat.store.lock import WriterLock
 
 DOCS = Path(__file__).parents[2] / "docs" / "records.md"
 
@@ -307,6 +309,29 @@ def test_what_is_left_of_a_run_is_neither_gone_on_with_nor_removed(tmp_path: Pat
     with pytest.raises(StoreError, match=rf"what is left of a run without run.json: {left}; choose another"):
         RunStore.create(store.folder, {})
     assert (store.folder / left).exists()
+
+
+def test_a_refused_folder_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(StoreError, match="already holds a run"):
+        RunStore.create(tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_run_that_began_and_ended_before_the_lock_was_taken_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def after_another(folder: Path) -> WriterLock:
+        monkeypatch.undo()
+        RunStore.create(folder, {"seed": 1}).close()
+        return WriterLock(folder)
+
+    monkeypatch.setattr(run_module, "WriterLock", after_another)
+    with pytest.raises(StoreError, match="already holds a run"):
+        RunStore.create(tmp_path, {"seed": 2})
+    with RunStore.open(tmp_path) as store:
+        assert store.facts == {"seed": 1}
+        store.append(a_trial())  # the refused one holds no lock
 
 
 def test_a_run_that_was_killed_before_it_had_facts_can_begin(tmp_path: Path) -> None:

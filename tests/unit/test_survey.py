@@ -53,7 +53,6 @@ def test_arms_are_interleaved_and_what_an_arm_sees_first_is_a_warm_up(arms, orde
     assert all(set(block) == {0, 1, 2} for block in rounds)
     assert len(set(rounds)) > 1  # not always in the same order
     assert {each.execution.image_tokens for each in shots if each.arm == 1} == {16}
-    assert not any(each.warmup for each in shots)
 
 
 def test_every_shape_of_a_request_is_warmed_up(bundled, demo_sample, order):
@@ -73,7 +72,7 @@ def test_one_arm_has_no_verdict(arms):
     assert (only.name, only.source, found.comparisons, found.ended) == ("full", "measured", {}, None)
     assert len(only.shots) + len(only.left_out) == 2
     assert only.shots[0].execution.timing.new_tokens == 1
-    assert only.typical.waterfall.spans["decoder blocks"]
+    assert only.typical.waterfall.spans_ms["decoder blocks"]
 
 
 def test_several_arms_are_judged_against_the_first(arms):
@@ -88,11 +87,11 @@ def test_several_arms_are_judged_against_the_first(arms):
 def test_what_warms_an_arm_up_is_in_no_number(arms, monkeypatch):
     calls = Counter()
 
-    def cold_at_first(arms, arm, request, plan, *, warmup):
+    def cold_at_first(arms, arm, request, plan):
         calls[arm] += 1
         cold = calls[arm] <= 2  # the first look at its stages, and the warm-up of the judge
         made = shot(timing(900.0 if cold else 30.0 + arm), request=request)
-        return dataclasses.replace(made, arm=arm, warmup=warmup)
+        return dataclasses.replace(made, arm=arm)
 
     monkeypatch.setattr(protocol_module, "shoot", cold_at_first)
     found = survey(arms[:2], Plan(repeats=8, max_new_tokens=1))

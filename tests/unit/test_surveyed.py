@@ -19,14 +19,14 @@ from chronostat.surveyed import (
 from chronostat.surveyed.waterfall import lanes_of
 
 WATERFALL = Waterfall(
-    spans={
+    spans_ms={
         "image encoding": ((1.0, 10.0),),
         "vision": ((2.0, 8.0),),
         "projector": ((6.0, 7.0),),
         "prefill forward": ((11.0, 30.0),),
         "decoder blocks": ((13.0, 25.0),),
     },
-    tokens=(31.0, 36.0, 42.0),
+    tokens_ms=(31.0, 36.0, 42.0),
 )
 
 
@@ -35,7 +35,7 @@ def drawn():
 
 
 def test_the_lanes_are_the_spans_of_one_execution_after_its_preprocessing():
-    lanes = {lane.name: (list(lane.bars), lane.sum_ms) for lane in lanes_of(drawn())}
+    lanes = {lane.name: (list(lane.bars_ms), lane.sum_ms) for lane in lanes_of(drawn())}
     assert lanes == {  # generate() is entered 2 ms after the request began
         "preprocessing": ([(0, 2)], 2),
         "vision": ([(4, 8), (9, 10)], 5),  # without the projector inside

@@ -30,7 +30,7 @@ from chronostat.measure.conditions import read_conditions
 from chronostat.measure.generate import device_of
 from chronostat.models.load import fingerprint
 from chronostat.records import Budget, BudgetKind, Conditions, Execution, KnobValue, LatencyMetric, Number, Setting
-from chronostat.tensors import read_tensors, write_tensors
+from chronostat.tensors import read_tensors, tensors_content
 
 FACTS = "controller.json"
 FOLDER = "controller"  # in the directory of a run
@@ -225,14 +225,15 @@ class Controller:
         folder = Path(folder)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        fresh = folder / "policy.safetensors"
-        write_tensors(fresh, self.learner.policy_state(), {})
-        digest = _digest(fresh)
-        policy = fresh.rename(policy_path(folder, digest))
+        content = tensors_content(self.learner.policy_state(), {})
+        digest = _digest(content)
+        policy = policy_path(folder, digest)
+        write_whole(policy, content)
         saved = _Saved(controller=self.facts, observation_size=self.observer.size, policy_sha256=digest)
         write_whole(folder / FACTS, f"{saved.model_dump_json(indent=2)}\n".encode())
-        for earlier in set(folder.glob("policy*.safetensors")) - {policy}:
-            earlier.unlink()
+        with disk_errors(folder):
+            for earlier in {*folder.glob("policy-*.safetensors"), *folder.glob(".policy-*.tmp")} - {policy}:
+                earlier.unlink()
 
 
 def load_controller(
@@ -292,7 +293,7 @@ def _read(folder: Path) -> tuple[_Saved, dict[str, Tensor]]:
         raise StoreError(f"cannot read {path}: {error}; it was not written by this version of chronostat") from error
     policy = policy_path(folder, saved.policy_sha256)
     tensors, _ = read_tensors(policy)
-    if _digest(policy) != saved.policy_sha256:
+    if _digest(policy.read_bytes()) != saved.policy_sha256:
         raise StoreError(f"{policy} was changed: it is not what {FACTS} beside it names; put back the whole folder")
     return saved, tensors
 
@@ -321,5 +322,5 @@ def _restore(facts: ControllerFacts, observation_size: int, tensors: Mapping[str
     return learner
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,9 +1,12 @@
 """Rewards by name: what a measured execution is worth under a budget.
 
-A new reward is one function and one line in ``REWARDS``. All of them take tensors that broadcast against each other:
-quality in [0, 1], latency and limit as fractions of the latency of ``full``, and the budget's Lagrange multiplier.
+A new reward is one function, one line in ``REWARDS`` with its price, and its name in ``RewardConfig``. All of them take
+tensors that broadcast against each other: quality in [0, 1], latency and limit as fractions of the latency of ``full``,
+and the budget's Lagrange multiplier.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,8 +16,8 @@ from chronostat.config import RewardConfig
 from chronostat.records import BudgetKind
 
 
-class Reward(Protocol):
-    """The type of a reward."""
+class RewardFunction(Protocol):
+    """The type of a reward's value."""
 
     def __call__(
         self, quality: Tensor, latency: Tensor, limit: Tensor, multiplier: Tensor, config: RewardConfig
@@ -59,26 +62,27 @@ def mnasnet(quality: Tensor, latency: Tensor, limit: Tensor, multiplier: Tensor,
     return quality * (latency / limit) ** config.mnasnet_exponent
 
 
-REWARDS: dict[str, Reward] = {"lagrange": lagrange, "overshoot": overshoot, "mnasnet": mnasnet}
+@dataclass(frozen=True)
+class Reward:
+    """A reward with its price.
+
+    Attributes:
+        value: of each execution.
+        price: what exceeding a limit by all of itself costs, in units of quality, shape [B], given the Lagrange
+            multipliers of the budgets, shape [B].
+    """
+
+    value: RewardFunction
+    price: Callable[[Tensor, RewardConfig], Tensor]
+
+
+REWARDS: dict[str, Reward] = {
+    "lagrange": Reward(lagrange, lambda multiplier, config: multiplier),
+    "overshoot": Reward(overshoot, lambda multiplier, config: torch.full_like(multiplier, config.overshoot_penalty)),
+    "mnasnet": Reward(mnasnet, lambda multiplier, config: torch.zeros_like(multiplier)),  # no more than the quality
+}
 
 
 def reward_for(kind: BudgetKind, config: RewardConfig) -> Reward:
     """The reward that the configuration names for a kind of budget."""
     return REWARDS[config.mean if kind == "mean" else config.deadline]
-
-
-def price(kind: BudgetKind, multiplier: Tensor, config: RewardConfig) -> Tensor:
-    """What exceeding a limit by all of itself costs under the reward for a kind of budget, in units of quality.
-
-    Args:
-        kind: of the budgets.
-        multiplier: their Lagrange multipliers, shape [B].
-        config: names the reward.
-
-    Returns:
-        Shape [B]; 0 for ``mnasnet``, whose price is no larger than the quality.
-    """
-    name = config.mean if kind == "mean" else config.deadline
-    return {"lagrange": multiplier, "overshoot": torch.full_like(multiplier, config.overshoot_penalty)}.get(
-        name, torch.zeros_like(multiplier)
-    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, TypeGuard, cast
 from weakref import WeakKeyDictionary
@@ -80,22 +80,14 @@ class _Call:
         return next((slot for slot, value in self.arguments.items() if value is thing), None)
 
 
-@dataclass(kw_only=True)
-class _Seen:
-    """The calls of the blocks by index, in the order in which they ran."""
-
-    calls: dict[int, _Call] = field(default_factory=dict)
-
-
 def _see(model: PreTrainedModel) -> BlockForms:
     blocks = [model.get_submodule(path) for path in anatomy_of(model).blocks]
     try:
         run_blocks = block_runner(model)
     except KnobError as error:
         raise KnobError(f"block_skip: cannot see what the blocks of {type(model).__name__} return; {error}") from error
-    with _watched(blocks) as seen:
+    with _watched(blocks) as calls:
         run_blocks()
-    calls = seen.calls
     parts = _parts(model, list(calls.values()))
     forms = {index: _form(call, parts) for index, call in calls.items()}
     usual = next(iter(forms.values()))  # blocks that text alone does not reach (cross-attention) are like the others
@@ -108,15 +100,16 @@ def _see(model: PreTrainedModel) -> BlockForms:
 
 
 @contextmanager
-def _watched(blocks: Sequence[nn.Module]) -> Generator[_Seen]:
-    seen, before = _Seen(), dict[int, dict[int, tuple[int, ...]]]()
+def _watched(blocks: Sequence[nn.Module]) -> Generator[dict[int, _Call]]:
+    """The calls of the blocks by index, in the order in which they run."""
+    calls, before = dict[int, _Call](), dict[int, dict[int, tuple[int, ...]]]()
 
     def note_arguments(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.calls[index] = _Call(arguments={**dict(enumerate(args)), **kwargs})
-        before[index] = _contents(seen.calls[index])
+        calls[index] = _Call(arguments={**dict(enumerate(args)), **kwargs})
+        before[index] = _contents(calls[index])
 
     def note_output(index: int, output: object) -> None:
-        call = seen.calls[index]
+        call = calls[index]
         call.output, call.shared = output, _contents(call) != before[index]
 
     handles = [
@@ -130,7 +123,7 @@ def _watched(blocks: Sequence[nn.Module]) -> Generator[_Seen]:
         )
     ]
     try:
-        yield seen
+        yield calls
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""Lengths of sets of intervals on a time line, in milliseconds."""
+"""Sets of intervals on a time line, in one unit throughout: lengths have the unit of the ends."""
 
 from collections.abc import Iterable
 

@@ -22,14 +22,12 @@ class PeakMemory:
 
     Attributes:
         mib: after the ``with``. On CUDA: the most that torch had allocated on the device. On a CPU: the most that was
-            resident of the process. None: this system does not tell.
-        meaning: which of the two.
+            resident of the process. None: this system does not tell. ``peak_meaning`` says which of the two.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.mib: float | None = None
-        self.meaning = peak_meaning(device)
 
     def __enter__(self) -> Self:
         self._started = self._start()

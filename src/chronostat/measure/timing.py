@@ -41,22 +41,22 @@ class Waterfall:
     """When everything happened that was seen, in milliseconds since the entry of ``generate()``.
 
     Attributes:
-        spans: of each stage its calls before the first token, as (start, end).
-        tokens: the token marks.
+        spans_ms: of each stage its calls before the first token, as (start, end).
+        tokens_ms: the token marks.
     """
 
-    spans: Mapping[str, tuple[Interval, ...]] = field(default_factory=dict[str, tuple[Interval, ...]])
-    tokens: tuple[float, ...] = ()
+    spans_ms: Mapping[str, tuple[Interval, ...]] = field(default_factory=dict[str, tuple[Interval, ...]])
+    tokens_ms: tuple[float, ...] = ()
 
 
 def waterfall_of(recorder: StageRecorder, clock: Clock, entry: Mark) -> Waterfall:
     """Read the marks, after the synchronize."""
     return Waterfall(
-        spans={
+        spans_ms={
             stage: tuple((clock.between_ms(entry, start), clock.between_ms(entry, end)) for start, end in span.finished)
             for stage, span in recorder.spans.items()
         },
-        tokens=tuple(clock.between_ms(entry, mark) for mark in recorder.tokens.marks),
+        tokens_ms=tuple(clock.between_ms(entry, mark) for mark in recorder.tokens.marks),
     )
 
 
@@ -67,7 +67,7 @@ def timing_of(recorder: StageRecorder, seen: Waterfall, call: Called) -> StageTi
         Source ``measured``, or ``total_only`` where a stage that must have run was not seen as often as it ran, or
         where the numbers contradict each other.
     """
-    marks = seen.tokens
+    marks = seen.tokens_ms
     steps = len(marks) - 1 if not call.one_path and marks else max(call.new_tokens - 1, 0)
     unseen = _unseen(recorder, call)
     timing = None if unseen else _stages(seen, call, steps)
@@ -86,15 +86,15 @@ def timing_of(recorder: StageRecorder, seen: Waterfall, call: Called) -> StageTi
 
 
 def _stages(seen: Waterfall, call: Called, steps: int) -> StageTiming:
-    vision, projector, blocks = (list(seen.spans.get(stage, ())) for stage in (VISION, PROJECTOR, BLOCKS))
-    prefill = [*seen.spans.get(ENCODE, ()), *seen.spans.get(FORWARD, ()), *vision, *projector]
-    prefill_ms, decode_ms = length(prefill), seen.tokens[-1] - seen.tokens[0]
+    vision, projector, blocks = (list(seen.spans_ms.get(stage, ())) for stage in (VISION, PROJECTOR, BLOCKS))
+    prefill = [*seen.spans_ms.get(ENCODE, ()), *seen.spans_ms.get(FORWARD, ()), *vision, *projector]
+    prefill_ms, decode_ms = length(prefill), seen.tokens_ms[-1] - seen.tokens_ms[0]
     return StageTiming(
         source="measured",
         total_ms=call.total_ms,
         new_tokens=call.new_tokens,
         decode_steps=steps,
-        ttft_ms=seen.tokens[0],
+        ttft_ms=seen.tokens_ms[0],
         prefill_ms=prefill_ms,
         vision_ms=length_outside(vision, projector) if vision else None,
         projector_ms=length(projector) if projector else None,
@@ -129,17 +129,17 @@ def _unseen(recorder: StageRecorder, call: Called) -> list[str]:
 
 def _contradictions(seen: Waterfall, timing: StageTiming) -> list[str]:
     """Where the numbers cannot all be true: a stage that ends before it starts, or parts longer than the whole."""
-    first, last = seen.tokens[0], seen.tokens[-1]
+    first, last = seen.tokens_ms[0], seen.tokens_ms[-1]
     tolerance_ms = max(TOLERANCE_MS, TOLERANCE_SHARE * timing.total_ms)
     reasons = [
         f"{stage} lies from {start:.3f} to {end:.3f} ms, the first token at {first:.3f} ms"
-        for stage, spans in seen.spans.items()
+        for stage, spans in seen.spans_ms.items()
         for start, end in spans
         if not -TOLERANCE_MS <= start <= end <= first + TOLERANCE_MS
     ]
-    if any(later < earlier for earlier, later in zip(seen.tokens, seen.tokens[1:], strict=False)):
+    if any(later < earlier for earlier, later in zip(seen.tokens_ms, seen.tokens_ms[1:], strict=False)):
         reasons.append("the token marks are not in the order of the tokens")
-    outside_ms = length_outside(seen.spans[BLOCKS], seen.spans[FORWARD])
+    outside_ms = length_outside(seen.spans_ms[BLOCKS], seen.spans_ms[FORWARD])
     if outside_ms > TOLERANCE_MS:
         reasons.append(f"the {BLOCKS} ran {outside_ms:.3f} ms outside the {FORWARD}")
     if last > timing.total_ms + tolerance_ms:

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from chronostat.models.prepare import count_image_tokens
 WorkName = Literal[
     "image_tokens", "vision_inputs", "experts_per_token", "blocks_run", "prefill_inputs", "forwards"
 ]  # the fields of Work
-WORK_NAMES: tuple[WorkName, ...] = get_args(WorkName)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from chronostat.config import Attention, DeviceName, DtypeName
 from chronostat.errors import ModelError
 from chronostat.models.anatomy import anatomy_of
 from chronostat.models.molmo import first_molmo_class
@@ -22,7 +23,6 @@ BUNDLED = Path(__file__).parent.parent / "assets" / "demo_vlm"
 # refused by name: reading them would run whatever code they hold
 _PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
-Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 _SAMPLED = 64  # values of each weight that enter the fingerprint
 
 
@@ -44,8 +44,8 @@ class Vlm:
 def load_vlm(
     path: str | Path | None = None,
     *,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: DeviceName = "auto",
+    dtype: DtypeName = "auto",
     attention: Attention = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -134,7 +134,7 @@ def _stable(value: object) -> object:
     return value
 
 
-def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+def _device(name: DeviceName) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ModelError("model.device = 'cuda', but torch sees no CUDA device; use cpu or auto")
     use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())

@@ -4,15 +4,16 @@ Every number carries its unit in its name; every timing carries its source. The 
 docs/definitions.md.
 """
 
-from chronostat.records.budgets import Budget, BudgetKind
+from chronostat.records.budgets import DEADLINE_SHARE, Budget, BudgetKind
 from chronostat.records.conditions import Conditions
 from chronostat.records.executions import LATENCY_METRICS, NOT_CALLED, Execution, LatencyMetric, Source, StageTiming
 from chronostat.records.plain_data import Number, plain
-from chronostat.records.settings import KnobValue, Setting, knob_value
+from chronostat.records.settings import KnobValue, Setting, knob_value, value_text
 from chronostat.records.trials import Decision, Phase, Step, Trial
 from chronostat.records.verdicts import Comparison, Estimate, PolicyScore, Verdict
 
 __all__ = [
+    "DEADLINE_SHARE",
     "LATENCY_METRICS",
     "NOT_CALLED",
     "Budget",
@@ -35,4 +36,5 @@ __all__ = [
     "Verdict",
     "knob_value",
     "plain",
+    "value_text",
 ]

@@ -6,6 +6,8 @@ from typing import Literal, get_args
 from chronostat.errors import BudgetError
 
 BudgetKind = Literal["mean", "deadline"]
+DEADLINE_SHARE = 0.95
+"""Of the requests that have to be within a deadline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +15,7 @@ class Budget:
     """A latency limit as a fraction of the latency of ``full``.
 
     Attributes:
-        kind: ``mean`` must hold on average, ``deadline`` for 95 % of the requests.
+        kind: ``mean`` must hold on average, ``deadline`` for a share of ``DEADLINE_SHARE`` of the requests.
         fraction: limit / median latency of ``full`` (which one: docs/definitions.md, "Budgets"), dimensionless.
     """
 

@@ -43,7 +43,7 @@ class Setting(Mapping[str, KnobValue]):
         return hash(frozenset(self.pairs))
 
     def __str__(self) -> str:
-        return " ".join(f"{name}={_value_text(value)}" for name, value in self.pairs) or "full"
+        return " ".join(f"{name}={value_text(value)}" for name, value in self.pairs) or "full"
 
     @classmethod
     def parse(cls, text: str) -> "Setting":
@@ -66,7 +66,8 @@ def knob_value(plain: float | list[int]) -> KnobValue:
     return tuple(plain) if isinstance(plain, list) else plain
 
 
-def _value_text(value: KnobValue) -> str:
+def value_text(value: KnobValue) -> str:
+    """A value as ``str`` of a setting writes it, such as ``0.25``, ``2,3`` or ``-``."""
     if not isinstance(value, tuple):
         return str(value)
     if not value:

@@ -65,18 +65,14 @@ class RunStore:
         store = cls(Path(folder))
         with disk_errors(store.folder):
             store.folder.mkdir(parents=True, exist_ok=True)
-        if store.holds(FACTS):
-            raise StoreError(
-                f"{folder} already holds a run; choose another run directory, resume it, or delete it first"
-            )
-        left = [name for name in _OF_A_RUN if store.holds(name)]
-        left += [name for name in TABLES if live_parts(store.folder / name)]
-        if left:
-            raise StoreError(
-                f"{folder} holds what is left of a run without {FACTS}: {', '.join(left)}; choose another run "
-                "directory, or delete it first"
-            )
-        store.write_json(FACTS, facts)
+        store._require_no_run()  # before the lock leaves a file in a folder that is refused
+        store._begin_writing()
+        try:
+            store._require_no_run()  # another process may have begun one and ended since
+            store.write_json(FACTS, facts)
+        except StoreError:
+            store.close()
+            raise
         return store
 
     @classmethod
@@ -185,7 +181,7 @@ class RunStore:
     def query(self, sql: str) -> duckdb.DuckDBPyRelation:
         """What DuckDB answers over the views ``executions``, ``trials``, ``decisions`` and ``steps``.
 
-        The relation gives rows (``fetchall()``), a table (``arrow()``) or a data frame (``df()``).
+        The relation gives rows (``fetchall()``), a table (``to_arrow_table()``) or a data frame (``df()``).
 
         Raises:
             StoreError: a part is missing or damaged; names it.
@@ -238,6 +234,20 @@ class RunStore:
         if not isinstance(data, dict):
             raise StoreError(f"cannot read {path}: it holds a {type(data).__name__} instead of an object")
         return cast("dict[str, Any]", data)
+
+    def _require_no_run(self) -> None:
+        """Accept a folder that a run can begin in."""
+        if self.holds(FACTS):
+            raise StoreError(
+                f"{self.folder} already holds a run; choose another run directory, resume it, or delete it first"
+            )
+        left = [name for name in _OF_A_RUN if self.holds(name)]
+        left += [name for name in TABLES if live_parts(self.folder / name)]
+        if left:
+            raise StoreError(
+                f"{self.folder} holds what is left of a run without {FACTS}: {', '.join(left)}; choose another run "
+                "directory, or delete it first"
+            )
 
     def _begin_writing(self) -> None:
         """Take the lock and tidy up after a killed writer."""

@@ -58,7 +58,6 @@ class Shot:
 
     Attributes:
         request: its number.
-        warmup: it is not used.
         peak_mib: most memory in use, as ``PeakMemory`` says; None: unknown.
         compiled: ``generate()`` compiled its decode step.
         waterfall: when each stage and token was.
@@ -66,7 +65,6 @@ class Shot:
 
     arm: int
     request: int
-    warmup: bool
     execution: Execution
     peak_mib: float | None
     compiled: bool
@@ -80,6 +78,13 @@ class Shot:
         return timing
 
     @property
+    def request_ms(self) -> float:
+        """What a caller waited."""
+        request_ms = self.execution.request_ms
+        assert request_ms is not None, "execute() raises where it does not measure"
+        return request_ms
+
+    @property
     def shape(self) -> Hashable:
         """What a warm-up is for."""
         return self.execution.prompt_tokens, self.execution.image_tokens
@@ -91,7 +96,7 @@ class Shot:
         return getattr(self.timing, name)
 
 
-def shoot(arms: Sequence[Arm], arm: int, request: int, plan: Plan, *, warmup: bool) -> Shot:
+def shoot(arms: Sequence[Arm], arm: int, request: int, plan: Plan) -> Shot:
     """Execute once.
 
     Raises:
@@ -112,7 +117,6 @@ def shoot(arms: Sequence[Arm], arm: int, request: int, plan: Plan, *, warmup: bo
     return Shot(
         arm=arm,
         request=request,
-        warmup=warmup,
         execution=execution,
         peak_mib=peak.mib,
         compiled=measured[0].compiled,

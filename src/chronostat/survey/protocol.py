@@ -43,7 +43,7 @@ def survey(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT) -> Su
         else:
             shots, judged, metric = _judged(arms, plan, advance)
     columns = tuple(
-        column_of(arm, own, [shot for shot in shots if shot.arm == index and not shot.warmup])
+        column_of(arm, own, [shot for shot in shots if shot.arm == index])
         for index, (arm, own) in enumerate(zip(arms, conditions, strict=True))
     )
     return Survey(
@@ -68,10 +68,10 @@ def repeated(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT) -> 
     for number in range(plan.repeats):
         for done, position in enumerate(rng.permutation(len(slots)).tolist(), start=1):
             arm, request = slots[position]
-            shot = shoot(arms, arm, request, plan, warmup=False)
+            shot = shoot(arms, arm, request, plan)
             if (arm, shot.shape) not in warm:
                 warm.add((arm, shot.shape))
-                shot = shoot(arms, arm, request, plan, warmup=False)
+                shot = shoot(arms, arm, request, plan)
             shots.append(shot)
             advance((number * len(slots) + done) / (plan.repeats * len(slots)), f"{len(shots)} executions")
     return shots
@@ -79,14 +79,14 @@ def repeated(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT) -> 
 
 def _judged(arms: Sequence[Arm], plan: Plan, advance: Advance) -> tuple[list[Shot], Judged, str]:
     several = len(arms[0].requests) > 1
-    shots: list[Shot] = [shoot(arms, arm, 0, plan, warmup=True) for arm in range(len(arms))]
-    seen = all(shot.timing.source == "measured" for shot in shots)
+    first = [shoot(arms, arm, 0, plan) for arm in range(len(arms))]
+    seen = all(shot.timing.source == "measured" for shot in first)
     metric = "prefill_ms" if seen else "total_ms"
     executed: list[Sequence[Shot]] = []
 
     def repeat(arm: int, unit: int) -> Repeat:
         request = unit % len(arms[0].requests)
-        group = [shoot(arms, arm, request, plan, warmup=False) for _ in range(plan.repeats if several else 1)]
+        group = [shoot(arms, arm, request, plan) for _ in range(plan.repeats if several else 1)]
         executed.append(group)
         return _repeat(group, metric)
 
@@ -100,9 +100,8 @@ def _judged(arms: Sequence[Arm], plan: Plan, advance: Advance) -> tuple[list[Sho
         units=len(arms[0].requests) if several else None,
         advance=advance,
     )
-    for ran, group in zip(judged.ran, executed, strict=True):
-        shots += group if not ran.warmup else []
-    return shots, judged, metric
+    pairs = zip(judged.ran, executed, strict=True)
+    return [shot for ran, group in pairs if not ran.warmup for shot in group], judged, metric
 
 
 def _repeat(group: Sequence[Shot], metric: str) -> Repeat:
@@ -116,7 +115,7 @@ def _repeat(group: Sequence[Shot], metric: str) -> Repeat:
             for name, values in medians.items()
             if values and all(ms is not None and ms > 0 for ms in values)
         },
-        cost_ms=sum(shot.execution.request_ms or 0.0 for shot in group),
+        cost_ms=sum(shot.request_ms for shot in group),
         left_out=_why_left_out(group, used, calm),
         shape=group[0].shape,
     )

@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
 from chronostat.errors import MeasurementError
 from chronostat.measure.memory import peak_meaning
-from chronostat.measure.reasons import kind_of
+from chronostat.measure.reasons import kind_of, that_count
 from chronostat.measure.statistics import NoiseFloor, median_interval
 from chronostat.records import Comparison, Conditions, Estimate, Setting, Source, plain
 from chronostat.survey.arms import Arm, Shot
@@ -90,7 +91,7 @@ class Column:
     @property
     def requests_ms(self) -> list[float]:
         """What a caller waited, by execution."""
-        return [shot.execution.request_ms or 0.0 for shot in self.shots]
+        return [shot.request_ms for shot in self.shots]
 
     @property
     def peak_mib(self) -> float | None:
@@ -178,8 +179,8 @@ def column_of(arm: Arm, conditions: Conditions, shots: Sequence[Shot]) -> Column
         raise MeasurementError(f"{arm.name} was never executed beyond its warm-up; allow more repeats")
     measured = [shot for shot in shots if shot.timing.source == "measured"]
     seen = measured or list(shots)
-    calm = [shot for shot in seen if shot.execution.disturbed is None]
-    used = calm if 2 * len(calm) >= len(seen) else seen
+    calm = np.array([shot.execution.disturbed is None for shot in seen], dtype=np.bool_)
+    used = list(compress(seen, that_count(calm).tolist()))
     counts = set(map(id, used))
     return Column(
         name=arm.name,
@@ -236,5 +237,5 @@ def _execution(shot: Shot) -> dict[str, Any]:
         **asdict(shot.timing),
         "peak_memory_mib": shot.peak_mib,
         "compiled_decode": shot.compiled,
-        "waterfall_ms": asdict(shot.waterfall),
+        "waterfall": asdict(shot.waterfall),
     }

@@ -23,18 +23,18 @@ class Lane:
 
     name: str
     colour: str
-    bars: Sequence[Interval]
+    bars_ms: Sequence[Interval]
 
     @property
     def sum_ms(self) -> float:
         """Length of all bars."""
-        return sum(end - start for start, end in self.bars)
+        return sum(end - start for start, end in self.bars_ms)
 
 
 def waterfalls(columns: Sequence[Column]) -> list[dict[str, Any]]:
     """What the template draws of each column's typical execution, on one scale."""
     lanes = [list(lanes_of(column.typical)) for column in columns]
-    end_ms = max(end for each in lanes for lane in each for _, end in lane.bars)
+    end_ms = max(end for each in lanes for lane in each for _, end in lane.bars_ms)
     axis = Axis(low=0.0, high=end_ms, start_px=_LEFT, end_px=WIDTH - _RIGHT)
     return [_facts(column, own, axis) for column, own in zip(columns, lanes, strict=True)]
 
@@ -57,7 +57,7 @@ def _facts(column: Column, lanes: Sequence[Lane], axis: Axis) -> dict[str, Any]:
                 "colour": lane.colour,
                 "y": _TOP + _ROW * number,
                 "label": f"{lane.sum_ms:.1f} ms",
-                "bars": [_bar(axis, interval, number) for number, interval in enumerate(lane.bars)],
+                "bars": [_bar(axis, interval, number) for number, interval in enumerate(lane.bars_ms)],
             }
             for number, lane in enumerate(lanes)
         ],
@@ -69,29 +69,29 @@ def lanes_of(shot: Shot) -> Iterator[Lane]:
     """The lanes of one execution, in the order of time."""
     begin_ms, timing = shot.execution.preprocess_ms or 0.0, shot.timing
     if begin_ms:
-        yield Lane(name="preprocessing", colour=GREY, bars=[(0.0, begin_ms)])
+        yield Lane(name="preprocessing", colour=GREY, bars_ms=[(0.0, begin_ms)])
     if timing.source == "measured":
         yield from _stages(shot, begin_ms)
-    yield Lane(name="generate()", colour=GREY, bars=[(begin_ms, begin_ms + timing.total_ms)])
+    yield Lane(name="generate()", colour=GREY, bars_ms=[(begin_ms, begin_ms + timing.total_ms)])
 
 
 def _stages(shot: Shot, begin_ms: float) -> Iterator[Lane]:
     seen = {
         stage: [(begin_ms + start, begin_ms + end) for start, end in spans]
-        for stage, spans in shot.waterfall.spans.items()
+        for stage, spans in shot.waterfall.spans_ms.items()
     }
-    tokens = [begin_ms + mark for mark in shot.waterfall.tokens]
+    tokens_ms = [begin_ms + mark for mark in shot.waterfall.tokens_ms]
     parts: list[Interval] = []
     for name, colour in ((VISION, BLUE), (PROJECTOR, SKY), (BLOCKS, ORANGE)):
         if seen.get(name):
             own = outside(seen[name], seen.get(PROJECTOR, [])) if name == VISION else union(seen[name])
             parts += own
-            yield Lane(name=name, colour=colour, bars=own)
+            yield Lane(name=name, colour=colour, bars_ms=own)
     prefill = [interval for stage in (ENCODE, FORWARD, VISION, PROJECTOR) for interval in seen.get(stage, [])]
-    yield Lane(name="rest of prefill", colour=PURPLE, bars=outside(prefill, parts))
-    yield Lane(name="first token", colour=GREEN, bars=[(max(end for _, end in prefill), tokens[0])])
-    if len(tokens) > 1:
-        yield Lane(name="decode steps", colour=VERMILLION, bars=list(pairwise(tokens)))
+    yield Lane(name="rest of prefill", colour=PURPLE, bars_ms=outside(prefill, parts))
+    yield Lane(name="first token", colour=GREEN, bars_ms=[(max(end for _, end in prefill), tokens_ms[0])])
+    if len(tokens_ms) > 1:
+        yield Lane(name="decode steps", colour=VERMILLION, bars_ms=list(pairwise(tokens_ms)))
 
 
 def _bar(axis: Axis, interval: Interval, number: int) -> dict[str, Any]:

@@ -8,22 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chronostat.knobs.space import ActionSpace
+from chronostat.measure.reasons import that_count
 from chronostat.measure.statistics import PairedBootstrap, weighted_quantile
-from chronostat.records import Budget, LatencyMetric, PolicyScore, Trial
+from chronostat.records import DEADLINE_SHARE, Budget, LatencyMetric, PolicyScore, Trial
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Flags = NDArray[np.bool_]
-_LEAST_CALM = 0.5  # of the samples; where fewer are undisturbed none is left out of the latencies
-DEADLINE_SHARE = 0.95  # of the requests that have to be within a deadline
-
-
-def that_count(calm: Flags) -> Flags:
-    """The samples whose latency counts, shape [n]: those that nothing disturbed.
-
-    All of them on a machine that disturbs more than half: what it takes is what it takes there.
-    """
-    return calm if calm.mean() >= _LEAST_CALM else np.ones_like(calm)
 
 
 @dataclass(kw_only=True)

@@ -8,9 +8,10 @@ import numpy as np
 from chronostat.control.failures import IN_A_ROW, Failures
 from chronostat.errors import MeasurementError
 from chronostat.execution import Request
+from chronostat.measure.reasons import that_count
 from chronostat.records import Budget, Setting
 from chronostat.session import Session
-from chronostat.validation.policies import Flags, Floats, Measurements, Mix, Pool, best_fixed, best_mix, that_count
+from chronostat.validation.policies import Flags, Floats, Measurements, Mix, Pool, best_fixed, best_mix
 
 FINALISTS = 3  # settings per budget that stay in the race
 _OPEN_SHARE = 0.4  # of the time box, in which every setting runs

@@ -22,7 +22,7 @@ from chronostat.measure.work import Work
 from chronostat.models.anatomy import anatomy_of
 from chronostat.models.load import Vlm
 from chronostat.ranking import check_plan, rank, ranking_material, refused_blocks
-from chronostat.records import Comparison, Conditions, Estimate, KnobValue, Setting
+from chronostat.records import Comparison, Conditions, Estimate, KnobValue, Setting, value_text
 from chronostat.report.text import ms_interval, points_interval
 from chronostat.session import Session, begin_with, reopen_with
 from chronostat.store import RunStore
@@ -93,7 +93,7 @@ def nearest_values(vlm: Vlm, levels: Mapping[str, Any]) -> dict[str, dict[str, K
         for value in levels.get(name) or ():
             reached = find_knob(name, vlm.model, vlm.processor).reached(value)
             if reached != value:
-                nearest.setdefault(name, {})[_value(value)] = reached
+                nearest.setdefault(name, {})[value_text(value)] = reached
     return nearest
 
 
@@ -101,10 +101,10 @@ def _space_lines(effects: Effects, nearest: Mapping[str, Mapping[str, KnobValue]
     product = " x ".join(str(len(values)) for values in effects.space.levels.values())
     yield f"{effects.model}: {len(effects.space)} settings ({product})"
     for name, values in effects.space.levels.items():
-        shown = "; ".join(_value(value) for value in values)
+        shown = "; ".join(value_text(value) for value in values)
         yield f"{name}: {effects.mechanisms[name]}; values {shown}"
         for asked, reached in nearest.get(name, {}).items():
-            yield f"{name}: {asked} is taken to {_value(reached)}, the nearest that can be asked for"
+            yield f"{name}: {asked} is taken to {value_text(reached)}, the nearest that can be asked for"
     for reason in effects.absent.values():
         yield f"absent: {reason}"
     if effects.space.pruned:
@@ -152,10 +152,6 @@ def _notes(effect: Effect) -> Iterator[str]:
 
 def _name(effect: Effect) -> str:
     return str(Setting({effect.knob: effect.value}))
-
-
-def _value(value: KnobValue) -> str:
-    return str(Setting(value=value)).removeprefix("value=")
 
 
 def _work_cells(work: Work) -> tuple[str, ...]:

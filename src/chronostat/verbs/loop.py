@@ -153,7 +153,7 @@ def forecast(config: Config, out: Console) -> None:
     request = request_for(dataset.split("train")[0], vlm.processor, None)
     arms = [Arm(name=str(s), vlm=vlm, setting=s, requests=[request]) for s in material.space.settings]
     probed = repeated(arms, Plan(repeats=1, max_new_tokens=config.measure.max_new_tokens))
-    requests_ms = [shot.execution.request_ms or 0.0 for shot in probed]
+    requests_ms = [shot.request_ms for shot in probed]
     execution_s = sum(requests_ms) / len(requests_ms) / 1e3
     table = Table("phase")
     for head in ("about how many executions", "seconds"):

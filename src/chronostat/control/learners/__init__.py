@@ -1,4 +1,7 @@
-"""Learners by name. A new one is one file with a subclass of ``Learner`` and one line in ``LEARNERS``."""
+"""Learners by name.
+
+A new one is one file with a subclass of ``Learner``, one line in ``LEARNERS``, and its name in ``TrainConfig``.
+"""
 
 from chronostat.control.learners.base import Learner, Outcome
 from chronostat.control.learners.direct import DirectLearner

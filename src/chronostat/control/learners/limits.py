@@ -10,10 +10,9 @@ from torch import Tensor
 from chronostat.control.learners.multipliers import Multipliers, penalised
 from chronostat.control.learners.tensors import with_prefix, without_prefix
 from chronostat.errors import BudgetError
-from chronostat.records import Budget
+from chronostat.records import DEADLINE_SHARE, Budget
 
 _CALIBRATION_WEIGHT = 16.0  # measurements that a setting's mean of the calibration counts for
-_DEADLINE_SHARE = 0.95  # the share of requests that a deadline must hold for
 _RECENT = 2048  # measurements that the tail is taken from
 _SETTLED = 64  # budgets for which a price is fitted
 
@@ -59,7 +58,7 @@ class LatencyMeans:
             self._counts[setting] += 1
             self.means[setting] += (value - self.means[setting]) / self._counts[setting]
             self._ratios = torch.cat([self._ratios[1 - _RECENT :], (value / self.means[setting]).reshape(1)])
-        self.tail = float(self._ratios.quantile(_DEADLINE_SHARE))
+        self.tail = float(self._ratios.quantile(DEADLINE_SHARE))
 
     def renew(self, measured: Tensor) -> None:
         """Put fresh means in the place of the old ones.

@@ -18,7 +18,7 @@ from chronostat.control.learners.tensors import (
     with_prefix,
     without_prefix,
 )
-from chronostat.control.reward import price, reward_for
+from chronostat.control.reward import reward_for
 from chronostat.knobs.space import ActionSpace
 from chronostat.records import Budget, BudgetKind
 
@@ -260,7 +260,7 @@ class RlooLearner(Learner):
     def _rewards(self, outcome: Outcome) -> Tensor:
         """Of each draw under every budget of the training, shape [B, G]."""
         parts = [
-            reward_for(kind, self._reward)(
+            reward_for(kind, self._reward).value(
                 outcome.quality,
                 outcome.latency,
                 torch.tensor(group.fractions)[:, None],
@@ -274,7 +274,10 @@ class RlooLearner(Learner):
     def _prices(self) -> Tensor:
         """What exceeding each budget by all of itself costs in reward, shape [B]."""
         return torch.cat(
-            [price(kind, torch.tensor(group.values), self._reward) for kind, group in self._multipliers.items()]
+            [
+                reward_for(kind, self._reward).price(torch.tensor(group.values), self._reward)
+                for kind, group in self._multipliers.items()
+            ]
         )
 
     @torch.no_grad()
