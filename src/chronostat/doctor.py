@@ -142,6 +142,7 @@ def examine(
     watch: MachineWatch | None = None,
     gpu: Gpu | None = None,
     run: Callable[[], Execution] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Examination:
     """Execute one request again and again, as two arms that are the same, and look at the machine meanwhile.
 
@@ -153,6 +154,7 @@ def examine(
         watch: of the machine; of this one if absent.
         gpu: that the model is on; found by torch if absent.
         run: one execution; of the request if absent.
+        stopped: asked after each pair whether to end before the time box does.
 
     Raises:
         ConfigError: the time box is not positive.
@@ -167,7 +169,7 @@ def examine(
             run()
         watch = watch or MachineWatch(Linux())
         earlier = gpu.state() if gpu else None
-        pairs = _pairs(run, clock, seconds)
+        pairs = _pairs(run, clock, seconds, stopped)
         findings = (*machine_findings(watch.seen()), *gpu_findings(gpu, vlm.model.device, earlier))
         conditions = read_conditions(vlm.model)
     return examined(vlm.name, conditions, findings, pairs)
@@ -202,11 +204,13 @@ def _execute(vlm: Vlm, request: SampleRequest) -> Execution:
         return execute(vlm.model, request, setting=Setting(), max_new_tokens=_NEW_TOKENS, generation_config=longer)
 
 
-def _pairs(run: Callable[[], Execution], clock: Clock, seconds: float) -> list[tuple[Execution, Execution]]:
-    """Executions of A and B, one after the other in random order, until the time box ends."""
+def _pairs(
+    run: Callable[[], Execution], clock: Clock, seconds: float, stopped: Callable[[], bool]
+) -> list[tuple[Execution, Execution]]:
+    """Executions of A and B, one after the other in random order, until the time box ends or it is stopped."""
     rng = np.random.default_rng(0)
     start_ns, pairs = clock.host_ns(), []
-    while len(pairs) < MOST_PAIRS and clock.host_ms_since(start_ns) < 1e3 * seconds:
+    while len(pairs) < MOST_PAIRS and clock.host_ms_since(start_ns) < 1e3 * seconds and not stopped():
         first, second = run(), run()
         pairs.append((first, second) if rng.integers(2) else (second, first))
     return pairs

@@ -195,3 +195,26 @@ def test_a_disk_that_is_full(tmp_path):
     # with space it goes on
     assert run("train", "--resume", "run", cwd=tmp_path).status == 0
     assert len(store.trials("train")) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("measure", "--repeats", "2000"), ("doctor", "--seconds", "300")])
+def test_ctrl_c_shows_and_writes_what_was_measured_until_then(tmp_path, words):
+    process = started(*words, "--json", "found.json", cwd=tmp_path)
+    sleep(15)  # the model is loaded, and some executions have ended
+    process.send_signal(signal.SIGINT)
+    said = ended(process)
+    assert said.status == 130
+    problems = said.err.splitlines()
+    assert problems[-2:] == [
+        "chronostat: ends after what is being executed; Ctrl-C again ends at once, without result",
+        "chronostat: interrupted",
+    ]
+    assert "found.json" in said.out
+    found = json.loads((tmp_path / "found.json").read_text())
+    if words[0] == "measure":
+        assert found["interrupted"] is True
+        assert 0 < len(found["arms"][0]["executions"]) < 2000
+        assert "interrupted: this is what was measured until then" in said.out
+    else:
+        assert found["repeats"] > 0

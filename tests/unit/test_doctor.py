@@ -147,6 +147,25 @@ def test_exit_statuses_are_no_error_codes():
     assert not codes & (set(EXIT_STATUS.values()) - {0})
 
 
+def test_the_repeats_end_where_they_are_stopped(bundled, tmp_path):
+    ran = []
+
+    def run():
+        ran.append(1)
+        return repeat()
+
+    exam = examine(
+        bundled,
+        request_for_demo(bundled),
+        seconds=60.0,
+        watch=MachineWatch(FakeLinux(tmp_path), processes=list, cpus=(0,)),
+        run=run,
+        stopped=lambda: len(ran) >= 20,
+    )
+    assert exam.repeats <= 20
+    assert len(ran) in {20, 21}
+
+
 def test_the_time_box_ends_the_repeats(bundled, tmp_path):
     clock, ran = FakeClock(), []
 

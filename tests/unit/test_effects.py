@@ -280,7 +280,7 @@ def test_flags(verdicts, removes, changes, flag):
     ],
 )
 def test_whether_a_value_pays_is_decided_by_whole_intervals(prefill, decode, pays):
-    low_high = {"prefill": prefill, "decode_per_token": decode}
+    low_high = {"prefill_ms": prefill, "decode_ms_per_token": decode}
     assert _verdict({kind: Estimate(point=1.0, low=low, high=high) for kind, (low, high) in low_high.items()}) == pays
 
 

@@ -106,6 +106,15 @@ def test_a_limit_that_ends_between_blocks_makes_the_last_one_smaller():
     assert verdicts(found) == {1: "faster"}  # the look at the end of 5 pairs
 
 
+def test_what_stops_it_from_outside_leaves_an_interval():
+    arms = Arms(100, 100)
+    found = judged(arms, 2, rules=Rules(cost_limit=200, margin=0.0), stopped=lambda: len(arms.calls) >= 40)
+    comparison = found.comparisons["prefill_ms"][1]
+    assert (found.ended, comparison.verdict) == ("it was interrupted", "undecided")
+    assert 15 <= comparison.pairs <= 20
+    assert 0 < comparison.ratio.low < 1 < comparison.ratio.high < math.inf
+
+
 def test_repeats_cut_to_one_token_count_as_what_they_cost():
     arms = Arms(100, 100)
     whole = judged(arms, 2, rules=Rules(cost_limit=6, margin=0))

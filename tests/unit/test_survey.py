@@ -17,6 +17,7 @@ from chronostat.survey import arms as arms_module
 from chronostat.survey import protocol as protocol_module
 from chronostat.survey.protocol import _repeat
 from chronostat.survey.result import column_of, refuse_unequal
+from chronostat.surveyed import notes
 
 FULL, SMALL, FAST = Setting(), Setting(vision_tokens=16), Setting(moe_topk=1)
 
@@ -73,6 +74,16 @@ def test_one_arm_has_no_verdict(arms):
     assert len(only.shots) + len(only.left_out) == 2
     assert only.shots[0].execution.timing.new_tokens == 1
     assert only.typical.waterfall.spans_ms["decoder blocks"]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_was_measured_until_it_was_stopped_is_kept(arms, order, number):
+    found = survey(arms[:number], Plan(repeats=30, max_new_tokens=1), stopped=lambda: len(order) >= 12)
+    assert found.interrupted
+    assert all(column.shots for column in found.columns)
+    assert len(order) < 12 + 2 * 8  # a round of the judge has a few repeats of each arm
+    assert found.ended == (None if number == 1 else "it was interrupted")
+    assert next(notes(found)) == "interrupted: this is what was measured until then"
 
 
 def test_several_arms_are_judged_against_the_first(arms):
@@ -174,6 +185,15 @@ def test_a_stage_that_was_not_seen_each_time_is_absent():
     some = column(shot(timing(1.0, decode_ms=4.0)), shot(timing(2.0)))
     assert some.stage("decode_ms") is None
     assert some.stage("prefill_ms").point == 1.5
+    assert some.requests_without("decode_ms") == 1
+
+
+def test_a_request_without_a_stage_takes_it_from_no_other_request():
+    shots = [shot(timing(1.0, decode_ms=float(ms)), request=ms) for ms in (4, 6)] + [shot(timing(1.0), request=7)]
+    some = column(*shots)
+    assert some.stage("decode_ms").point == 5
+    assert (some.requests_without("decode_ms"), some.requests_without("prefill_ms")) == (1, 0)
+    assert column(shot(timing(1.0))).requests_without("decode_ms") == 0  # none has it: nothing is missing
 
 
 @pytest.mark.parametrize(

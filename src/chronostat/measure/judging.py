@@ -91,6 +91,7 @@ def judge(
     units: int | None = None,
     one_shot_ms: float | None = None,
     advance: Callable[[float, str], None] = lambda fraction, note: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Judged:
     """Execute arms until each one's verdict against arm 0 is known, or the limit of cost is reached.
 
@@ -108,6 +109,8 @@ def judge(
         one_shot_ms: the cost of one whole shot of every arm together, where repeats may stop after the first token;
             None: the mean cost of the repeats themselves.
         advance: told the share of the limit that is spent, and a note for people, after each round.
+        stopped: asked after each round whether to end as if the limit was reached. The intervals hold if what stops
+            it has not seen the latencies.
 
     Raises:
         ConfigError: fewer than 2 arms.
@@ -124,6 +127,9 @@ def judge(
         bench.round(*task)
         court.look()
         advance(min(1.0, bench.cost_ms / court.limit_ms), f"{len(court.verdicts)} of {arms - 1} verdicts")
+        if stopped():
+            court.ended = "it was interrupted"
+            break
     court.look(last=True)
     return court.result()
 

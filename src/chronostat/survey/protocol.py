@@ -11,10 +11,12 @@ from chronostat.survey.arms import Arm, Plan, Shot, like_conditions, shoot
 from chronostat.survey.result import STAGES, Survey, column_of, refuse_unequal
 
 Advance = Callable[[float, str], None]
+Stopped = Callable[[], bool]
 _SILENT: Advance = lambda share, note: None  # noqa: E731 - a default, not a function of its own
+_NEVER: Stopped = lambda: False  # noqa: E731 - likewise
 
 
-def survey(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT) -> Survey:
+def survey(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT, stopped: Stopped = _NEVER) -> Survey:
     """Measure one arm with ``plan.repeats``; judge several against the first.
 
     Several arms run interleaved in random order by the judge protocol (``chronostat.measure.judging``). With one
@@ -25,6 +27,7 @@ def survey(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT) -> Su
         arms: with distinct names and the same requests; the first is the one that the others are compared with.
         plan: how much.
         advance: told the share that is done, and a note for people.
+        stopped: asked whether to end with what there is.
 
     Raises:
         KnobError: an unknown knob or an illegal value; nothing has been measured then.
@@ -39,9 +42,9 @@ def survey(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT) -> Su
         conditions = like_conditions(arms)
         judged, metric = None, "prefill_ms"
         if len(arms) == 1:
-            shots = repeated(arms, plan, advance=advance)
+            shots = repeated(arms, plan, advance=advance, stopped=stopped)
         else:
-            shots, judged, metric = _judged(arms, plan, advance)
+            shots, judged, metric = _judged(arms, plan, advance, stopped)
     columns = tuple(
         column_of(arm, own, [shot for shot in shots if shot.arm == index])
         for index, (arm, own) in enumerate(zip(arms, conditions, strict=True))
@@ -53,11 +56,12 @@ def survey(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT) -> Su
         comparisons=refuse_unequal(judged.comparisons, columns) if judged else {},
         noise_floor=judged.noise_floor if judged else {},
         ended=judged.ended if judged else None,
+        interrupted=stopped(),
     )
 
 
-def repeated(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT) -> list[Shot]:
-    """Every request under every arm ``plan.repeats`` times, each round in random order.
+def repeated(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT, stopped: Stopped = _NEVER) -> list[Shot]:
+    """Every request under every arm ``plan.repeats`` times, each round in random order; less once it is stopped.
 
     A shape that an arm has not seen is executed once before, as its warm-up.
     """
@@ -67,6 +71,8 @@ def repeated(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT) -> 
     shots: list[Shot] = []
     for number in range(plan.repeats):
         for done, position in enumerate(rng.permutation(len(slots)).tolist(), start=1):
+            if shots and stopped():
+                return shots
             arm, request = slots[position]
             shot = shoot(arms, arm, request, plan)
             if (arm, shot.shape) not in warm:
@@ -77,7 +83,7 @@ def repeated(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT) -> 
     return shots
 
 
-def _judged(arms: Sequence[Arm], plan: Plan, advance: Advance) -> tuple[list[Shot], Judged, str]:
+def _judged(arms: Sequence[Arm], plan: Plan, advance: Advance, stopped: Stopped) -> tuple[list[Shot], Judged, str]:
     several = len(arms[0].requests) > 1
     first = [shoot(arms, arm, 0, plan) for arm in range(len(arms))]
     seen = all(shot.timing.source == "measured" for shot in first)
@@ -99,6 +105,7 @@ def _judged(arms: Sequence[Arm], plan: Plan, advance: Advance) -> tuple[list[Sho
         unit="sample" if several else "repeat",
         units=len(arms[0].requests) if several else None,
         advance=advance,
+        stopped=stopped,
     )
     pairs = zip(judged.ran, executed, strict=True)
     return [shot for ran, group in pairs if not ran.warmup for shot in group], judged, metric

@@ -69,15 +69,28 @@ class Column:
         return sum(shot.execution.disturbed is not None for shot in self.shots)
 
     def stage(self, name: str) -> Estimate | None:
-        """Median of a stage with its 95 % interval: over repeats, or over the medians of requests; None: no stage."""
-        by_request: dict[int, list[float]] = {}
-        for shot in self.shots:
-            value = shot.stage_ms(name)
-            if value is None:
-                return None
-            by_request.setdefault(shot.request, []).append(value)
-        groups = list(by_request.values())
+        """Median of a stage with its 95 % interval: over repeats, or over the medians of requests; None: no stage.
+
+        Only requests that had the stage each time count: an answer of one token has no decode step.
+        """
+        groups = self._with_stage(name)
+        if not groups:
+            return None
         return median_interval(groups[0] if len(groups) == 1 else [float(np.median(group)) for group in groups])
+
+    def _with_stage(self, name: str) -> list[list[float]]:
+        """Milliseconds of each request that had the stage each time."""
+        by_request: dict[int, list[float | None]] = {}
+        for shot in self.shots:
+            by_request.setdefault(shot.request, []).append(shot.stage_ms(name))
+        seen = ([ms for ms in group if ms is not None] for group in by_request.values() if None not in group)
+        return list(seen)
+
+    def requests_without(self, name: str) -> int:
+        """How many requests lacked a stage that others had, or had another time; 0 where none had it."""
+        if all(shot.stage_ms(name) is None for shot in self.shots):
+            return 0
+        return len({shot.request for shot in self.shots}) - len(self._with_stage(name))
 
     def percentile_ms(self, percent: int) -> float | None:
         """A percentile of ``request_ms`` over all executions; None where it would be the largest of too few.
@@ -142,6 +155,7 @@ class Survey:
         comparisons: by latency, then by arm (1 and up), against arm 0; empty for one arm.
         noise_floor: by latency: what arm 0 differs by from itself.
         ended: why judging ended; None for one arm.
+        interrupted: it was ended from outside, before all was measured that was planned.
     """
 
     columns: tuple[Column, ...]
@@ -150,6 +164,7 @@ class Survey:
     comparisons: Mapping[str, Mapping[int, Comparison]]
     noise_floor: Mapping[str, NoiseFloor]
     ended: str | None
+    interrupted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: numbers that do not exist are null."""
@@ -164,6 +179,7 @@ class Survey:
             ],
             "noise_floor": {name: plain(asdict(floor)) for name, floor in self.noise_floor.items()},
             "ended": self.ended,
+            "interrupted": self.interrupted,
         }
 
 

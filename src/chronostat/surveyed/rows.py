@@ -77,6 +77,8 @@ def condition_rows(survey: Survey) -> list[Row]:
 
 def notes(survey: Survey) -> Iterator[str]:
     """What limits the numbers."""
+    if survey.interrupted:
+        yield "interrupted: this is what was measured until then"
     for column in survey.columns:
         yield from _column_notes(column)
     for arm in range(1, len(survey.columns)):
@@ -98,6 +100,10 @@ def judged(survey: Survey) -> str | None:
 def _column_notes(column: Column) -> Iterator[str]:
     if column.source != "measured":
         yield f"{column.name}: only the whole call was measured ({column.shots[0].timing.unseen})"
+    missing = column.requests_without("decode_ms")
+    if missing:
+        requests = len({shot.request for shot in column.shots})
+        yield f"{column.name}: decode_ms is not of {missing} of {requests} requests: an answer had one token"
     for reason, count in column.reasons.items():
         yield f"{column.name}: left out {count} of {len(column.left_out) + len(column.shots)}: {reason}"
     if column.disturbed:

@@ -13,16 +13,23 @@ from chronostat.doctor import DIFFERENCES, Examination, Floor, examine
 from chronostat.execution import request_for
 from chronostat.material import load_model
 from chronostat.report.text import milliseconds
+from chronostat.verbs.interrupt import first_interrupt_ends_measuring
 from chronostat.verbs.output import write_json
 
 _MARKS = {"ok": "", "note": "note", "problem": "problem", "unknown": "not known"}
 
 
 def doctor(config: Config, seconds: float, json_file: Path | None, out: Console) -> int:
-    """Examine the machine, say what was found, and give the exit status that says it to scripts."""
+    """Examine the machine, say what was found, and give the exit status that says it to scripts.
+
+    Raises:
+        KeyboardInterrupt: measuring was interrupted; what there is has been shown and written.
+    """
     vlm = load_model(config)
     request = request_for(DemoTask().split("validation")[0], vlm.processor, None)
-    found = examine(vlm, request, seconds=seconds)
+    with first_interrupt_ends_measuring() as stopped:
+        found = examine(vlm, request, seconds=seconds, stopped=stopped)
+        interrupted = stopped()
     out.print(findings_table(found))
     if found.floors:
         out.print(floors_table(found))
@@ -31,6 +38,8 @@ def doctor(config: Config, seconds: float, json_file: Path | None, out: Console)
     if json_file is not None:
         write_json(json_file, found.to_json())
         out.print(f"what was found: {json_file}")
+    if interrupted:
+        raise KeyboardInterrupt
     return found.exit_status
 
 

@@ -23,6 +23,7 @@ from chronostat.models.prepare import prepare
 from chronostat.records import Setting
 from chronostat.survey import Arm, Plan, Survey, survey
 from chronostat.surveyed import condition_rows, judged, notes, survey_page
+from chronostat.verbs.interrupt import first_interrupt_ends_measuring
 from chronostat.verbs.output import write_json, write_text
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -59,7 +60,11 @@ class Ask:
 
 
 def measure(ask: Ask, out: Console) -> None:
-    """Measure, and show: a table, verdicts between arms, conditions, and what a reader has to know."""
+    """Measure, and show: a table, verdicts between arms, conditions, and what a reader has to know.
+
+    Raises:
+        KeyboardInterrupt: measuring was interrupted; what there is has been shown and written.
+    """
     settings = _settings(ask.settings)
     samples = _samples(ask)
     vlms = [load_model(config) for config in ask.models]
@@ -76,14 +81,20 @@ def measure(ask: Ask, out: Console) -> None:
         exact_tokens=ask.exact_tokens,
         seed=ask.models[0].seed,
     )
-    with out.status("measuring") as status:
-        found = survey(arms, plan, advance=lambda share, note: status.update(f"measuring: {100 * share:.0f} %, {note}"))
+    with out.status("measuring") as status, first_interrupt_ends_measuring() as stopped:
+
+        def advance(share: float, note: str) -> None:
+            status.update(f"measuring: {100 * share:.0f} %, {note}")
+
+        found = survey(arms, plan, advance=advance, stopped=stopped)
     try:
         written = _write(found, ask)
     finally:  # the tables last: they may go to a program that reads only their first lines
         _show(found, out)
     for line in written:
         out.print(line)
+    if found.interrupted:
+        raise KeyboardInterrupt
 
 
 def _settings(texts: Sequence[str]) -> list[Setting]:
