@@ -312,6 +312,10 @@ def test_a_length_that_is_none_is_refused(number):
         measure_generate(molmo_like(), molmo_batch(), max_new_tokens=number)
 
 
+def test_a_length_of_numpy_is_a_whole_number_too():
+    assert measure_generate(molmo_like(), molmo_batch(), max_new_tokens=np.int64(1)).timing.new_tokens == 1
+
+
 def test_what_is_no_clock_is_refused():
     with pytest.raises(MeasurementError, match=r"clock = 5 is no Clock .* or take clock_for\(device\)"):
         measure_generate(molmo_like(), molmo_batch(), max_new_tokens=1, clock=5)

@@ -1,11 +1,11 @@
 """The controller that comes out of training: a directory, and what answers requests with it."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import ceil
+from math import ceil, inf
+from numbers import Real
 from pathlib import Path
 from typing import Annotated
 
@@ -197,8 +197,7 @@ class Controller:
         Raises:
             BudgetError: no setting can meet the budget, names the cheapest in ms; or it is no length of time.
         """
-        is_number = isinstance(budget_ms, int | float)  # pyright: ignore[reportUnnecessaryIsInstance] - callers may have no types
-        if not is_number or not 0 < budget_ms < math.inf:
+        if not isinstance(budget_ms, Real) or not 0 < budget_ms < inf:
             raise BudgetError(f"budget_ms = {budget_ms!r}: give a number of milliseconds above 0")
         images = [image] if isinstance(image, Image) else list(image)
         sample = Sample(id="request", split="test", prompt=prompt, references=(), load_images=lambda: tuple(images))

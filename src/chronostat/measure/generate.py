@@ -4,6 +4,7 @@ import copy
 import functools
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from numbers import Integral
 from threading import Lock, get_ident
 from typing import Any, cast
 
@@ -254,8 +255,7 @@ def _length(max_new_tokens: int, generation_config: GenerationConfig | None) -> 
     Raises:
         ConfigError: no whole number above 0.
     """
-    is_whole = isinstance(max_new_tokens, int)  # pyright: ignore[reportUnnecessaryIsInstance] - callers may have no types
-    if not is_whole or max_new_tokens < 1:
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens = {max_new_tokens!r}: give a whole number of at least 1")
     if generation_config is None:
         return {"max_new_tokens": max_new_tokens}

@@ -27,7 +27,7 @@ class _Facts(BaseModel):
     config: _Config | None = None
     conditions: Mapping[str, Any] | None = None
     conditions_by_fingerprint: Mapping[str, Mapping[str, Any]] | None = None
-    full_ms: Mapping[str, float] | None = None
+    full_ms: Mapping[str, float | None] | None = None
     budget_range: tuple[float, float] | None = None
     phases: Mapping[str, Mapping[str, Any]] | None = None
     taken_out: Mapping[str, str] | None = None
