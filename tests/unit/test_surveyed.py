@@ -67,6 +67,14 @@ def test_rows_say_what_is_absent_and_what_needs_more():
     assert judged(found) is None
 
 
+def test_requests_that_were_answered_with_one_token_are_said():
+    shots = [shot(timing(decode_ms=5.0, new_tokens=2), request=0), shot(timing(), request=1)]
+    found = a_survey(column(*shots), requests=2)
+    assert dict(stage_rows(found))["decode_ms"] == ("5.0",)
+    assert list(notes(found)) == ["full: decode_ms is not of 1 of 2 requests: an answer had one token"]
+    assert list(notes(a_survey(column(*shots[1:])))) == []
+
+
 def test_several_requests_show_ranges_and_accuracy():
     shots = [shot(timing(), request=n, prompt_tokens=90 + n, quality=float(n == 1)) for n in range(4)]
     found = a_survey(column(*shots), requests=6)

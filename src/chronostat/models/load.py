@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,10 +14,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from chronostat.config import Attention, DeviceName, DtypeName
 from chronostat.errors import ModelError
 from chronostat.models.anatomy import anatomy_of
 from chronostat.models.molmo import first_molmo_class
+
+if TYPE_CHECKING:  # loading a model needs no pydantic, which the configuration is made of
+    from chronostat.config import Attention, DeviceName, DtypeName
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "demo_vlm"
 # refused by name: reading them would run whatever code they hold
@@ -44,9 +46,9 @@ class Vlm:
 def load_vlm(
     path: str | Path | None = None,
     *,
-    device: DeviceName = "auto",
-    dtype: DtypeName = "auto",
-    attention: Attention = "auto",
+    device: "DeviceName" = "auto",
+    dtype: "DtypeName" = "auto",
+    attention: "Attention" = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
     layout: Mapping[str, str | Sequence[str]] | None = None,
@@ -134,7 +136,7 @@ def _stable(value: object) -> object:
     return value
 
 
-def _device(name: DeviceName) -> torch.device:
+def _device(name: "DeviceName") -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ModelError("model.device = 'cuda', but torch sees no CUDA device; use cpu or auto")
     use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())

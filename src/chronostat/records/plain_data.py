@@ -1,24 +1,41 @@
 """Records as plain data, for JSON."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any, cast
 
-from pydantic import BeforeValidator, ValidationInfo
+
+class _ReadBack:
+    """For pydantic, which only readers of files import: a value goes through ``read`` before it is validated.
+
+    Args:
+        read: from what was stored and the fields before it, by name.
+    """
+
+    def __init__(self, read: Callable[[object, Mapping[str, Any]], object]) -> None:
+        self._read = read
+
+    def __get_pydantic_core_schema__(self, source: object, handler: Callable[[object], Any]) -> Any:  # noqa: ANN401
+        from pydantic_core import core_schema
+
+        return core_schema.with_info_before_validator_function(
+            lambda value, info: self._read(value, info.data or {}), handler(source)
+        )
 
 
-def _upper(value: object, info: ValidationInfo) -> object:
-    return math.inf if value is None and math.isfinite(info.data.get("low", math.nan)) else _number(value)
-
-
-def _number(value: object) -> object:
+def _number(value: object, before: Mapping[str, Any]) -> object:
+    del before
     return math.nan if value is None else value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
+def _upper(value: object, before: Mapping[str, Any]) -> object:
+    return math.inf if value is None and math.isfinite(before.get("low", math.nan)) else _number(value, before)
+
+
+Number = Annotated[float, _ReadBack(_number)]
 """A float that is read back from what ``plain`` made of it: NaN."""
-Upper = Annotated[float, BeforeValidator(_upper)]
+Upper = Annotated[float, _ReadBack(_upper)]
 """Likewise the upper bound of an interval: infinity where the lower one, ``low``, is a number."""
 
 
