@@ -3,13 +3,14 @@
 ``python -m benchmarks.overhead [--cells bundled:4,cpu-5m:4,...] [--pairs N] [--seconds S]``. Two ways that must agree:
 
 * a hooked call of an empty module, less a plain one, in microseconds, times the hooked calls of one ``generate()``,
-  and the cost of a token mark times the tokens; both as a share of the call;
+  the cost of a token mark times the tokens, and that of taking the hooks out at the first token; as a share of the
+  call;
 * a bare and a measured call in each block, in random order, and in every third block a second bare one (A/A): medians
   of the paired ratios with distribution-free 95 % intervals; likewise for the whole ``measure_generate`` call, with
   setting and removing of hooks and the machine's counters.
 
-A measured call follows the reading of these counters, which leaves the caches colder. So each block also has a bare
-call that follows them too ("prepared"): what it takes longer than a bare one is not the hooks'.
+A measured call follows the reading of these counters. So each block also has a bare call that follows them too
+("prepared"): whether it takes longer than another bare one.
 
 Cells go on where they stopped; raw values go to ``overhead.json``.
 """
@@ -21,6 +22,7 @@ from functools import partial
 from statistics import median
 from time import perf_counter_ns
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -43,6 +45,7 @@ CELLS = "bundled:4,cpu-5m:4,cpu-30m:4,cpu-300m:4"
 MOST_PAIRS, PAIRS_OF_LARGE, LARGE = 300, 60, {"cpu-300m"}  # a call of it takes more than a second
 CALLS = 20_000  # of an empty module in one round
 ROUNDS = 7
+REMOVALS = 20  # measured calls in which taking the hooks out is timed
 
 
 class Empty(nn.Module):
@@ -81,6 +84,21 @@ def _more_us(one: Callable[[], object], other: Callable[[], object], clock: Cloc
             taken_ns.append(perf_counter_ns() - start_ns)
         differences.append((taken_ns[1] - taken_ns[0]) / CALLS / 1e3)
     return median(differences)
+
+
+def removing_us(caller: Caller) -> float:
+    """Microseconds that taking the hooks out takes at the first token of a measured call; median."""
+    removing, taken_us = StageRecorder._first_token, list[float]()  # pyright: ignore[reportPrivateUsage] - as above
+
+    def timed(recorder: StageRecorder) -> None:
+        start_ns = perf_counter_ns()
+        removing(recorder)
+        taken_us.append((perf_counter_ns() - start_ns) / 1e3)
+
+    with patch.object(StageRecorder, "_first_token", timed):
+        for _ in range(REMOVALS):
+            caller.measured()
+    return median(taken_us)
 
 
 def counted(caller: Caller) -> dict[str, int]:
@@ -172,20 +190,31 @@ def _cost(subject: Subject, caller: Caller, clock: Clock) -> dict[str, float]:
     return {
         "hooked_call_us": hooked_call_us(clock, subject.model),
         "token_mark_us": token_mark_us(clock, subject.model.device),
+        "removing_us": removing_us(caller),
         **counted(caller),
     }
 
 
 def share(cell: Cell) -> float:
-    """Cost of all hooks and token marks over the median bare call; two hooks make a hooked call."""
+    """Cost of hooks, of token marks and of taking hooks out over the median bare call; two make a hooked call."""
     cost = cell["cost"]
     taken_us = cost["hooks"] / 2 * cost["hooked_call_us"] + cell["new_tokens"] * cost["token_mark_us"]
+    taken_us += cost.get("removing_us", 0.0)
     return taken_us / 1e3 / median(row["bare_ms"] for row in cell["rows"])
 
 
 def table(cells: dict[str, Cell]) -> str:
     """One row for each cell."""
-    head = ["model:tiles", "weights", "pairs", "bare call", "hooked calls, each", "token marks, each", "their share"]
+    head = [
+        "model:tiles",
+        "weights",
+        "pairs",
+        "bare call",
+        "hooked calls, each",
+        "token marks, each",
+        "taken out",
+        "share",
+    ]
     rows = [[*head, "measured / bare", "prepared / bare", "A/A", "whole call / bare"]]
     for key, cell in cells.items():
         if "cost" not in cell or not cell.get("rows"):
@@ -199,6 +228,7 @@ def table(cells: dict[str, Cell]) -> str:
                 f"{median(bare):.1f} ms",
                 f"{cost['hooks'] / 2:g}, {cost['hooked_call_us']:.1f} µs",
                 f"{cell['new_tokens']}, {cost['token_mark_us']:.1f} µs",
+                f"{cost['removing_us']:.0f} µs" if "removing_us" in cost else "not measured",
                 f"{100 * share(cell):.3f} %",
                 format_estimate(ratio_interval([row["timing"]["total_ms"] for row in cell["rows"]], bare)),
                 _prepared(cell["rows"]),

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from chronostat.errors import ConfigError, DataError, MeasurementError, ModelError
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.generate import device_of, measure_generate, require_one_path
+from chronostat.measure.stages import StageRecorder
 from chronostat.models.prepare import prepare
 from stand_ins.molmo_like import molmo_batch, molmo_like
 from stand_ins.observing import Snapshot, delay
@@ -283,6 +284,19 @@ def test_a_batch_without_names_is_refused(batch):
     message = f"the batch is a {type(batch).__name__}; pass one request as the processor makes it, by name"
     with pytest.raises(DataError, match=message):
         measure_generate(molmo_like(), batch, max_new_tokens=1)
+
+
+def test_taking_hooks_out_is_part_of_neither_prefill_nor_decode(monkeypatch):
+    clock, removing = FakeClock(), StageRecorder._first_token
+
+    def slow(recorder):
+        clock.advance_ms(50)
+        removing(recorder)
+
+    monkeypatch.setattr(StageRecorder, "_first_token", slow)
+    timing = measure_generate(molmo_like(), molmo_batch(), max_new_tokens=3, clock=clock).timing
+    assert timing.source == "measured"
+    assert (timing.prefill_ms, timing.decode_ms, timing.ttft_ms, timing.total_ms) == (0, 0, 50, 50)
 
 
 def test_several_answers_to_one_request_are_refused():

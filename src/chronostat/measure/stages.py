@@ -56,11 +56,11 @@ class TokenMarks(StoppingCriteria):
     ) -> torch.Tensor:
         """Shape [batch], all False."""
         first = not self.marks
-        self.marks.append(self._streams.mark() if first else self._clock.mark())
-        self.sequence = input_ids
         if first:
             self.first_length = input_ids.shape[1]
-            self._at_first()
+            self._at_first()  # before the mark: taking hooks out is part of neither prefill nor decode
+        self.marks.append(self._streams.mark() if first else self._clock.mark())
+        self.sequence = input_ids
         self._limit.check()
         if len(self._never) != len(input_ids):  # one tensor for all tokens: each new one is a kernel to launch
             self._never = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
