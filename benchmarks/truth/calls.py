@@ -1,7 +1,7 @@
 """The calls that are held against each other: bare, measured, watched, profiled."""
 
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,9 @@ from chronostat.measure.clock import Clock
 from chronostat.measure.disturbance import Watch
 from chronostat.measure.generate import Measured, measure_generate
 from chronostat.measure.steady import collector_at_rest
+from chronostat.records import StageTiming
 
-STAGES = (
-    "total_ms",
-    "ttft_ms",
-    "prefill_ms",
-    "vision_ms",
-    "projector_ms",
-    "llm_prefill_ms",
-    "prefill_rest_ms",
-    "decode_ms",
-    "other_ms",
-)
+STAGES = tuple(field.name for field in fields(StageTiming) if field.name.endswith("_ms"))
 
 
 class Caller:
@@ -69,7 +60,7 @@ class Caller:
         return taken_ms
 
     def prepared_ms(self) -> float:
-        """``bare_ms`` right after what a measured call reads of the machine, which leaves the caches colder."""
+        """``bare_ms`` right after what a measured call reads of the machine: whether that slows the call itself."""
         with collector_at_rest(), Watch(self.subject.model.device):
             return self.bare_ms()
 

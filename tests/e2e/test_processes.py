@@ -6,6 +6,7 @@ import resource
 import signal
 from time import sleep
 
+import psutil
 import pytest
 
 from chronostat.errors import StoreError
@@ -201,7 +202,11 @@ def test_a_disk_that_is_full(tmp_path):
 @pytest.mark.parametrize("words", [("measure", "--repeats", "2000"), ("doctor", "--seconds", "300")])
 def test_ctrl_c_shows_and_writes_what_was_measured_until_then(tmp_path, words):
     process = started(*words, "--json", "found.json", cwd=tmp_path)
-    sleep(15)  # the model is loaded, and some executions have ended
+    used = psutil.Process(process.pid)
+    while (
+        used.cpu_times().user < 15
+    ):  # more than loading takes, however busy the machine is: some executions have ended
+        sleep(0.1)
     process.send_signal(signal.SIGINT)
     said = ended(process)
     assert said.status == 130

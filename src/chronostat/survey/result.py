@@ -87,7 +87,7 @@ class Column:
         return list(seen)
 
     def requests_without(self, name: str) -> int:
-        """How many requests lacked a stage that others had, or had another time; 0 where none had it."""
+        """How many requests lacked a stage at least once; 0 where none ever had it."""
         if all(shot.stage_ms(name) is None for shot in self.shots):
             return 0
         return len({shot.request for shot in self.shots}) - len(self._with_stage(name))
