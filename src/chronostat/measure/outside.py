@@ -1,12 +1,60 @@
 """Modules with weights that belong to no stage: none may run before the first token while no stage is open."""
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import nn
 
 from chronostat.measure.compiled import is_compiled
 from chronostat.models.anatomy import Anatomy
 from chronostat.models.locate import library_part, within
+
+
+class OutsideHooks:
+    """Embedding the text and the head are prefill wherever they run; nothing else with weights may run alone.
+
+    Args:
+        alone: whether no stage is open before the first token.
+        begin: opens the stage of what is prefill and runs alone.
+        end: closes it.
+
+    Attributes:
+        seen: paths of other modules that ran alone.
+    """
+
+    def __init__(self, *, alone: Callable[[], bool], begin: Callable[[], None], end: Callable[[], None]) -> None:
+        self._alone = alone
+        self._begin = begin
+        self._end = end
+        self.seen: dict[str, None] = {}
+
+    def install(self, model: nn.Module, anatomy: Anatomy) -> Iterator[Callable[[], None]]:
+        """Set the hooks; what takes them out comes one by one."""
+        text = text_parts(model, anatomy)
+        for path, module in outside_parts(model, anatomy):
+            if path in text or isinstance(module, nn.Embedding):
+                yield from self._count(module)
+            else:
+                yield module.register_forward_pre_hook(functools.partial(self._notice, path)).remove
+
+    def _notice(self, path: str, *_: object) -> None:
+        if self._alone():
+            self.seen[path] = None
+
+    def _count(self, module: nn.Module) -> Iterator[Callable[[], None]]:
+        begun: list[bool] = []
+
+        def enter(*_: object) -> None:
+            begun.append(self._alone())
+            if begun[-1]:
+                self._begin()
+
+        def leave(*_: object) -> None:
+            if begun and begun.pop():
+                self._end()
+
+        yield module.register_forward_pre_hook(enter, prepend=True).remove
+        yield module.register_forward_hook(leave, always_call=True).remove
 
 
 def outside_parts(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[str, nn.Module]]:

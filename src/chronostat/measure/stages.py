@@ -18,7 +18,7 @@ from transformers import GenerationMixin, PreTrainedModel, StoppingCriteria
 
 from chronostat.measure.clock import Clock, Mark, TimeLimit
 from chronostat.measure.compiled import leaves_outside_graphs, require_hooks_fire
-from chronostat.measure.outside import outermost, outside_parts, text_parts
+from chronostat.measure.outside import OutsideHooks, outermost
 from chronostat.measure.witness import StreamWitness
 from chronostat.models.anatomy import Anatomy, running_blocks
 from chronostat.models.locate import ancestors, module_of
@@ -173,7 +173,10 @@ class StageRecorder:
             if isinstance(module, PreTrainedModel):
                 self._see_compiling(module)
         self._wrap_encoding(model)
-        self._install_outside(model)
+        outside = OutsideHooks(alone=self._alone, begin=lambda: self._open(ENCODE), end=lambda: self._close(ENCODE))
+        self.outside = outside.seen
+        for remove in outside.install(model, anatomy):
+            self._installed.callback(remove)
 
     def _install_around_parts(self, model: nn.Module) -> None:
         for stage in (VISION, PROJECTOR, ENCODE):
@@ -189,15 +192,6 @@ class StageRecorder:
             tower, _ = module_of(model, path)
             if _is_image_tokenizer(tower):  # used through this method, never through its forward
                 self._wrap(tower, "encode", VISION)
-
-    def _install_outside(self, model: nn.Module) -> None:
-        """Embedding the text and the head are prefill wherever they run; nothing else with weights may run alone."""
-        text = text_parts(model, self._anatomy)
-        for path, module in outside_parts(model, self._anatomy):
-            if path in text or isinstance(module, nn.Embedding):
-                self._count_alone(module)
-            else:
-                self._see_outside(path, module)
 
     def _wrap_encoding(self, model: nn.Module) -> None:
         """Methods that encode images before the first forward, where ``generate()`` leads to them.
@@ -229,31 +223,6 @@ class StageRecorder:
     def _alone(self) -> bool:
         """Whether no stage is open before the first token."""
         return not self.tokens.marks and all(span.depth == 0 for span in self.spans.values())
-
-    def _see_outside(self, path: str, module: nn.Module) -> None:
-        """Notice a module that runs while no stage is open."""
-
-        def notice(*_: object) -> None:
-            if self._alone():
-                self.outside[path] = None
-
-        self._installed.callback(module.register_forward_pre_hook(notice).remove)
-
-    def _count_alone(self, module: nn.Module) -> None:
-        """Count a module that runs while no stage is open as encoding of the text."""
-        opened: list[bool] = []
-
-        def enter(*_: object) -> None:
-            opened.append(self._alone())
-            if opened[-1]:
-                self._open(ENCODE)
-
-        def leave(*_: object) -> None:
-            if opened and opened.pop():
-                self._close(ENCODE)
-
-        self._installed.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
-        self._installed.callback(module.register_forward_hook(leave, always_call=True).remove)
 
     def _hook(self, first: nn.Module, last: nn.Module, stage: str) -> None:
         """Record from the entry of ``first`` to the exit of ``last``, also when the model raises."""
@@ -340,7 +309,9 @@ class StageRecorder:
         if caller is not None:
             span.called.add(caller)
         if stage in {VISION, PROJECTOR}:
-            self._past_wrapped |= self.spans[ENCODE].depth == self.spans[FORWARD].depth == 0
+            self._past_wrapped |= not any(
+                self.spans[around].depth for around in (ENCODE, FORWARD) if around in self.spans
+            )
         if span.depth == 0:
             span.start = self._clock.mark()
         span.depth += 1
@@ -359,15 +330,18 @@ class StageRecorder:
         anatomy = self._anatomy
         return {VISION: anatomy.vision, PROJECTOR: anatomy.projector, ENCODE: anatomy.encoders}[stage]
 
+    def _called(self, stage: str) -> set[int]:
+        return self.spans[stage].called if stage in self.spans else set()
+
     def doubts(self) -> Iterator[str]:
-        """What ran where no stage was open."""
+        """What ran where no stage was open; where the forward itself was not seen, that is the reason."""
         outside = outermost(self.outside)
-        if outside:
+        if outside and FORWARD in self.spans:
             yield (
                 f"{', '.join(outside)} ran before the first token outside every stage; name what carries the image to "
                 f'the language model, as model.layout.projector = "{outside[0]}" or with --layout'
             )
-        if self._past_wrapped and self._wrapped and not self._wrapped.keys() & self.spans[ENCODE].called:
+        if self._past_wrapped and self._wrapped and not self._wrapped.keys() & self._called(ENCODE):
             yield (
                 f"the image was encoded, but {', '.join(self._wrapped.values())} was not called: something takes the "
                 "place of the model; measure the model that generates itself"
