@@ -186,6 +186,15 @@ class InTwo(Plain):
         return self.second(self.first(self.vision_tower(pixel_values)).roll(1, dims=1))
 
 
+class Buffered(Plain):
+    """What the tower saw is written into places of a buffer first."""
+
+    def features(self, pixel_values):
+        buffer = pixel_values.new_zeros(1, PATCHES + 1, SEEN)
+        buffer[:, 1:].copy_(self.vision_tower(pixel_values))
+        return self.mlp1(buffer)[:, 1:]
+
+
 class AdapterAfter(Plain):
     """What is named like a projector works on the merged sequence."""
 

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from chronostat.measure.clock import FakeClock
+from chronostat.measure.colours import Colour, Colours
 from chronostat.measure.flow import parts_followed
 from chronostat.measure.generate import measure_generate
 from chronostat.models.anatomy import anatomy_of, find_anatomy
@@ -12,6 +14,7 @@ from stand_ins.observing import Snapshot, delay
 from stand_ins.unlisted import (
     AdapterAfter,
     Beside,
+    Buffered,
     ByForward,
     ByMethod,
     InTwo,
@@ -34,7 +37,7 @@ STAGES = (
     "prefill_rest_ms",
     "other_ms",
 )
-CARRIED = (Plain, Beside, Resampling, ByMethod, ByForward, InTwo, AdapterAfter)
+CARRIED = (Plain, Beside, Resampling, ByMethod, ByForward, InTwo, Buffered, AdapterAfter)
 
 
 def follow(model, **options):
@@ -163,7 +166,7 @@ def test_following_changes_no_answer_and_leaves_nothing(kind):
     assert torch.equal(follow(model), plain)
     before.assert_equals(model)
     assert "generate" not in vars(model)
-    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+    assert _get_current_dispatch_mode() is None
 
 
 def test_a_call_that_raises_teaches_nothing_and_leaves_nothing(monkeypatch):
@@ -179,7 +182,50 @@ def test_a_call_that_raises_teaches_nothing_and_leaves_nothing(monkeypatch):
             follow(model)
     assert anatomy_of(model) == known
     before.assert_equals(model)
-    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+    assert _get_current_dispatch_mode() is None
+
+
+def test_following_ends_at_the_first_decoder_block(monkeypatch):
+    model, followed = unlisted(Plain), []
+
+    def noting(original):
+        def noted(*args, **kwargs):
+            followed.append(_get_current_dispatch_mode() is not None)
+            return original(*args, **kwargs)
+
+        return noted
+
+    for module in (model.vision_tower, model.decoder.layers[0]):
+        monkeypatch.setattr(module, "forward", noting(module.forward))
+    follow(model)
+    assert followed == [True, False, False]  # the tower; the block in the prefill and in the decode step
+
+
+@torch.library.custom_op("chronostat_tests::fill", mutates_args={"buffer"})
+def fill(buffer: torch.Tensor, values: torch.Tensor) -> None:
+    buffer.copy_(values)
+
+
+def test_colours_follow_what_is_written_in_place_through_views_and_by_kernels_of_ones_own():
+    colours, image, text = Colours(), torch.ones(2), torch.ones(2)
+    colours.give(image, Colour.IMAGE)
+    colours.give(text, Colour.TEXT)
+    with colours:
+        in_place, by_kernel, apart = torch.zeros(4), torch.zeros(2), torch.zeros(2)
+        in_place[:2] = image * 2
+        fill(by_kernel, image)
+        both = torch.cat([in_place, text]).reshape(2, 3)
+    found = [colours.of(each) for each in (in_place, by_kernel, apart, both, [apart, {"a": text}])]
+    assert found == [Colour.IMAGE, Colour.IMAGE, Colour.NOTHING, Colour.IMAGE | Colour.TEXT, Colour.TEXT]
+
+
+def test_the_place_of_a_tensor_that_is_gone_gives_no_colour_to_the_next():
+    colours = Colours()
+    for _ in range(50):
+        gone = torch.ones(3)
+        assert colours.of(gone) == Colour.NOTHING
+        colours.give(gone, Colour.IMAGE)
+        del gone
 
 
 def test_what_layout_names_stays(monkeypatch):
