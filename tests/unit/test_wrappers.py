@@ -6,12 +6,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, StoppingCriteria
 
 from chronostat import measuring
-from chronostat.errors import DataError
+from chronostat.errors import DataError, ModelError
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.flow import parts_followed
 from chronostat.measure.generate import measure_generate
 from stand_ins.observing import delay, hook_counts
-from stand_ins.unlisted import Forwarding, OwnGenerate, Plain, unlisted, unlisted_batch
+from stand_ins.unlisted import Forwarding, OwnGenerate, Plain, UnlistedConfig, unlisted, unlisted_batch
 from zoo.build import build
 
 ADAPTED = ["q_proj", "v_proj"]
@@ -112,6 +112,20 @@ def test_a_wrapper_around_a_generate_of_its_own_is_measured(monkeypatch):
         model.generate(**unlisted_batch(), max_new_tokens=1)
     inner = model.inner
     assert late(monkeypatch, model, unlisted_batch(), inner, "shuffle") == (7, 0, 0, 0, 7)
+
+
+class OwnLoop(OwnGenerate):
+    """Has a loop of its own, and nothing of the library's generation in it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.decoder, self.head = self.language_model.model, self.language_model.lm_head
+        del self.language_model
+
+
+def test_a_loop_of_the_models_own_is_refused_with_what_to_do():
+    with pytest.raises(ModelError, match=r"OwnLoop does not generate one token .* add GenerationMixin to the bases"):
+        measure_generate(OwnLoop(UnlistedConfig()), unlisted_batch(), max_new_tokens=2, clock=FakeClock())
 
 
 class Unused(OwnGenerate):

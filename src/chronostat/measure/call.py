@@ -132,8 +132,9 @@ def check_model(model: PreTrainedModel) -> None:
     require_hooks_fire(model, ())
     if not any(isinstance(module, GenerationMixin) for module in model.modules()):
         raise ModelError(
-            f"{name} does not generate one token after the other: its generate() is not that of transformers "
-            "(GenerationMixin), as in block-diffusion models; it has no prefill and no decode steps to measure"
+            f"{name} does not generate one token after the other with transformers: neither it nor a model inside is a "
+            "GenerationMixin, whose loop is asked for a mark per token. A block-diffusion model has no prefill and no "
+            "decode steps to measure; for an own loop, add GenerationMixin to the bases and leave generate() to it"
         )
 
 
