@@ -228,6 +228,14 @@ def test_the_place_of_a_tensor_that_is_gone_gives_no_colour_to_the_next():
         del gone
 
 
+def test_a_compiled_module_beside_the_parts_is_no_matter():
+    model = unlisted(AdapterAfter)
+    plain = model.generate(**unlisted_batch(), max_new_tokens=2)
+    model.adapter.compile(backend="eager")
+    assert torch.equal(follow(model), plain)
+    assert anatomy_of(model).projector == ("mlp1",)
+
+
 def test_what_layout_names_stays(monkeypatch):
     model = unlisted(InTwo)
     anatomy_of(model, {"projector": "second"})
