@@ -14,6 +14,7 @@ from chronostat.execution import SampleRequest, execute, told
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.conditions import read_conditions
 from chronostat.measure.findings import Finding, gpu_findings, machine_findings
+from chronostat.measure.flow import parts_followed
 from chronostat.measure.gpu import Gpu, gpu_of
 from chronostat.measure.linux import Linux
 from chronostat.measure.machine import MachineWatch
@@ -165,7 +166,9 @@ def examine(
     clock, gpu = clock or clock_for(vlm.model.device), gpu or gpu_of(vlm.model.device)
     run = run or (lambda: _execute(vlm, request))
     with steady():
-        for _ in range(_WARMUP):
+        with parts_followed(vlm.model):
+            run()
+        for _ in range(_WARMUP - 1):
             run()
         watch = watch or MachineWatch(Linux())
         earlier = gpu.state() if gpu else None

@@ -14,6 +14,7 @@ from chronostat.knobs.space import ActionSpace
 from chronostat.material import BareModel
 from chronostat.measure.clock import Clock
 from chronostat.measure.conditions import read_conditions
+from chronostat.measure.flow import parts_followed
 from chronostat.measure.judging import Judged, Repeat, Rules, judge
 from chronostat.measure.steady import steady
 from chronostat.measure.work import Work, changed, counted_work, removed
@@ -143,7 +144,8 @@ def measure_effects(
             )
 
     with steady():
-        run(0)  # the first call of a process pays for what later ones find ready
+        with parts_followed(vlm.model):
+            run(0)  # the first call of a process pays for what later ones find ready
         with counted_work(vlm.model) as works:
             counted = [run(arm) for arm in range(len(arms))]
         metric, source = _one_source(counted)

@@ -23,6 +23,7 @@ from chronostat.knobs.space import ActionSpace
 from chronostat.material import Material
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.conditions import read_conditions
+from chronostat.measure.flow import parts_followed
 from chronostat.models.state import weights_checksum
 from chronostat.phases import CallCounter, counted_phase
 from chronostat.progress import Progress, Silent
@@ -280,6 +281,8 @@ def record_check(store: RunStore, **facts: object) -> None:
 def _decide_source(runner: TrialRunner, material: Material, recorded: Source | None) -> Source:
     """Execute ``full`` twice, since the first call of a process pays for what later ones find ready.
 
+    The first one is followed, to find the parts by what flows through them.
+
     Where the stages of the second are not to be trusted, twice more at most: one doubtful call shall not decide how a
     whole run is measured. All are stored once the source is known, and without latencies if this ends the process: no
     record of a run has another source.
@@ -298,6 +301,8 @@ def _decide_source(runner: TrialRunner, material: Material, recorded: Source | N
     keep, held = runner.keep, list[Trial]()
     runner.keep = held.append
     try:
+        with parts_followed(runner.model):
+            runner.run("warmup", 0, request, [runner.full])
         while len(held) < 2 or (len(held) < _MOST_PROBES and not _is_measured(held[-1])):
             runner.run("warmup", len(held), request, [runner.full])
         probe = held[-1].executions[0]

@@ -1,6 +1,6 @@
 """A GPU that takes no time: streams that work in order, events, and a host that runs ahead or loses its core."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -52,7 +52,7 @@ class SimulatedClock(CudaClock):
     Args:
         lost_before_ms: time that the host is without a core right before it records a mark, by the mark's number.
         lost_after_ms: and right after it.
-        wrong: its marks lie on the side stream.
+        wrong: its marks lie on the side stream: all of them, or those of these numbers.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class SimulatedClock(CudaClock):
         *,
         lost_before_ms: Mapping[int, float] | None = None,
         lost_after_ms: Mapping[int, float] | None = None,
-        wrong: bool = False,
+        wrong: bool | Collection[int] = False,
     ) -> None:
         super().__init__(torch.device("cpu"))
         self._gpu = gpu
@@ -71,7 +71,7 @@ class SimulatedClock(CudaClock):
         number = self._used
         self._gpu.host_ms += self._before.get(number, 0)
         event = super().mark()
-        if self._wrong:
+        if self._wrong is True or (self._wrong and number in self._wrong):
             event.record(self._gpu.side)
         self._gpu.host_ms += self._after.get(number, 0)
         return event

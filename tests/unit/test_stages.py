@@ -278,6 +278,16 @@ def test_a_users_own_hook_is_part_of_its_module(clock):
     assert stages(measured(model, molmo_batch(), clock)) == only(**IN_PREFILL, vision_ms=7)
 
 
+def test_of_nested_calls_of_a_stage_only_the_outermost_is_one(clock, monkeypatch):
+    model = molmo_like()
+    anatomy_of(model, {"vision": ("model.vision_backbone", "model.vision_backbone.image_vit"), "projector": ()})
+    delay(monkeypatch, clock, model.model.vision_backbone.image_vit, 7, calls=(0,))
+    delay(monkeypatch, clock, model.model.vision_backbone.image_projector, 3, calls=(0,))
+    seen = measure_generate(model, molmo_batch(), max_new_tokens=2, clock=clock)
+    assert seen.waterfall.spans_ms["vision"] == ((0, 10),)
+    assert seen.timing.vision_ms == 10
+
+
 class TriesTwice(MolmoLike):
     """Catches what its vision tower raises, and calls it again."""
 

@@ -71,6 +71,13 @@ def test_marks_on_a_wrong_stream_are_flagged(gpu, model, lost_after_ms):
     assert "ms from the stream that the model works on: its clock uses another stream" in seen.unseen
 
 
+@pytest.mark.usefixtures("ahead")
+def test_one_mark_at_the_end_of_a_stage_on_a_wrong_stream_is_flagged(gpu, model):
+    seen = timing(model, SimulatedClock(gpu, wrong=(VISION_OUT,)))
+    assert seen.source == "total_only"
+    assert "ms from the stream that the model works on: its clock uses another stream" in seen.unseen
+
+
 @pytest.mark.usefixtures("behind")
 @pytest.mark.parametrize("number", range(END + 1))
 @pytest.mark.parametrize("side", ["lost_before_ms", "lost_after_ms"])

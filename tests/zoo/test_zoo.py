@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from chronostat.errors import ModelError
 from chronostat.measure.clock import FakeClock
+from chronostat.measure.flow import parts_followed
 from chronostat.measure.generate import measure_generate
 from chronostat.models.anatomy import anatomy_of, find_anatomy
 from stand_ins.observing import delay, hook_counts
@@ -93,6 +94,19 @@ def test_the_parts_are_found(name, warm, tally):
     found = as_expected(find_anatomy(warm(name).zoo.model))
     tally["anatomy"][name] = found == in_order(PARTS[name])
     assert found == in_order(PARTS[name])
+
+
+@pytest.mark.parametrize("name", every())
+def test_what_flows_through_the_model_shows_the_same_parts(name, warm):
+    zoo, plain = warm(name)
+    before = installed(zoo.model)
+    torch.manual_seed(0)
+    with parts_followed(zoo.model):
+        output = zoo.model.generate(**zoo.batch, **zoo.options, max_new_tokens=NEW_TOKENS, do_sample=False)
+    assert torch.equal(getattr(output, "sequences", output), plain)
+    assert installed(zoo.model) == before
+    anatomy = anatomy_of(zoo.model)
+    assert (as_expected(anatomy), anatomy.doubts) == (in_order(PARTS[name]), ())
 
 
 @pytest.mark.slow

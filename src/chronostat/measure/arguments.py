@@ -4,10 +4,10 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 
@@ -80,13 +80,16 @@ def read_call(
     bound = inspect.signature(function).bind(*args, **kwargs)
     named: dict[str, Any] = {}
     for name, value in bound.arguments.items():
-        others = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            named.update(zip(_passed_on(model), value, strict=False))
+            continue
         whole_batch = isinstance(value, Mapping) and "input_ids" in value
-        named.update(value if others or whole_batch else {name: value})
+        named.update(value if kind is inspect.Parameter.VAR_KEYWORD or whole_batch else {name: value})
     if named.get("inputs") is not None:
-        named[model.main_input_name] = named.pop("inputs")
+        named[main_input_of(model)] = named.pop("inputs")
     given = named.get("generation_config")
-    config = effective_config(cast("Generative", model), given if isinstance(given, GenerationConfig) else None)
+    config = effective_config(model, given if isinstance(given, GenerationConfig) else None)
     for name, value in named.items():
         if name in vars(config):
             setattr(config, name, value)
@@ -99,8 +102,27 @@ def read_call(
     )
 
 
+def _passed_on(model: nn.Module) -> list[str]:
+    """Names of what a ``generate(*args, **kwargs)`` that wraps another is given by position: those of the inner one."""
+    for inner in model.modules():
+        generate = getattr(type(inner), "generate", None)
+        parameters = list(inspect.signature(generate).parameters.values())[1:] if generate is not None else []
+        if parameters and parameters[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            return [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    return []
+
+
+def main_input_of(model: nn.Module) -> str:
+    """What the model takes first."""
+    return getattr(model, "main_input_name", "input_ids")
+
+
 def with_criterion(
-    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], criterion: StoppingCriteria
+    model: nn.Module,
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    criterion: StoppingCriteria,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The same arguments with one more stopping criterion, after the caller's own; those are not changed.
 
@@ -109,24 +131,39 @@ def with_criterion(
     signature = inspect.signature(function)
     bound = signature.bind(*args, **kwargs)
     others = next((p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD), None)
+    rest = next((p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_POSITIONAL), None)
+    passed_on: tuple[Any, ...] = bound.arguments.get(rest, ()) if rest is not None else ()
+    position = dict(zip(_passed_on(model), range(len(passed_on)), strict=False)).get(_CRITERIA)
+    if rest is not None and position is not None:
+        criteria = _with(passed_on[position], criterion)
+        bound.arguments[rest] = (*passed_on[:position], criteria, *passed_on[position + 1 :])
+        return bound.args, bound.kwargs
     if _CRITERIA in signature.parameters:
         place: dict[str, Any] = bound.arguments
     elif others is not None:
         place = bound.arguments.setdefault(others, {})
     else:
         return tuple(args), dict(kwargs)
-    given = place.get(_CRITERIA)
-    criteria = copy.copy(given) if isinstance(given, list) else StoppingCriteriaList(given or ())
-    criteria.append(criterion)
-    place[_CRITERIA] = criteria
+    place[_CRITERIA] = _with(place.get(_CRITERIA), criterion)
     return bound.args, bound.kwargs
 
 
-def effective_config(model: Generative, generation_config: GenerationConfig | None) -> GenerationConfig:
-    """The given configuration, with the model's own values where it leaves them open, as ``generate()`` reads it."""
+def _with(given: Any, criterion: StoppingCriteria) -> list[Any]:  # noqa: ANN401 - a list of any kind, or None
+    criteria: list[Any] = copy.copy(given) if isinstance(given, list) else StoppingCriteriaList(given or ())
+    criteria.append(criterion)
+    return criteria
+
+
+def effective_config(model: nn.Module, generation_config: GenerationConfig | None) -> GenerationConfig:
+    """The given configuration, with the model's own values where it leaves them open, as ``generate()`` reads it.
+
+    The values of a model whose own ``generate()`` leads to that of a language model inside are those of the latter.
+    """
     config = copy.deepcopy(generation_config) if generation_config is not None else GenerationConfig()
-    if model.generation_config is not None:
-        config.update(**model.generation_config.to_dict(), defaults_only=True)
+    found = (getattr(module, "generation_config", None) for module in model.modules())
+    own = next((each for each in found if isinstance(each, GenerationConfig)), None)
+    if own is not None:
+        config.update(**own.to_dict(), defaults_only=True)
     return config
 
 
@@ -180,7 +217,7 @@ def require_one_path(model: PreTrainedModel) -> None:
     Raises:
         MeasurementError: it is set to beams or assisted decoding, which cannot be learned from.
     """
-    mode = effective_config(cast("Generative", model), None).get_generation_mode()
+    mode = effective_config(model, None).get_generation_mode()
     if mode not in ONE_PATH:
         raise MeasurementError(
             f"the model's generation_config asks for {mode.value}, where decode per token has no meaning; settings are "

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel
 
 from chronostat.errors import ExecutionError, MeasurementError, ModelError
-from chronostat.measure.arguments import Asked, check_answers, check_batch, read_call, with_criterion
+from chronostat.measure.arguments import Asked, check_answers, check_batch, main_input_of, read_call, with_criterion
 from chronostat.measure.clock import Clock, TimeLimit, clock_for
 from chronostat.measure.compiled import graphs_compiled, require_hooks_fire
 from chronostat.measure.disturbance import Watch
@@ -20,7 +20,8 @@ from chronostat.measure.stages import StageRecorder, TokenMarks
 from chronostat.measure.steady import collector_at_rest
 from chronostat.measure.timing import Called, Waterfall, timing_of, waterfall_of
 from chronostat.measure.witness import HostWitness, StreamWitness, Taken, span_doubt
-from chronostat.models.anatomy import anatomy_of
+from chronostat.models.anatomy import Anatomy, anatomy_of
+from chronostat.models.locate import config_of
 from chronostat.records import StageTiming
 
 
@@ -70,13 +71,14 @@ def call_measured(
         Exception: whatever the model raises; nothing stays installed.
     """
     asked = read_call(model, function, args, kwargs)
-    check_batch(asked.batch, device, main_input=model.main_input_name)
+    check_batch(asked.batch, device, main_input=main_input_of(model))
     check_answers(asked.config)
     clock = clock or clock_for(device)
     _require_following(clock, device)
     limit, streams, host = TimeLimit(clock, time_limit_s), StreamWitness(device, clock), HostWitness(clock)
-    recorder = StageRecorder(model, anatomy_of(model), clock, limit=limit, streams=streams, chunked=asked.chunked)
-    args, kwargs = with_criterion(function, args, kwargs, recorder.tokens)
+    anatomy = anatomy_of(model)
+    recorder = StageRecorder(model, anatomy, clock, limit=limit, streams=streams, chunked=asked.chunked)
+    args, kwargs = with_criterion(model, function, args, kwargs, recorder.tokens)
     with collector_at_rest(), Watch(device) as watch, recorder:
         clock.restart()
         clock.synchronize()
@@ -92,7 +94,9 @@ def call_measured(
         graphs = graphs_compiled() - graphs
     spans = span_doubt(clock, entry, end, waited_ms=waited_ms, total_ms=total_ms)
     sequences = _sequences(output, recorder.tokens)
-    output_ids = _new_tokens(sequences, asked, recorder.tokens, encoder_decoder=model.config.is_encoder_decoder)
+    output_ids = _new_tokens(
+        sequences, asked, recorder.tokens, encoder_decoder=getattr(config_of(model), "is_encoder_decoder", False)
+    )
     _require_work(recorder, output_ids)
     call = Called(
         entry=entry.mark,
@@ -100,7 +104,7 @@ def call_measured(
         new_tokens=len(output_ids),
         sees_image=asked.sees_image,
         one_path=asked.one_path,
-        doubts=tuple(filter(None, (*_doubts(asked, recorder), streams.doubt(), spans))),
+        doubts=tuple(filter(None, (*_doubts(asked, recorder, anatomy), streams.doubt(), spans))),
     )
     seen = waterfall_of(recorder, clock, entry.mark)
     measured = Measured(
@@ -128,8 +132,9 @@ def check_model(model: PreTrainedModel) -> None:
     require_hooks_fire(model, ())
     if not any(isinstance(module, GenerationMixin) for module in model.modules()):
         raise ModelError(
-            f"{name} does not generate one token after the other: its generate() is not that of transformers "
-            "(GenerationMixin), as in block-diffusion models; it has no prefill and no decode steps to measure"
+            f"{name} does not generate one token after the other with transformers: neither it nor a model inside is a "
+            "GenerationMixin, whose loop is asked for a mark per token. A block-diffusion model has no prefill and no "
+            "decode steps to measure; for an own loop, add GenerationMixin to the bases and leave generate() to it"
         )
 
 
@@ -232,8 +237,11 @@ def _compiling(graphs: int) -> str | None:
     return f"torch compiled {graphs} graph(s) meanwhile, as a first call does: warm up" if graphs else None
 
 
-def _doubts(asked: Asked, recorder: StageRecorder) -> Iterator[str]:
+def _doubts(asked: Asked, recorder: StageRecorder, anatomy: Anatomy) -> Iterator[str]:
+    if asked.sees_image:
+        yield from anatomy.doubts
     if asked.kept_tokens:
         yield f"past_key_values brought the keys and values of {asked.kept_tokens} tokens: not all of the prompt ran"
     if recorder.compiled and asked.chunked:
         yield "generate() compiled a prefill in chunks, where no hook may be"
+    yield from recorder.doubts()

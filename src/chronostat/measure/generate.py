@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from chronostat.errors import ConfigError, MeasurementError
-from chronostat.measure.arguments import Batch, Generative, check_batch, require_one_path
+from chronostat.measure.arguments import Batch, Generative, check_batch, main_input_of, require_one_path
 from chronostat.measure.call import Measured, call_measured, check_model, device_of, sole_measurement
 from chronostat.measure.clock import Clock
 from chronostat.measure.stages import restorer
@@ -94,7 +94,7 @@ def measure_alone(
 ) -> Measured:
     """``measure_generate`` for a caller that holds ``sole_measurement`` of the model's device itself."""
     check_model(model)
-    check_batch(batch, device, main_input=model.main_input_name)
+    check_batch(batch, device, main_input=main_input_of(model))
     function = cast("Generative", model).generate
     arguments: dict[str, Any] = {**batch, **_length(max_new_tokens, generation_config)}
     return call_measured(model, device, function, (), arguments, clock=clock, time_limit_s=time_limit_s)[1]

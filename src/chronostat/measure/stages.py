@@ -5,7 +5,7 @@ Definitions: docs/definitions.md. Hooks only note moments; nothing is computed o
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from threading import get_ident
@@ -18,9 +18,10 @@ from transformers import GenerationMixin, PreTrainedModel, StoppingCriteria
 
 from chronostat.measure.clock import Clock, Mark, TimeLimit
 from chronostat.measure.compiled import leaves_outside_graphs, require_hooks_fire
+from chronostat.measure.outside import OutsideHooks, outermost
 from chronostat.measure.witness import StreamWitness
 from chronostat.models.anatomy import Anatomy, running_blocks
-from chronostat.models.locate import ancestors, library_part
+from chronostat.models.locate import ancestors, module_of
 
 ENCODE, FORWARD, VISION, PROJECTOR, BLOCKS = (
     "image encoding",
@@ -104,6 +105,7 @@ class StageRecorder:
         tokens: the criterion to pass to ``generate()``.
         must_be_called: stages, and modules of theirs that have to be called for every image, by identity.
         ran: some part of the model was seen to run.
+        outside: modules with weights that ran while no stage was open, by path.
         compiled: ``generate()`` compiled the decode step.
 
     Raises:
@@ -120,7 +122,9 @@ class StageRecorder:
         streams: StreamWitness,
         chunked: bool,
     ) -> None:
-        require_hooks_fire(model, (*anatomy.vision, *anatomy.projector, *anatomy.encoders, *anatomy.blocks))
+        entries = (*anatomy.vision, *anatomy.projector)
+        modules = [path if module_of(model, path)[1] is None else path.rpartition(".")[0] for path in entries]
+        require_hooks_fire(model, (*modules, *anatomy.encoders, *anatomy.blocks))
         self._clock = clock
         self._limit = limit
         self._streams = streams
@@ -132,8 +136,11 @@ class StageRecorder:
         self.spans: defaultdict[str, Span] = defaultdict(Span)
         self.must_be_called: list[tuple[str, int]] = []
         self.tokens = TokenMarks(clock, limit, streams, self._first_token)
+        self.outside: dict[str, None] = {}
         self.ran = False
         self.compiled = False
+        self._wrapped: dict[int, str] = {}
+        self._past_wrapped = False
 
     def __enter__(self) -> Self:
         assert self._model is not None
@@ -158,26 +165,50 @@ class StageRecorder:
         self._hook(model, model, FORWARD)
         if _generates_on_its_own(model):
             self._install_beside_own_generate(model)
-        for stage in (VISION, PROJECTOR, ENCODE):
-            for path in self._paths(stage):
-                module = model.get_submodule(path)
-                self._hook(module, module, stage)
-                if stage != ENCODE:  # a text encoder may share its embedding with the decoder
-                    self._watch(module, stage)
-        for path in anatomy.vision:
-            tower = model.get_submodule(path)
-            if _is_image_tokenizer(tower):  # used through this method, never through its forward
-                self._wrap(tower, "encode", VISION)
+        self._install_around_parts(model)
         blocks = running_blocks(model, anatomy)
         self._hook(blocks[0], blocks[-1], BLOCKS)
         self._notice_running(blocks[0])
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
                 self._see_compiling(module)
-        # generate() may encode images before the first forward, through this method of the base model
-        base = getattr(model, "base_model", model)
-        if hasattr(base, "get_image_features"):
-            self._wrap(base, "get_image_features", ENCODE)
+        self._wrap_encoding(model)
+        outside = OutsideHooks(alone=self._alone, begin=lambda: self._open(ENCODE), end=lambda: self._close(ENCODE))
+        self.outside = outside.seen
+        for remove in outside.install(model, anatomy):
+            self._installed.callback(remove)
+
+    def _install_around_parts(self, model: nn.Module) -> None:
+        for stage in (VISION, PROJECTOR, ENCODE):
+            for path in self._paths(stage):
+                module, method = module_of(model, path)
+                if method is None:
+                    self._hook(module, module, stage)
+                else:
+                    self._wrap(module, method, stage)
+                if stage != ENCODE:  # a text encoder may share its embedding with the decoder
+                    self._watch(module, stage)
+        for path in self._anatomy.vision:
+            tower, _ = module_of(model, path)
+            if _is_image_tokenizer(tower):  # used through this method, never through its forward
+                self._wrap(tower, "encode", VISION)
+
+    def _wrap_encoding(self, model: nn.Module) -> None:
+        """Methods that encode images before the first forward, where ``generate()`` leads to them.
+
+        Of each module whose class has ``get_image_features``: an object that only passes attributes on has none, and
+        is never asked. And what a call that was followed has shown.
+        """
+        entries = {f"{path}.get_image_features".lstrip("."): module for path, module in model.named_modules()}
+        for entry, module in entries.items():
+            if hasattr(type(module), "get_image_features"):
+                self._wrapped[id(module)] = entry
+                self._wrap(module, "get_image_features", ENCODE)
+        for entry in self._anatomy.encode:
+            module, method = module_of(model, entry)
+            if method is not None and entries.get(entry) is not module:
+                self._wrapped[id(module)] = entry
+                self._wrap(module, method, ENCODE)
 
     def _install_beside_own_generate(self, model: nn.Module) -> None:
         """Some models encode image and text there, and leave the rest to the ``generate()`` of a model inside them.
@@ -188,10 +219,10 @@ class StageRecorder:
             around_blocks = model.get_submodule(path)
             if around_blocks is not model and isinstance(around_blocks, GenerationMixin):
                 self._hook(around_blocks, around_blocks, FORWARD)
-        embedding = library_part(model, "get_input_embeddings")
-        if embedding is not None:
-            module = model.get_submodule(embedding)
-            self._hook(module, module, ENCODE)
+
+    def _alone(self) -> bool:
+        """Whether no stage is open before the first token."""
+        return not self.tokens.marks and all(span.depth == 0 for span in self.spans.values())
 
     def _hook(self, first: nn.Module, last: nn.Module, stage: str) -> None:
         """Record from the entry of ``first`` to the exit of ``last``, also when the model raises."""
@@ -255,10 +286,11 @@ class StageRecorder:
     def _wrap(self, owner: nn.Module, name: str, stage: str) -> None:
         """Record the calls of a method."""
         original: Callable[..., Any] = getattr(owner, name)
+        identity = id(owner)
 
         @functools.wraps(original)  # generate() reads the signature
         def recorded(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passes through whatever the method takes
-            self._open(stage)
+            self._open(stage, identity)
             try:
                 return original(*args, **kwargs)
             finally:
@@ -276,6 +308,10 @@ class StageRecorder:
         span.elsewhere |= get_ident() != self._thread
         if caller is not None:
             span.called.add(caller)
+        if stage in {VISION, PROJECTOR}:
+            self._past_wrapped |= not any(
+                self.spans[around].depth for around in (ENCODE, FORWARD) if around in self.spans
+            )
         if span.depth == 0:
             span.start = self._clock.mark()
         span.depth += 1
@@ -293,6 +329,23 @@ class StageRecorder:
         """Where the modules of a stage are that may run anywhere before the first token."""
         anatomy = self._anatomy
         return {VISION: anatomy.vision, PROJECTOR: anatomy.projector, ENCODE: anatomy.encoders}[stage]
+
+    def _called(self, stage: str) -> set[int]:
+        return self.spans[stage].called if stage in self.spans else set()
+
+    def doubts(self) -> Iterator[str]:
+        """What ran where no stage was open; where the forward itself was not seen, that is the reason."""
+        outside = outermost(self.outside)
+        if outside and FORWARD in self.spans:
+            yield (
+                f"{', '.join(outside)} ran before the first token outside every stage; name what carries the image to "
+                f'the language model, as model.layout.projector = "{outside[0]}" or with --layout'
+            )
+        if self._past_wrapped and self._wrapped and not self._wrapped.keys() & self._called(ENCODE):
+            yield (
+                f"the image was encoded, but {', '.join(self._wrapped.values())} was not called: something takes the "
+                "place of the model; measure the model that generates itself"
+            )
 
     @property
     def with_parts(self) -> tuple[str, ...]:

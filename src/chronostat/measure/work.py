@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from chronostat.measure.stages import restorer
 from chronostat.models.anatomy import SkippedBlock, anatomy_of, running_blocks
+from chronostat.models.locate import module_of
 from chronostat.models.prepare import count_image_tokens
 
 WorkName = Literal[
@@ -125,7 +126,7 @@ def _hooked(model: nn.Module, tally: _Tally) -> Generator[None]:
         anatomy = anatomy_of(model)
         for path in anatomy.vision:
             tally.vision_inputs = 0
-            on_call(model.get_submodule(path), functools.partial(_note_vision, tally))
+            on_call(module_of(model, path)[0], functools.partial(_note_vision, tally))
         for index, block in enumerate(running_blocks(model, anatomy)):  # before its parts: a block begins its pass
             on_call(block, functools.partial(_note_block, tally, index))
             for holder, experts in expert_groups(block):

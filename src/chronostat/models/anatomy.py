@@ -20,6 +20,7 @@ from chronostat.models.locate import (
     find_projector,
     find_routers,
     find_vision,
+    module_of,
 )
 
 
@@ -32,10 +33,15 @@ class Anatomy:
     """Module paths inside one model.
 
     Attributes:
+        vision: vision towers; a path may end with a method, where the module itself is never called. So may that of a
+            projector.
         blocks: the decoder blocks in the order they run; the list's path is ``block_list``.
         routers: modules inside the blocks whose integer ``top_k`` says how many experts a token gets; those of blocks
             that a knob has taken out do not exist for as long.
         encoders: text encoder of an encoder-decoder model.
+        encode: method in which tower and projector run before the first forward, where a call has shown one.
+        given: the parts that ``layout`` named.
+        doubts: what a call has shown that speaks against these parts.
     """
 
     vision: tuple[str, ...]
@@ -45,6 +51,9 @@ class Anatomy:
     blocks: tuple[str, ...]
     routers: tuple[str, ...]
     head: str | None
+    encode: tuple[str, ...] = ()
+    given: frozenset[str] = frozenset()
+    doubts: tuple[str, ...] = ()
 
 
 def find_anatomy(model: nn.Module, layout: Mapping[str, str | Sequence[str]] | None = None) -> Anatomy:
@@ -71,6 +80,7 @@ def find_anatomy(model: nn.Module, layout: Mapping[str, str | Sequence[str]] | N
         blocks=blocks,
         routers=tuple(path for block in blocks for path in find_routers(model, block)),
         head=next(iter(given["head"]), None) if "head" in given else find_head(model, block_list),
+        given=frozenset(given),
     )
     if given:
         _require_apart(anatomy)
@@ -92,6 +102,11 @@ def anatomy_of(model: nn.Module, layout: Mapping[str, str | Sequence[str]] | Non
     return _known[model]
 
 
+def remember(model: nn.Module, anatomy: Anatomy) -> None:
+    """What ``anatomy_of`` returns from now on."""
+    _known[model] = anatomy
+
+
 def running_blocks(model: nn.Module, anatomy: Anatomy) -> list[nn.Module]:
     """The decoder blocks that run, in order: those that no knob has taken out."""
     blocks = [model.get_submodule(path) for path in anatomy.blocks]
@@ -109,13 +124,25 @@ def _check_layout(model: nn.Module, layout: Mapping[str, str | Sequence[str]]) -
             raise ModelError(f"layout: blocks = {list(given[part])} must be the path of one list of decoder blocks")
         for path in given[part]:
             try:
-                model.get_submodule(path)
+                _require_part(model, part, path)
             except AttributeError:
                 children = ", ".join(name for name, _ in model.named_modules() if name and name.count(".") < 2)
                 raise ModelError(
                     f"layout: {part} = {path!r} is no module of {type(model).__name__}; there are: {children}"
                 ) from None
     return given
+
+
+def _require_part(model: nn.Module, part: str, path: str) -> None:
+    """Accept a module, and for what encodes images also a method of one.
+
+    Raises:
+        AttributeError: there is no such module.
+    """
+    if part in {"vision", "projector"}:
+        module_of(model, path)
+    else:
+        model.get_submodule(path)
 
 
 def _require_apart(anatomy: Anatomy) -> None:

@@ -48,7 +48,7 @@ def _takers_of_pixels(model: nn.Module) -> Iterator[str]:
     decoder = library_part(model, "get_decoder")
     for path, module in by_depth(model):
         takes_pixels = getattr(module, "main_input_name", None) in PIXEL_INPUTS
-        if takes_pixels and decoder and not _within(path, decoder) and not _within(decoder, path):
+        if takes_pixels and decoder and not within(path, decoder) and not within(decoder, path):
             yield path
 
 
@@ -70,7 +70,7 @@ def find_projector(model: nn.Module, vision: tuple[str, ...], block_list: str) -
 
 def find_encoders(model: nn.Module) -> tuple[str, ...]:
     """The encoder of an encoder-decoder model."""
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if not getattr(config_of(model), "is_encoder_decoder", False):
         return ()
     path = library_part(model, "get_encoder")
     return () if path is None else (path,)
@@ -91,10 +91,10 @@ def find_block_list(model: nn.Module, encoders: tuple[str, ...]) -> str:
     outside = [
         (path, module)
         for path, module in by_depth(model)
-        if isinstance(module, nn.ModuleList) and not any(_within(path, encoder) for encoder in encoders)
+        if isinstance(module, nn.ModuleList) and not any(within(path, encoder) for encoder in encoders)
     ]
     fitting = [path for path, module in outside if len(module) == count]
-    inside_decoder = [path for path in fitting if decoder and _within(path, decoder)]
+    inside_decoder = [path for path in fitting if decoder and within(path, decoder)]
     if inside_decoder or fitting:
         return (inside_decoder or fitting)[0]
     candidates = ", ".join(f"{path} ({len(module)} modules)" for path, module in outside) or "none"
@@ -104,8 +104,13 @@ def find_block_list(model: nn.Module, encoders: tuple[str, ...]) -> str:
     )
 
 
+def config_of(model: nn.Module) -> object:
+    """The configuration of the model, or of the first model inside an object that only wraps one."""
+    return next((each.config for each in model.modules() if getattr(each, "config", None) is not None), None)
+
+
 def _layer_count(model: nn.Module) -> tuple[str, int | None]:
-    config = getattr(model, "config", None)
+    config = config_of(model)
     find_text_config = getattr(config, "get_text_config", None)
     text_config = find_text_config(decoder=True) if find_text_config else config
     for name in LAYER_COUNTS:
@@ -136,7 +141,7 @@ def called_paths(model: nn.Module, paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(
         called
         for path in paths
-        for called in (_children(model, path) if isinstance(model.get_submodule(path), nn.ModuleList) else [path])
+        for called in (_children(model, path) if isinstance(module_of(model, path)[0], nn.ModuleList) else [path])
     )
 
 
@@ -180,8 +185,24 @@ def _parts_named(model: nn.Module, place: str, name: re.Pattern[str]) -> list[st
     ]
 
 
-def _within(path: str, other: str) -> bool:
-    return path == other or path.startswith(f"{other}.")
+def within(path: str, other: str) -> bool:
+    """Whether ``path`` is ``other`` or inside it; everything is inside the model (the empty path)."""
+    return not other or path == other or path.startswith(f"{other}.")
+
+
+def module_of(model: nn.Module, entry: str) -> tuple[nn.Module, str | None]:
+    """The module at a path, or the module and the method where the path ends with the name of a method.
+
+    Raises:
+        AttributeError: there is neither.
+    """
+    try:
+        return model.get_submodule(entry), None
+    except AttributeError:
+        module, method = model.get_submodule(_parent(entry)), _last(entry)
+        if not callable(getattr(module, method, None)):
+            raise
+        return module, method
 
 
 def _parent(path: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from chronostat.knobs import applied
+from chronostat.measure.flow import parts_followed
 from chronostat.measure.judging import Judged, Repeat, Rules, judge
 from chronostat.measure.steady import steady
 from chronostat.survey.arms import Arm, Plan, Shot, like_conditions, shoot
@@ -40,6 +41,7 @@ def survey(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT, stopp
             pass
     with steady():
         conditions = like_conditions(arms)
+        _follow_parts(arms, plan)
         judged, metric = None, "prefill_ms"
         if len(arms) == 1:
             shots = repeated(arms, plan, advance=advance, stopped=stopped)
@@ -58,6 +60,14 @@ def survey(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT, stopp
         ended=judged.ended if judged else None,
         interrupted=stopped(),
     )
+
+
+def _follow_parts(arms: Sequence[Arm], plan: Plan) -> None:
+    """One call of each model that does not count, to find its parts by what flows through them."""
+    first = {id(arm.vlm.model): index for index, arm in reversed(list(enumerate(arms)))}
+    for index in first.values():
+        with parts_followed(arms[index].vlm.model):
+            shoot(arms, index, 0, plan)
 
 
 def repeated(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT, stopped: Stopped = _NEVER) -> list[Shot]:
