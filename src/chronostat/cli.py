@@ -11,7 +11,19 @@ import typer
 
 from chronostat.config import Attention, Config, MeasureConfig, ModelConfig, load_config, refuse_others
 from chronostat.errors import ConfigError
-from chronostat.options import Device, Dtype, Layout, Model, RunDir, Seed, Sets, Threads, TrustRemoteCode, finite
+from chronostat.options import (
+    Device,
+    Dtype,
+    Layout,
+    Model,
+    RunDir,
+    Sample,
+    Seed,
+    Sets,
+    Threads,
+    TrustRemoteCode,
+    finite,
+)
 from chronostat.terminal import for_people, out
 from chronostat.version import VERSION
 
@@ -60,6 +72,7 @@ def train(
     config_file: Annotated[Path | None, typer.Argument(metavar="CONFIG.toml", help="Absent: all defaults.")] = None,
     run_dir: RunDir = None,
     seed: Seed = None,
+    sample: Sample = False,
     overrides: Sets = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue a run that was ended or killed.")] = None,
     dry_run: Annotated[
@@ -69,9 +82,9 @@ def train(
     """Train a controller on measured latency; afterwards: chronostat validate RUN."""
     folder = resume or run_dir or _new_folder("train")
     with for_people(folder, resume_with="train"):
-        if resume and (config_file or run_dir or seed is not None or overrides or dry_run):
+        if resume and (config_file or run_dir or seed is not None or sample or overrides or dry_run):
             raise ConfigError("--resume continues a run with its own configuration; give no other option with it")
-        config = None if resume else load_config(config_file, overrides or (), seed=seed)
+        config = None if resume else load_config(config_file, _sampling(overrides, sample=sample), seed=seed)
         from chronostat.verbs import loop
 
         if config is None:
@@ -133,6 +146,7 @@ def measure(
     exact_tokens: Annotated[
         bool, typer.Option("--exact-tokens", help="Make every answer that long, also past its end.")
     ] = False,
+    sample: Sample = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     attention: Annotated[
@@ -169,7 +183,8 @@ def measure(
             layout=measuring.read_layout(layout) if layout else {},
         )
         paths = [_path(name) for name in model or ("bundled",)]
-        config = Config(measure=MeasureConfig(threads=threads, max_new_tokens=new_tokens), seed=seed or 0)
+        measured = MeasureConfig(threads=threads, max_new_tokens=new_tokens, sample=sample)
+        config = Config(measure=measured, seed=seed or 0)
         measuring.measure(
             measuring.Ask(
                 models=[config.model_copy(update={"model": own.model_copy(update={"path": path})}) for path in paths],
@@ -256,6 +271,7 @@ def rank_blocks(
     ] = None,
     run_dir: RunDir = None,
     seed: Seed = None,
+    sample: Sample = False,
     overrides: Sets = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue a ranking that was ended or killed.")
@@ -265,7 +281,7 @@ def rank_blocks(
     folder = resume or run_dir or _new_folder("rank-blocks")
     with for_people(folder, resume_with="rank-blocks"):
         others = (model, data, samples, seconds, method, keep, run_dir, seed, overrides)
-        if resume and any(value is not None for value in others):
+        if resume and (sample or any(value is not None for value in others)):
             raise ConfigError("--resume continues a ranking as it was begun; give no other option with it")
         from chronostat.verbs import knobs as verb
 
@@ -276,7 +292,7 @@ def rank_blocks(
         refuse_others(overrides or (), ("model.", "data.", "measure.", "seed="), said)
         given = {"model.path": _path(model), "data.path": data}
         paths = [f"{key}={json.dumps(str(path))}" for key, path in given.items() if path is not None]
-        config = load_config(None, [*paths, *(overrides or ())], seed=seed)
+        config = load_config(None, [*paths, *_sampling(overrides, sample=sample)], seed=seed)
         plan = verb.Plan(
             method=method or "one-at-a-time",
             samples=samples or RANKED_SAMPLES,
@@ -335,6 +351,11 @@ def doctor(
         )
         status = verb.doctor(Config(model=own, measure=MeasureConfig(threads=threads)), seconds, json_file, out)
     raise typer.Exit(status)
+
+
+def _sampling(overrides: list[str] | None, *, sample: bool) -> list[str]:
+    """The overrides with what ``--sample`` stands for, which therefore counts for more than the file."""
+    return [*(overrides or ()), *(["measure.sample=true"] if sample else ())]
 
 
 def _path(model: str | None) -> str | None:

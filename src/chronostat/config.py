@@ -85,6 +85,9 @@ class MeasureConfig(Frozen):
     """Directory of a measured run of the same model under the same conditions; read with ``estimate`` only."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 8
     """Longest answer."""
+    sample: bool = False
+    """Sample answers as the model's generation_config says, each draw from a seed of its own that follows from
+    ``seed``; off: greedy decoding, whatever the generation_config says. A condition of every number."""
     time_limit_s: Seconds | None = None
     """A generation that takes longer is ended at its next hook or token, and has failed; absent: 30 times what ``full``
     took at the start, but at least 10 s."""

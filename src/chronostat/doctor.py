@@ -202,7 +202,7 @@ def examined(
 
 def _execute(vlm: Vlm, request: SampleRequest) -> Execution:
     # forced to decode: the bundled task is answered with two tokens
-    longer = GenerationConfig(min_new_tokens=_NEW_TOKENS, do_sample=False)
+    longer = GenerationConfig(min_new_tokens=_NEW_TOKENS)
     with told(f"{vlm.name}: the request"):
         return execute(vlm.model, request, setting=Setting(), max_new_tokens=_NEW_TOKENS, generation_config=longer)
 

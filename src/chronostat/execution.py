@@ -15,12 +15,15 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from chronostat.data.quality import Quality
 from chronostat.data.samples import Sample
-from chronostat.errors import ChronostatError, DataError, KnobError, MeasurementError
+from chronostat.errors import ChronostatError, ConfigError, DataError, KnobError, MeasurementError
 from chronostat.knobs import applied, find_knob
 from chronostat.measure.clock import Clock, clock_for
+from chronostat.measure.decoding import decoding_of, seeded
 from chronostat.measure.generate import Batch, Measured, check_batch, device_of, measure_alone, sole_measurement
 from chronostat.models.prepare import count_image_tokens, prepare, prompt_length
 from chronostat.records import NOT_CALLED, Execution, Setting
+
+_SEEDS = 2**63  # the store holds no larger number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,7 @@ def execute(
     controller_ms: float = 0.0,
     clock: Clock | None = None,
     time_limit_s: float | None = None,
+    sampling_seed: int | None = None,
     seen: Callable[[Measured], None] | None = None,
 ) -> Execution:
     """Apply the knobs, call ``generate()`` once, measure it, undo the knobs, score the answer.
@@ -89,24 +93,30 @@ def execute(
         request: a sample with its processor, or a ready batch.
         setting: values for some or all knobs; the others stay as the model was built.
         max_new_tokens: longest answer in tokens.
-        generation_config: passed on to ``generate()``.
+        generation_config: passed on to ``generate()``; it cannot ask for sampling without ``sampling_seed``.
         controller_ms: what choosing the setting cost; charged to the request.
         clock: the device's own clock if absent.
         time_limit_s: a generation that takes longer is ended; None: no limit.
+        sampling_seed: tokens are drawn from it as the model's generation_config samples; the same seed gives the same
+            answer, and torch's own random streams go on as without the call. None: greedy, whatever the
+            generation_config says.
         seen: told what was measured beyond the record: when each stage was, whether decoding was compiled.
 
     Raises:
         KnobError: an unknown knob, an illegal value, or ``vision_tokens`` below full for a ready batch.
         DataError: a batch that is not one request, or on another device.
         ModelError: the model lies on several devices or cannot generate.
-        MeasurementError: another measurement is running on this device; the model was not touched.
+        ConfigError: there is a seed and the model does not sample, or sampling was asked for and there is no seed.
+        MeasurementError: another measurement is running on this device, or the model decodes by beams or with an
+            assistant; it was not touched.
         GenerationTimeout: the generation took longer than ``time_limit_s``; the knobs are undone.
         Exception: whatever the model raises: a failed execution is never a number. What is raised before its call has
             the note ``NOT_CALLED``.
     """
     device = device_of(model)
     clock = clock or clock_for(device)
-    _check_types(request, setting)
+    _check_types(request, setting, sampling_seed)
+    decoding = decoding_of(model, sample=sampling_seed is not None, given=generation_config)
     if isinstance(request, BatchRequest):
         check_batch(request.batch, device)
         _check_vision_is_full(setting, model, request.processor)
@@ -115,12 +125,13 @@ def execute(
             undo.enter_context(sole_measurement(device))
             image_arguments = undo.enter_context(applied(setting, model, request.processor))
             batch, preprocess_ms = _batch(model, request, image_arguments, clock)
+        undo.enter_context(seeded(device, sampling_seed))
         measured = measure_alone(
             model,
             batch,
             device,
             max_new_tokens=max_new_tokens,
-            generation_config=generation_config,
+            generation_config=decoding.config(generation_config),
             clock=clock,
             time_limit_s=time_limit_s,
         )
@@ -139,16 +150,21 @@ def execute(
         prompt_tokens=prompt_length(batch),
         image_tokens=count_image_tokens(model, batch),
         disturbed=measured.disturbed,
+        sampling_seed=sampling_seed,
     )
 
 
-def _check_types(request: object, setting: object) -> None:
+def _check_types(request: object, setting: object, sampling_seed: object) -> None:
     if not isinstance(setting, Setting):
         raise KnobError(f"setting = {setting!r} is a {type(setting).__name__}; give Setting.parse('knob=value ...')")
     if not isinstance(request, SampleRequest | BatchRequest):
         raise DataError(
             f"the request is a {type(request).__name__}; make it with request_for(sample, processor, quality), or from "
             "a ready batch with BatchRequest"
+        )
+    if sampling_seed is not None and not (isinstance(sampling_seed, int) and 0 <= sampling_seed < _SEEDS):
+        raise ConfigError(
+            f"sampling_seed = {sampling_seed!r}: give a whole number of at least 0 and below 2**63, or leave it out"
         )
 
 

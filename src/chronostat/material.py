@@ -19,8 +19,10 @@ from chronostat.errors import ConfigError
 from chronostat.knobs import find_space
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.conditions import read_conditions
+from chronostat.measure.decoding import Decoding, decoding_of
 from chronostat.measure.steady import steady
 from chronostat.models.load import Vlm, fingerprint, load_vlm
+from chronostat.records import Conditions
 from chronostat.store import RunStore
 from chronostat.trials import Subject
 
@@ -84,11 +86,22 @@ class Material:
         Raises:
             DataError: the data has nothing to train or to settle on.
             KnobError: the model lacks a knob or value that the configuration asks for.
+            ConfigError: it shall sample, and its generation_config does not.
         """
+        decoding_of(vlm.model, sample=config.measure.sample)
         for split in ("train", "validation"):
             dataset.split(split)  # nobody should learn after minutes of training that this is missing
         space, absent = find_space(vlm.model, vlm.processor, config.knobs.model_dump())
         return cls(config=config, vlm=vlm, dataset=dataset, space=space, absent=absent)
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the model chooses tokens in this run."""
+        return decoding_of(self.vlm.model, sample=self.config.measure.sample)
+
+    def conditions(self) -> Conditions:
+        """Under which a run of this process would measure now."""
+        return read_conditions(self.vlm.model, sample=self.config.measure.sample)
 
     def facts(self) -> dict[str, Any]:
         """What ``run.json`` says of it."""
@@ -101,7 +114,7 @@ class Material:
             "space": self.space.to_json(),
             "absent": dict(self.absent),
             "pruned": dict(self.space.pruned),
-            "conditions": asdict(read_conditions(self.vlm.model)),
+            "conditions": asdict(self.conditions()),
         }
 
     def steady(self) -> AbstractContextManager[None]:

@@ -24,6 +24,9 @@ Sets = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that is drawn.")]
+Sample = Annotated[
+    bool, typer.Option("--sample", help="Sample answers as the model's generation_config says; absent: greedy.")
+]
 Model = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="Directory or name; absent or bundled: the bundled model.")
 ]

@@ -151,8 +151,8 @@ class _Bench:
         for number in range(self.taken):
             candidates = self._candidates(out)
             # full too, so that no anchor is ever due: the settings of a trial shall not depend on the clock
-            settings = [without(()), without(out), *(without([*out, block]) for block in candidates)]
-            trials = self._round(number, samples, settings)
+            settings = dict.fromkeys([without(()), without(out), *(without([*out, block]) for block in candidates)])
+            trials = self._round(number, samples, list(settings))
             scores = score_blocks(trials, out, candidates, self.session.metric, self.plan.seed)
             _require_all(scores, candidates, trials)
             rounds.append(scores)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from chronostat.config import Config
 from chronostat.control.calibration import check_source
@@ -22,7 +23,8 @@ from chronostat.fallback.estimator import Estimator, estimator_from
 from chronostat.knobs.space import ActionSpace
 from chronostat.material import Material
 from chronostat.measure.clock import Clock, clock_for
-from chronostat.measure.conditions import read_conditions
+from chronostat.measure.conditions import as_it_was
+from chronostat.measure.decoding import own_decoding
 from chronostat.measure.flow import parts_followed
 from chronostat.models.state import weights_checksum
 from chronostat.phases import CallCounter, counted_phase
@@ -129,7 +131,7 @@ class Session:
         Raises:
             UnlikeConditions: threads, clocks or whatever else counts are not what they were when the session began.
         """
-        self.conditions.require_like(read_conditions(self.material.vlm.model))
+        self.conditions.require_like(self.material.conditions())
         return counted_phase(self.store, self.progress, self.counter, self.runner, phase, seconds)
 
 
@@ -214,13 +216,14 @@ def require_like(material: Material, store: RunStore) -> None:
             f"the run in {store.folder} belongs to model {facts['model']['fingerprint']}, but {material.vlm.name} is "
             f"{material.vlm.fingerprint}; begin a new run"
         )
-    Conditions.from_json(facts.get("conditions", {})).require_like(read_conditions(material.vlm.model))
+    stored = as_it_was(Conditions.from_json(facts.get("conditions", {})), material.vlm.model)
+    stored.require_like(material.conditions())
 
 
 @contextmanager
 def _session(material: Material, store: RunStore, progress: Progress, clock: Clock | None) -> Generator[Session]:
     config, model = material.config, material.vlm.model
-    counter, conditions = CallCounter(), read_conditions(model)
+    counter, conditions = CallCounter(), material.conditions()
 
     def keep(trial: Trial) -> None:
         store.append(trial)
@@ -237,10 +240,12 @@ def _session(material: Material, store: RunStore, progress: Progress, clock: Clo
         keep=keep,
         anchor_every_s=config.train.anchor_every_s,
         conditions=conditions.fingerprint,
+        sample=config.measure.sample,
     )
     with store, counter.watching(model):
-        known = store.facts.get(CONDITIONS, {})
-        store.update_facts(**{CONDITIONS: {**known, conditions.fingerprint: asdict(conditions)}})
+        _keep_conditions(store, conditions, model)
+        if material.decoding.note is not None:
+            progress.warn(material.decoding.note)
         with counted_phase(store, progress, counter, runner, "warmup", config.train.calibration_seconds):
             weights = weights_checksum(model)
             recorded: Source | None = store.facts.get("source")
@@ -260,6 +265,17 @@ def _session(material: Material, store: RunStore, progress: Progress, clock: Clo
             metric=metric,
             source=source,
         )
+
+
+def _keep_conditions(store: RunStore, conditions: Conditions, model: PreTrainedModel) -> None:
+    """Add those of this process to the run's; those of an older version say from now on how they decoded."""
+    facts, own = store.facts, own_decoding(model)
+    began, *earlier = (
+        {**each, "decoding": each.get("decoding", own)}
+        for each in (facts["conditions"], *facts.get(CONDITIONS, {}).values())
+    )
+    known = dict(zip(facts.get(CONDITIONS, {}), earlier, strict=True))
+    store.update_facts(**{"conditions": began, CONDITIONS: {**known, conditions.fingerprint: asdict(conditions)}})
 
 
 def _prove_knobs(runner: TrialRunner, material: Material, store: RunStore, weights: Mapping[str, int]) -> None:
@@ -329,8 +345,8 @@ def _is_measured(trial: Trial) -> bool:
 def _estimator(material: Material) -> Estimator:
     config = material.config.measure
     assert config.estimate_from is not None, "the configuration pairs it with 'estimate'"
-    conditions = read_conditions(material.vlm.model)
-    return estimator_from(Path(config.estimate_from), fingerprint=material.vlm.fingerprint, conditions=conditions)
+    run, like = Path(config.estimate_from), material.conditions()
+    return estimator_from(run, fingerprint=material.vlm.fingerprint, conditions=like)
 
 
 def _first_facts(config: Config, command: str) -> dict[str, Any]:

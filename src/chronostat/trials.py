@@ -13,7 +13,7 @@ from chronostat.data.samples import Sample
 from chronostat.errors import ChronostatError, ExecutionError
 from chronostat.execution import BatchRequest, Request, execute, identity, request_for
 from chronostat.measure.clock import Clock
-from chronostat.measure.generate import require_one_path
+from chronostat.measure.decoding import decoding_of, draw_seed
 from chronostat.records import NOT_CALLED, Budget, Estimate, Execution, Phase, Setting, Source, StageTiming, Trial
 
 Subject = Sample | BatchRequest
@@ -46,9 +46,11 @@ class TrialRunner:
         time_limit_s: a generation that takes longer has failed; None: no limit.
         drift: told of every trial, and asked before it; None: not known yet.
         conditions: fingerprint that every execution carries.
+        sample: the model samples its answers, from a seed for each draw; else they are greedy.
 
     Raises:
-        MeasurementError: the model is set to beams or assisted decoding.
+        ConfigError: it shall sample, and its generation_config does not.
+        MeasurementError: the model is set to assisted decoding, or samples along beams.
     """
 
     model: PreTrainedModel
@@ -65,11 +67,12 @@ class TrialRunner:
     time_limit_s: float | None = None
     drift: Drift | None = None
     conditions: str | None = None
+    sample: bool = False
     _last_anchor_ns: int | None = field(default=None, init=False)
     _start_ns: int = field(init=False)
 
     def __post_init__(self) -> None:
-        require_one_path(self.model)
+        decoding_of(self.model, sample=self.sample)
         self._start_ns = self.clock.host_ns()
 
     @property
@@ -99,13 +102,13 @@ class TrialRunner:
         controller_ms: float = 0.0,
         again: Sequence[Setting] = (),
     ) -> Trial:
-        """Execute every distinct setting of ``draws`` once, in random order.
+        """Execute every distinct setting of ``draws`` once, in random order; every single draw where the model samples.
 
         Args:
             phase: what the trial is for.
             index: position of the trial in its phase; with the seed it fixes the order.
             request: what is executed.
-            draws: settings, equal ones share one execution.
+            draws: settings; equal ones share one execution if answers are greedy, since they would be equal too.
             budget: the budget under which they were drawn.
             controller_ms: what drawing them cost; charged to each execution.
             again: settings of ``draws`` that are executed once more for each time they are named here.
@@ -113,13 +116,11 @@ class TrialRunner:
         started_s = self.elapsed_s
         drift = None if self.drift is None else self.drift.at(started_s)
         anchor_due = self._anchor_due()
-        distinct = list(dict.fromkeys([*draws, self.full] if anchor_due else draws))
-        planned = [*distinct, *again]
-        order = np.random.default_rng([self.seed, _PHASE_NUMBER[phase], index]).permutation(len(planned))
+        planned = self._planned(draws, again, anchor_due=anchor_due)
+        order = np.random.default_rng([self.seed, _PHASE_NUMBER[phase], index]).permutation(len(planned)).tolist()
         settings = [planned[i] for i in order]
-        executions = tuple(
-            replace(self._attempt(request, setting, controller_ms), conditions=self.conditions) for setting in settings
-        )
+        seeds = self._seeds(phase, index, identity(request)["sample_id"], planned)
+        executions = tuple(self._execution(request, planned[i], controller_ms, seeds[i]) for i in order)
         anchor = settings.index(self.full) if self.full in settings else None
         if anchor is not None and executions[anchor].invalid is None:
             self._last_anchor_ns = self.clock.host_ns()
@@ -128,7 +129,7 @@ class TrialRunner:
             index=index,
             sample_id=executions[0].sample_id,
             executions=executions,
-            draws=tuple(settings.index(setting) for setting in draws),
+            draws=tuple(order.index(i) if self.sample else settings.index(draw) for i, draw in enumerate(draws)),
             anchor=anchor,
             budget=budget,
             started_s=started_s,
@@ -143,20 +144,42 @@ class TrialRunner:
         last = self._last_anchor_ns
         return last is None or self.clock.host_ms_since(last) >= self.anchor_every_s * 1e3
 
-    def _attempt(self, request: Request, setting: Setting, controller_ms: float) -> Execution:
+    def _planned(self, draws: Sequence[Setting], again: Sequence[Setting], *, anchor_due: bool) -> list[Setting]:
+        """What is executed; where the model samples the draws come first, each for itself."""
+        planned = list(draws if self.sample else dict.fromkeys(draws))
+        if anchor_due and self.full not in planned:
+            planned.append(self.full)
+        return [*planned, *again]
+
+    def _seeds(self, phase: Phase, index: int, sample_id: str, planned: Sequence[Setting]) -> list[int | None]:
+        """What each execution draws its tokens from: no order and no other setting has a part in it."""
+        if not self.sample:
+            return [None] * len(planned)
+        return [
+            draw_seed(self.seed, sample_id, setting, phase, index, planned[:i].count(setting))
+            for i, setting in enumerate(planned)
+        ]
+
+    def _execution(self, request: Request, setting: Setting, controller_ms: float, seed: int | None) -> Execution:
+        executed = self._attempt(request, setting, controller_ms, seed)
+        return replace(executed, conditions=self.conditions, sampling_seed=seed)
+
+    def _attempt(self, request: Request, setting: Setting, controller_ms: float, seed: int | None) -> Execution:
         """One execution; a failure is recorded with its reason and never becomes a number.
 
         Whatever a model raises is a failure of this execution, and so is an ``ExecutionError``. Another error that is
         meant for a person is none: it says that nothing can be executed as asked.
         """
-        outcome = self._executed_or_reason(request, setting, controller_ms)
+        outcome = self._executed_or_reason(request, setting, controller_ms, seed)
         if isinstance(outcome, Execution):
             return self._in_source(request, outcome)
         if outcome.startswith(_OUT_OF_MEMORY) and torch.cuda.is_available():
             torch.cuda.empty_cache()  # here, where the error and the tensors in its frames are gone
         return _failed(request, setting, outcome)
 
-    def _executed_or_reason(self, request: Request, setting: Setting, controller_ms: float) -> Execution | str:
+    def _executed_or_reason(
+        self, request: Request, setting: Setting, controller_ms: float, seed: int | None
+    ) -> Execution | str:
         try:
             return execute(
                 self.model,
@@ -166,6 +189,7 @@ class TrialRunner:
                 controller_ms=controller_ms,
                 clock=self.clock,
                 time_limit_s=self.time_limit_s,
+                sampling_seed=seed,
             )
         except ExecutionError as error:
             return _reason(error)

@@ -258,3 +258,20 @@ def test_skipping_equals_a_model_built_without_those_blocks(vlm, batch, skipped)
 def test_device_auto_is_bfloat16_on_the_accelerator():
     model = load_vlm().model
     assert (model.device.type, model.dtype) == ("cuda", torch.bfloat16)
+
+
+def test_a_seed_draws_the_same_answer_and_leaves_every_random_stream_as_it_was(vlm, sample, monkeypatch):
+    config = copy.deepcopy(vlm.model.generation_config)
+    config.update(do_sample=True, temperature=30.0, top_k=0)
+    monkeypatch.setattr(vlm.model, "generation_config", config)
+    request = request_for(sample, vlm.processor, None)
+
+    def answer(seed):
+        options = {"setting": Setting(), "max_new_tokens": NEW_TOKENS, "sampling_seed": seed}
+        return execute(vlm.model, request, **options).output_ids
+
+    states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    answers = [answer(seed) for seed in (1, 2, 1)]
+    assert answers[0] == answers[2] != answers[1]
+    after = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    assert all(map(torch.equal, states, after))

@@ -150,6 +150,7 @@ class FakeExecutions:
         controller_ms: float,
         clock: FakeClock,
         time_limit_s: float | None,
+        sampling_seed: int | None,
     ) -> Execution:
         self.calls.append(setting)
         if setting in self.fails:

@@ -98,7 +98,7 @@ def test_several_arms_are_judged_against_the_first(arms):
 def test_what_warms_an_arm_up_is_in_no_number(arms, monkeypatch):
     calls = Counter()
 
-    def cold_at_first(arms, arm, request, plan):
+    def cold_at_first(arms, arm, request, plan, drawn):
         calls[arm] += 1
         cold = calls[arm] <= 2  # the first look at its stages, and the warm-up of the judge
         made = shot(timing(900.0 if cold else 30.0 + arm), request=request)
@@ -151,9 +151,9 @@ def test_arms_of_one_name_are_refused(arms):
 def test_arms_under_unlike_conditions_are_refused(arms, order, monkeypatch, field, value, refused):
     read, seen = arms_module.read_conditions, []
 
-    def unlike(model):
+    def unlike(model, *, sample):
         seen.append(model)
-        return dataclasses.replace(read(model), **({field: value} if len(seen) > 1 else {}))
+        return dataclasses.replace(read(model, sample=sample), **({field: value} if len(seen) > 1 else {}))
 
     monkeypatch.setattr(arms_module, "read_conditions", unlike)
     if not refused:

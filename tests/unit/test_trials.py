@@ -265,9 +265,9 @@ def test_the_start_up_check_decides_the_source_of_the_run(model, clock, monkeypa
         check_source(probe(), "stop")
 
 
-def test_a_model_set_to_beams_is_refused(model, clock):
-    model.generation_config.num_beams = 3
-    with pytest.raises(MeasurementError, match=r"asks for beam_search.*set num_beams = 1"):
+def test_a_model_set_to_assisted_decoding_is_refused(model, clock):
+    model.generation_config.prompt_lookup_num_tokens = 3
+    with pytest.raises(MeasurementError, match=r"asks for assisted_generation.*set num_beams = 1 and no assistant"):
         make_runner(model, clock)
 
 

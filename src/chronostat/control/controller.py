@@ -26,7 +26,7 @@ from chronostat.execution import Request, SampleRequest, execute
 from chronostat.files import disk_errors, write_whole
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import Clock, clock_for
-from chronostat.measure.conditions import read_conditions
+from chronostat.measure.conditions import as_it_was, read_conditions
 from chronostat.measure.generate import device_of
 from chronostat.models.load import fingerprint
 from chronostat.records import Budget, BudgetKind, Conditions, Execution, KnobValue, LatencyMetric, Number, Setting
@@ -115,7 +115,7 @@ class Controller:
 
     def recalibrated(self, full_ms: float, model: PreTrainedModel) -> "Controller":
         """The same policy on another day or machine: budgets in ms are read against ``full_ms``, measured there."""
-        now = {"full_ms": full_ms, "conditions": read_conditions(model)}
+        now = {"full_ms": full_ms, "conditions": read_conditions(model, sample=self.facts.config.measure.sample)}
         return replace(self, facts=self.facts.model_copy(update=now))
 
     def renewed(
@@ -182,6 +182,7 @@ class Controller:
         budget_ms: float,
         kind: BudgetKind = "mean",
         max_new_tokens: int = 32,
+        sampling_seed: int | None = None,
     ) -> Execution:
         """Answer one request within a budget: the answer, the chosen setting and the measured stages.
 
@@ -193,12 +194,16 @@ class Controller:
             budget_ms: limit for ``metric`` plus the controller's own time, in milliseconds.
             kind: ``mean``: on average over requests; ``deadline``: for this request.
             max_new_tokens: longest answer in tokens.
+            sampling_seed: draws the tokens of the answer, for a controller that was trained on sampled answers
+                (``measure.sample``); None: greedy.
 
         Raises:
+            UnlikeConditions: it was trained on the other kind of answers.
             BudgetError: no setting can meet the budget, names the cheapest in ms; or it is no length of time.
         """
         if not isinstance(budget_ms, Real) or not 0 < budget_ms < inf:
             raise BudgetError(f"budget_ms = {budget_ms!r}: give a number of milliseconds above 0")
+        self._require_decoding(sampled=sampling_seed is not None)
         images = [image] if isinstance(image, Image) else list(image)
         sample = Sample(id="request", split="test", prompt=prompt, references=(), load_images=lambda: tuple(images))
         request = SampleRequest(sample=sample, images=images, processor=processor, quality=None)
@@ -211,6 +216,21 @@ class Controller:
             max_new_tokens=max_new_tokens,
             controller_ms=choice.controller_ms,
             clock=clock,
+            sampling_seed=sampling_seed,
+        )
+
+    def _require_decoding(self, *, sampled: bool) -> None:
+        """Accept answers of the kind that it was trained on: quality and length of the others are not what it knows."""
+        if sampled == self.facts.config.measure.sample:
+            return
+        if sampled:
+            raise UnlikeConditions(
+                "sampling_seed was given, but the controller was trained on greedy answers; leave it out, or train one "
+                "with measure.sample = true"
+            )
+        raise UnlikeConditions(
+            "the controller was trained on sampled answers (measure.sample = true); give sampling_seed, another whole "
+            "number for each request"
         )
 
     def save(self, folder: str | Path) -> None:
@@ -273,7 +293,8 @@ def load_controller(
     if full_ms is not None:
         return controller.recalibrated(full_ms, model)
     try:
-        facts.conditions.require_like(read_conditions(model))
+        now = read_conditions(model, sample=facts.config.measure.sample)
+        as_it_was(facts.conditions, model).require_like(now)
     except UnlikeConditions as error:
         raise UnlikeConditions(
             f"the controller in {folder} counts in milliseconds of other conditions ({error}); set the same ones, or "

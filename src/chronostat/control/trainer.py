@@ -153,9 +153,10 @@ def outcome_of(
         full_ms: the latency of ``full`` that these are fractions of.
     """
     executions = [trial.executions[i] for i in trial.draws]
-    valid = [i for i, e in enumerate(executions) if _measured(trial, e.setting)]
+    answers = [_answers(trial, execution) for execution in executions]
+    valid = [i for i, found in enumerate(answers) if found]
     latencies = [_median_ms(trial, executions[i].setting, metric) / full_ms for i in valid]
-    qualities = [_measured(trial, executions[i].setting)[0].quality for i in valid]
+    qualities = [answers[i][0].quality for i in valid]
     return Outcome(
         observation=observation,
         settings=draws[valid],
@@ -163,6 +164,12 @@ def outcome_of(
         latency=torch.tensor(latencies, dtype=torch.float32),
         budget=budget,
     )
+
+
+def _answers(trial: Trial, drawn: Execution) -> list[Execution]:
+    """The measured executions whose answer is that of a draw: its own where answers are sampled, else any of them."""
+    same = _measured(trial, drawn.setting)
+    return same if drawn.sampling_seed is None else [execution for execution in same if execution is drawn]
 
 
 def _measured(trial: Trial, setting: Setting) -> list[Execution]:

@@ -12,7 +12,6 @@ from chronostat.fallback.evaluation import Evaluation, Known, errors, ordered_pa
 from chronostat.knobs.space import ActionSpace
 from chronostat.material import Material
 from chronostat.measure.clock import clock_for
-from chronostat.measure.conditions import read_conditions
 from chronostat.records import Execution, Setting, StageTiming, Trial
 from chronostat.store import RunStore
 from chronostat.trials import TrialRunner
@@ -45,7 +44,7 @@ def evaluate(store: RunStore, config: Config, *, seconds: float) -> Evaluation:
         raise ConfigError("the run has no budgets to decide; name some in its validation section")
     material = Material.load(config)
     with material.steady():
-        conditions = read_conditions(material.vlm.model)
+        conditions = material.conditions()
         require_measured(store, fingerprint=material.vlm.fingerprint, conditions=conditions)
         stored = _to_learn_from(store, material)
         estimator = Estimator(stored)
@@ -126,6 +125,7 @@ def _runner(material: Material) -> TrialRunner:
         seed=material.config.seed,
         keep=forget,
         anchor_every_s=float("inf"),  # full is in every row anyway
+        sample=material.config.measure.sample,
     )
 
 

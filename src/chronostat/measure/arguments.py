@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 
-from chronostat.errors import DataError, MeasurementError
+from chronostat.errors import DataError
 
 Batch = Mapping[str, Tensor]
 IMAGE_KEYS = ("pixel_values", "images", "pixel_values_images", "image_patches", "flattened_patches")
@@ -209,17 +209,3 @@ def check_answers(config: GenerationConfig) -> None:
     """
     if (config.num_return_sequences or 1) != 1:
         raise DataError(f"num_return_sequences = {config.num_return_sequences}: a request has one answer, use 1")
-
-
-def require_one_path(model: PreTrainedModel) -> None:
-    """Accept a model that is set to greedy decoding or sampling.
-
-    Raises:
-        MeasurementError: it is set to beams or assisted decoding, which cannot be learned from.
-    """
-    mode = effective_config(model, None).get_generation_mode()
-    if mode not in ONE_PATH:
-        raise MeasurementError(
-            f"the model's generation_config asks for {mode.value}, where decode per token has no meaning; settings are "
-            "compared with greedy decoding or sampling, set num_beams = 1 and no assistant"
-        )

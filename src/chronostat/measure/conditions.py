@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,17 +13,27 @@ import transformers
 from transformers import PreTrainedModel
 
 from chronostat.measure.compiled import is_compiled
+from chronostat.measure.decoding import decoding_of, own_decoding
 from chronostat.measure.gpu import GpuFacts, gpu_of
 from chronostat.measure.linux import Linux
 from chronostat.measure.steady import flushes_denormals
-from chronostat.records import Conditions
+from chronostat.records import NOT_RECORDED, Conditions
 from chronostat.version import VERSION
 
 _GIT_S = 10
 
 
-def read_conditions(model: PreTrainedModel) -> Conditions:
-    """Conditions of this process and model."""
+def read_conditions(model: PreTrainedModel, *, sample: bool = False) -> Conditions:
+    """Conditions of this process and model.
+
+    Args:
+        model: the model.
+        sample: whether its answers are sampled, as its generation_config says, and not greedy.
+
+    Raises:
+        ConfigError: it shall sample and does not.
+        MeasurementError: it decodes in another way than token by token.
+    """
     device = model.device
     on_cuda = device.type == "cuda"
     gpu = gpu_of(device)
@@ -50,9 +61,15 @@ def read_conditions(model: PreTrainedModel) -> Conditions:
         compiled=any(map(is_compiled, model.modules())),
         cache=_cache_name(model),
         python=platform.python_version(),
+        decoding=decoding_of(model, sample=sample).text,
         affinity=_ranges(cpus),
         commit=_commit(),
     )
+
+
+def as_it_was(stored: Conditions, model: PreTrainedModel) -> Conditions:
+    """Conditions that an older version stored of this model, with the decoding that it took from the checkpoint."""
+    return stored if stored.decoding != NOT_RECORDED else replace(stored, decoding=own_decoding(model))
 
 
 def _cpu_name() -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from chronostat.errors import ConfigError, MeasurementError
-from chronostat.measure.arguments import Batch, Generative, check_batch, main_input_of, require_one_path
+from chronostat.measure.arguments import Batch, Generative, check_batch, main_input_of
 from chronostat.measure.call import Measured, call_measured, check_model, device_of, sole_measurement
 from chronostat.measure.clock import Clock
 from chronostat.measure.stages import restorer
@@ -30,7 +30,6 @@ __all__ = [
     "measure_alone",
     "measure_generate",
     "measuring",
-    "require_one_path",
     "sole_measurement",
 ]
 

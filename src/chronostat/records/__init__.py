@@ -5,7 +5,7 @@ docs/definitions.md.
 """
 
 from chronostat.records.budgets import DEADLINE_SHARE, Budget, BudgetKind
-from chronostat.records.conditions import Conditions
+from chronostat.records.conditions import NOT_RECORDED, Conditions
 from chronostat.records.executions import LATENCY_METRICS, NOT_CALLED, Execution, LatencyMetric, Source, StageTiming
 from chronostat.records.plain_data import Number, plain
 from chronostat.records.settings import KnobValue, Setting, knob_value, value_text
@@ -16,6 +16,7 @@ __all__ = [
     "DEADLINE_SHARE",
     "LATENCY_METRICS",
     "NOT_CALLED",
+    "NOT_RECORDED",
     "Budget",
     "BudgetKind",
     "Comparison",

@@ -8,6 +8,7 @@ from typing import Any
 
 from chronostat.errors import UnlikeConditions
 
+NOT_RECORDED = "not recorded"
 _ONLY_TOLD = frozenset({"affinity", "commit"})
 
 
@@ -31,6 +32,7 @@ class Conditions:
         compiled: a module of the model runs a compiled graph.
         cache: ``cache_implementation`` of the model's generation configuration; ``default`` where it names none.
         python: version of the interpreter, whose speed counts in every decode step.
+        decoding: how tokens were chosen: ``greedy`` or ``sampled``, and what the checkpoint sets for it.
         affinity: the CPUs, by number.
         commit: of chronostat; its version where it was installed without one.
     """
@@ -45,19 +47,20 @@ class Conditions:
     transformers: str
     dtype: str
     attention: str
-    gpu: str = "not recorded"
+    gpu: str = NOT_RECORDED
     max_sm_clock_mhz: int | None = None
     application_sm_clock_mhz: int | None = None
     power_limit_w: float | None = None
     persistence: bool | None = None
     mig: bool | None = None
-    governor: str = "not recorded"
+    governor: str = NOT_RECORDED
     flush_denormals: bool | None = None
     compiled: bool | None = None
-    cache: str = "not recorded"
-    python: str = "not recorded"
-    affinity: str = "not recorded"
-    commit: str = "not recorded"
+    cache: str = NOT_RECORDED
+    python: str = NOT_RECORDED
+    decoding: str = NOT_RECORDED
+    affinity: str = NOT_RECORDED
+    commit: str = NOT_RECORDED
 
     @property
     def fingerprint(self) -> str:

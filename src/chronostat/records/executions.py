@@ -51,6 +51,7 @@ class Execution:
             positions it reads; None where the model names no such token.
         disturbed: what else happened on the machine meanwhile that makes the latency doubtful; None: nothing was seen.
         conditions: fingerprint of the ``Conditions`` it ran under; None outside of a run.
+        sampling_seed: what its tokens were drawn from; None: each was the most probable one (greedy).
     """
 
     sample_id: str
@@ -68,6 +69,7 @@ class Execution:
     image_tokens: int | None = None
     disturbed: str | None = None
     conditions: str | None = None
+    sampling_seed: int | None = None
 
     def __post_init__(self) -> None:
         if (self.timing is None) == (self.invalid is None):

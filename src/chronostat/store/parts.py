@@ -19,6 +19,7 @@ from chronostat.files import disk_errors, write_whole
 
 _NAME = re.compile(r"(\d{8,})-(\d{8,})\.parquet")
 _ASIDE = re.compile(r"\.\d{8,}-\d{8,}\.parquet\.tmp")
+_ADDED = frozenset({"sampling_seed"})  # columns that parts of older versions lack; there was no such value
 _READ_ATTEMPTS = 10  # more than one only if compactions end while the table is read
 
 
@@ -102,11 +103,19 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
         raise
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"cannot read {path}: {error}; it is damaged. {advice}") from error
+    table = _completed(table, schema)
     if not table.schema.equals(schema):
         raise StoreError(
             f"cannot read {path}: it has other columns, written by another version of chronostat. {advice}"
         )
     return table
+
+
+def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """With the columns that older versions did not write, in the order of the schema."""
+    for name in _ADDED.intersection(schema.names) - set(table.column_names):
+        table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
+    return table.select(schema.names) if set(table.column_names) == set(schema.names) else table
 
 
 def write_part(folder: Path, part: Part, table: pa.Table) -> None:

@@ -44,6 +44,7 @@ EXECUTIONS = pa.schema(
         "unseen": _TEXT,
         "disturbed": _TEXT,
         "conditions": _TEXT,
+        "sampling_seed": _WHOLE,
         "preprocess_ms": _REAL,
         "controller_ms": _REAL,
         "total_ms": _REAL,

@@ -1,5 +1,6 @@
 """An arm, what is asked of it, and one shot: one execution with all that was seen of it."""
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -8,12 +9,13 @@ from transformers import GenerationConfig
 from chronostat.errors import ConfigError, UnlikeConditions
 from chronostat.execution import SampleRequest, execute, told
 from chronostat.measure.conditions import read_conditions
+from chronostat.measure.decoding import draw_seed
 from chronostat.measure.generate import Measured, Waterfall
 from chronostat.measure.memory import PeakMemory
 from chronostat.models.load import Vlm
 from chronostat.records import Conditions, Execution, Setting, StageTiming
 
-_OF_THE_MODEL = frozenset({"dtype", "cache"})  # in these two models may differ: they are what is compared
+_OF_THE_MODEL = frozenset({"dtype", "cache", "decoding"})  # in these two models may differ: they are what is compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +40,15 @@ class Plan:
         repeats: executions of each request under each arm; where arms are compared on one request, the most on average.
         max_new_tokens: longest answer in tokens.
         exact_tokens: every answer is that long, also past its end.
-        seed: draws the order.
+        seed: draws the order, and what is sampled.
+        sample: answers are sampled, as each model's generation_config says; else they are greedy.
     """
 
     repeats: int
     max_new_tokens: int
     exact_tokens: bool = False
     seed: int = 0
+    sample: bool = False
 
     @property
     def generation_config(self) -> GenerationConfig | None:
@@ -96,22 +100,32 @@ class Shot:
         return getattr(self.timing, name)
 
 
-def shoot(arms: Sequence[Arm], arm: int, request: int, plan: Plan) -> Shot:
+def shoot(arms: Sequence[Arm], arm: int, request: int, plan: Plan, drawn: Counter[tuple[int, int]]) -> Shot:
     """Execute once.
+
+    Args:
+        arms: all arms.
+        arm: which of them.
+        request: which of its requests.
+        plan: how.
+        drawn: how often each arm has answered each request; counts this time too. A sampled answer follows from it.
 
     Raises:
         ChronostatError: as ``execute`` does.
         MeasurementError: the model raised something else.
     """
     measured: list[Measured] = []
-    model, asked = arms[arm].vlm.model, arms[arm].requests[request]
+    model, asked, setting = arms[arm].vlm.model, arms[arm].requests[request], arms[arm].setting
+    number = drawn[arm, request]
+    drawn[arm, request] += 1
     with told(f"{arms[arm].name}: {asked.sample.id}"), PeakMemory(model.device) as peak:
         execution = execute(
             model,
             asked,
-            setting=arms[arm].setting,
+            setting=setting,
             max_new_tokens=plan.max_new_tokens,
             generation_config=plan.generation_config,
+            sampling_seed=draw_seed(plan.seed, asked.sample.id, setting, number) if plan.sample else None,
             seen=measured.append,
         )
     return Shot(
@@ -124,18 +138,18 @@ def shoot(arms: Sequence[Arm], arm: int, request: int, plan: Plan) -> Shot:
     )
 
 
-def like_conditions(arms: Sequence[Arm]) -> list[Conditions]:
+def like_conditions(arms: Sequence[Arm], *, sample: bool = False) -> list[Conditions]:
     """The conditions of each arm.
 
     Raises:
-        ConfigError: there is no arm, two have one name, or an arm lacks requests.
+        ConfigError: there is no arm, two have one name, an arm lacks requests, or it shall sample and does not.
         UnlikeConditions: they differ in more than what belongs to a model.
     """
     if not arms or len({arm.name for arm in arms}) < len(arms):
         raise ConfigError(f"arms {[arm.name for arm in arms]}: name at least one model and setting, each only once")
     if not arms[0].requests or len({len(arm.requests) for arm in arms}) > 1:
         raise ConfigError("each arm needs the same requests, at least one")
-    conditions = [read_conditions(arm.vlm.model) for arm in arms]
+    conditions = [read_conditions(arm.vlm.model, sample=sample) for arm in arms]
     for arm, own in zip(arms[1:], conditions[1:], strict=True):
         differing = [text for text in own.differences(conditions[0])[0] if text.split(":")[0] not in _OF_THE_MODEL]
         if differing:

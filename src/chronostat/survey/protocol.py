@@ -1,5 +1,6 @@
 """In which order arms are executed, and when it is enough."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -40,7 +41,7 @@ def survey(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT, stopp
         with applied(arm.setting, arm.vlm.model, arm.vlm.processor):
             pass
     with steady():
-        conditions = like_conditions(arms)
+        conditions = like_conditions(arms, sample=plan.sample)
         _follow_parts(arms, plan)
         judged, metric = None, "prefill_ms"
         if len(arms) == 1:
@@ -78,16 +79,17 @@ def repeated(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT, sto
     rng = np.random.default_rng(plan.seed)
     slots = [(arm, request) for arm in range(len(arms)) for request in range(len(arms[0].requests))]
     warm: set[object] = set()
+    drawn: Counter[tuple[int, int]] = Counter()
     shots: list[Shot] = []
     for number in range(plan.repeats):
         for done, position in enumerate(rng.permutation(len(slots)).tolist(), start=1):
             if shots and stopped():
                 return shots
             arm, request = slots[position]
-            shot = shoot(arms, arm, request, plan)
+            shot = shoot(arms, arm, request, plan, drawn)
             if (arm, shot.shape) not in warm:
                 warm.add((arm, shot.shape))
-                shot = shoot(arms, arm, request, plan)
+                shot = shoot(arms, arm, request, plan, drawn)
             shots.append(shot)
             advance((number * len(slots) + done) / (plan.repeats * len(slots)), f"{len(shots)} executions")
     return shots
@@ -95,14 +97,15 @@ def repeated(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT, sto
 
 def _judged(arms: Sequence[Arm], plan: Plan, advance: Advance, stopped: Stopped) -> tuple[list[Shot], Judged, str]:
     several = len(arms[0].requests) > 1
-    first = [shoot(arms, arm, 0, plan) for arm in range(len(arms))]
+    drawn: Counter[tuple[int, int]] = Counter()
+    first = [shoot(arms, arm, 0, plan, drawn) for arm in range(len(arms))]
     seen = all(shot.timing.source == "measured" for shot in first)
     metric = "prefill_ms" if seen else "total_ms"
     executed: list[Sequence[Shot]] = []
 
     def repeat(arm: int, unit: int) -> Repeat:
         request = unit % len(arms[0].requests)
-        group = [shoot(arms, arm, request, plan) for _ in range(plan.repeats if several else 1)]
+        group = [shoot(arms, arm, request, plan, drawn) for _ in range(plan.repeats if several else 1)]
         executed.append(group)
         return _repeat(group, metric)
 

@@ -222,10 +222,11 @@ def refuse_unequal(
 
 def _refused(comparison: Comparison, first: Column, other: Column) -> Comparison:
     mine, theirs = _lengths(first), _lengths(other)
-    unlike = next((request for request in mine if theirs.get(request, mine[request]) != mine[request]), None)
+    unlike = next((request for request in mine if len(mine[request] | theirs.get(request, mine[request])) > 1), None)
     if comparison.metric not in _GROWS_WITH_ANSWER or unlike is None:
         return comparison
-    lengths = f"answers of unequal length ({_either(theirs[unlike])} tokens against {_either(mine[unlike])})"
+    against = _either(theirs.get(unlike, mine[unlike]))
+    lengths = f"answers of unequal length ({against} tokens against {_either(mine[unlike])})"
     decode = "compare decode_ms_per_token, or " if first.source == other.source == "measured" else ""
     advice = f"{decode}make all answers equally long with --exact-tokens"
     not_a_number = Estimate(point=_NAN, low=_NAN, high=_NAN)
@@ -246,9 +247,10 @@ def _either(lengths: frozenset[int]) -> str:
 
 def _execution(shot: Shot) -> dict[str, Any]:
     execution = shot.execution
-    kept = ("sample_id", "answer", "quality", "preprocess_ms", "request_ms", "prompt_tokens", "image_tokens")
+    kept = ("sample_id", "answer", "quality", "sampling_seed", "preprocess_ms", "request_ms")
+    tokens = ("prompt_tokens", "image_tokens")
     return {
-        **{name: getattr(execution, name) for name in kept},
+        **{name: getattr(execution, name) for name in (*kept, *tokens)},
         "disturbed": execution.disturbed,
         **asdict(shot.timing),
         "peak_memory_mib": shot.peak_mib,

@@ -147,9 +147,10 @@ class _Judging:
         session, every = self.session, self.session.config.validation.aa_every
         every = 0 if session.source == "estimated" else every  # estimates repeat themselves, whatever the machine does
         chosen = _decide(session, self.controller, request, self.budgets, index)
-        draws = [session.space.settings[i] for i in self.fixed] + [decision.setting for decision in chosen]
+        # policies that choose the same setting share its answer, also a sampled one: there is no difference to measure
+        settings = dict.fromkeys([*(session.space.settings[i] for i in self.fixed), *(each.setting for each in chosen)])
         again = [session.space.full] if every and index % every == 0 else []
-        self.table.add(session.runner.run("test", index, request, draws, again=again))
+        self.table.add(session.runner.run("test", index, request, list(settings), again=again))
         session.store.append(chosen)
         for decision in chosen:
             self.decisions[decision.budget].append(decision)

@@ -14,6 +14,7 @@ from chronostat.execution import request_for
 from chronostat.material import load_model
 from chronostat.report.text import milliseconds
 from chronostat.verbs.interrupt import first_interrupt_ends_measuring
+from chronostat.verbs.measuring import decoding_notes
 from chronostat.verbs.output import write_json
 
 _MARKS = {"ok": "", "note": "note", "problem": "problem", "unknown": "not known"}
@@ -27,6 +28,8 @@ def doctor(config: Config, seconds: float, json_file: Path | None, out: Console)
     """
     vlm = load_model(config)
     request = request_for(DemoTask().split("validation")[0], vlm.processor, None)
+    for note in decoding_notes([vlm]):
+        out.print(note)
     with first_interrupt_ends_measuring() as stopped:
         found = examine(vlm, request, seconds=seconds, stopped=stopped)
         interrupted = stopped()

@@ -27,7 +27,7 @@ from chronostat.report.text import ms_interval, points_interval
 from chronostat.session import Session, begin_with, reopen_with
 from chronostat.store import RunStore
 from chronostat.verbs.loop import stored_config
-from chronostat.verbs.measuring import one_request
+from chronostat.verbs.measuring import decoding_notes, one_request
 from chronostat.verbs.output import write_json
 
 
@@ -49,6 +49,8 @@ def knobs(
         )
     vlm = load_model(config)
     request = one_request(vlm, images, prompt, own_model=config.model.path is not None)
+    for note in decoding_notes([vlm]):
+        out.print(note)
     levels = config.knobs.model_dump()
     if ranking is not None:
         levels["block_skip"] = _by_importance(load_ranking(ranking, vlm.fingerprint), ranking)

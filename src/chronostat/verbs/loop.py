@@ -152,7 +152,10 @@ def forecast(config: Config, out: Console) -> None:
     material = Material.of(config, vlm, dataset)
     request = request_for(dataset.split("train")[0], vlm.processor, None)
     arms = [Arm(name=str(s), vlm=vlm, setting=s, requests=[request]) for s in material.space.settings]
-    probed = repeated(arms, Plan(repeats=1, max_new_tokens=config.measure.max_new_tokens))
+    measure = config.measure
+    probed = repeated(
+        arms, Plan(repeats=1, max_new_tokens=measure.max_new_tokens, seed=config.seed, sample=measure.sample)
+    )
     requests_ms = [shot.request_ms for shot in probed]
     execution_s = sum(requests_ms) / len(requests_ms) / 1e3
     table = Table("phase")
@@ -167,8 +170,8 @@ def forecast(config: Config, out: Console) -> None:
     out.print(
         f"{len(material.space)} settings; one execution takes about {1e3 * execution_s:.0f} ms (measured, one sample)."
     )
-    for reason in material.absent.values():
-        out.print(f"absent: {reason}")
+    for told in filter(None, (material.decoding.note, *(f"absent: {reason}" for reason in material.absent.values()))):
+        out.print(told)
     out.print(table)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from chronostat.data.samples import Sample
 from chronostat.errors import ConfigError, DataError
 from chronostat.execution import SampleRequest, request_for
 from chronostat.material import load_model
+from chronostat.measure.decoding import decoding_of
 from chronostat.models.load import Vlm
 from chronostat.models.prepare import prepare
 from chronostat.records import Setting
@@ -80,7 +81,10 @@ def measure(ask: Ask, out: Console) -> None:
         max_new_tokens=ask.models[0].measure.max_new_tokens,
         exact_tokens=ask.exact_tokens,
         seed=ask.models[0].seed,
+        sample=ask.models[0].measure.sample,
     )
+    for note in decoding_notes(vlms, sample=plan.sample):
+        out.print(note)
     with out.status("measuring") as status, first_interrupt_ends_measuring() as stopped:
 
         def advance(share: float, note: str) -> None:
@@ -95,6 +99,14 @@ def measure(ask: Ask, out: Console) -> None:
         out.print(line)
     if found.interrupted:
         raise KeyboardInterrupt
+
+
+def decoding_notes(vlms: Sequence[Vlm], *, sample: bool = False) -> Iterator[str]:
+    """What is not done as the checkpoint of a model asks."""
+    for vlm in vlms:
+        note = decoding_of(vlm.model, sample=sample).note
+        if note is not None:
+            yield note if len(vlms) == 1 else f"{vlm.name}: {note}"
 
 
 def _settings(texts: Sequence[str]) -> list[Setting]:

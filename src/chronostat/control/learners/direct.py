@@ -129,12 +129,12 @@ class DirectLearner(Learner):
 
     def learn(self, outcome: Outcome) -> dict[str, float]:
         """Keep the trial, fit the ensemble to minibatches of all trials, move the prices; see ``Learner``."""
-        unique = torch.tensor(
-            list(dict(zip(outcome.settings.tolist(), range(len(outcome.settings)), strict=True)).values())
-        )
+        settings = torch.tensor(list(dict.fromkeys(outcome.settings.tolist())))
+        same = outcome.settings == settings[:, None]  # [distinct, draws]; sampled answers of one setting can differ
+        quality = torch.stack([outcome.quality[draws].mean() for draws in same])
         self._limits.latencies.add(outcome.settings, outcome.latency)
         self._scale.add(outcome.observation)
-        self._trials.add(outcome.observation, outcome.settings[unique], quality=outcome.quality[unique])
+        self._trials.add(outcome.observation, settings, quality=quality)
         losses = [self._update() for _ in range(self._config.updates)]
         self._move_prices(outcome.observation)
         price = self._limits.prices.at(outcome.budget.fraction) if outcome.budget.kind == "mean" else 0.0
