@@ -380,7 +380,7 @@ def test_estimates_from_no_run_are_refused_before_anything_is_executed(tmp_path)
 )
 def test_what_a_demo_cannot_judge_is_refused_before_it_trains(tmp_path, override, status, message):
     folder = tmp_path / "run"
-    said = typed("demo", "--run-dir", folder, "--set", override, "--set", "train.calibration_seconds=3")
+    said = typed("demo", "--run-dir", folder, *sets(*FEW_SETTINGS, "train.calibration_samples=1", override))
     assert (said.status, said.out.count("train: at most")) == (status, 0)
     assert message in said.err
 
