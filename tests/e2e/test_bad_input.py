@@ -352,6 +352,7 @@ def test_a_budget_that_no_setting_can_meet(trained_run, tmp_path):
     assert again.status == 0, again.err
 
 
+@pytest.mark.slow
 def test_a_damaged_controller(trained_run, tmp_path):
     folder = shutil.copytree(trained_run, tmp_path / "run")
     policy_of(folder / "controller").write_bytes(b"damaged")

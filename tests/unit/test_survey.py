@@ -76,7 +76,8 @@ def test_one_arm_has_no_verdict(arms):
     assert only.typical.waterfall.spans_ms["decoder blocks"]
 
 
-@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2])
 def test_what_was_measured_until_it_was_stopped_is_kept(arms, order, number):
     found = survey(arms[:number], Plan(repeats=30, max_new_tokens=1), stopped=lambda: len(order) >= 12)
     assert found.interrupted

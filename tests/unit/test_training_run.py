@@ -104,6 +104,7 @@ def test_the_time_box_ends_training(stand_in):
     assert last.index < 30
 
 
+@pytest.mark.slow
 def test_the_time_box_of_a_training_goes_on_where_it_was_interrupted(stand_in, monkeypatch):
     box = ("train.seconds=0.6", "train.trials=1000", "train.checkpoint_every_s=0.01")
     with stand_in.session(*box) as session, monkeypatch.context() as pressed:
@@ -192,6 +193,7 @@ def test_checkpoints_are_taken_by_time(stand_in, monkeypatch):
     assert all(later - earlier >= 0.15 for earlier, later in pairwise(times[:-1]))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_while_it_calibrated_calibrates_anew(stand_in, monkeypatch):
     with stand_in.session() as session, monkeypatch.context() as pressed:
         interrupt_after(pressed, stand_in.model, 3)
@@ -213,6 +215,7 @@ def test_a_checkpoint_of_another_run_is_refused(stand_in):
         train(session)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_version_is_refused(stand_in):
     trained(stand_in)
     path = stand_in.store().folder / CHECKPOINT

@@ -186,6 +186,7 @@ def refused(stand_in, error, message, *overrides):
     assert not {"select", "test"} & set(stand_in.store().facts["phases"])
 
 
+@pytest.mark.slow
 def test_what_the_validation_split_measured_holds_the_controller_to_its_budgets(stand_in):
     with stand_in.session() as session:
         controller = train(session)
@@ -248,6 +249,7 @@ def test_a_controller_of_another_metric(stand_in):
     refused(stand_in, UnlikeConditions, message, "measure.latency_metric=ttft_ms")
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_named_twice_is_judged_once(stand_in):
     with stand_in.session(*BRIEF, "validation.mean_budgets=[0.9, 0.9]", "validation.deadlines=[]") as session:
         verdict = validate(session, train(session))
@@ -276,6 +278,7 @@ def test_a_time_box_that_ends_early_is_said(stand_in):
     assert said == [f"judged on {verdict.samples} of 6 test samples: the time box of 0 s ended before"]
 
 
+@pytest.mark.slow
 def test_a_verdict_on_all_samples_has_no_shortcomings(stand_in):
     with stand_in.session(*BRIEF) as session:
         assert list(_shortcomings(session, validate(session, train(session)))) == []
@@ -306,6 +309,7 @@ def test_failures_are_left_out_pairwise_and_said(stand_in, monkeypatch):
     assert verdict.counted.executions == verdict.counted.generate_calls
 
 
+@pytest.mark.slow
 def test_a_controller_whose_choices_always_fail_gets_no_verdict(stand_in, monkeypatch):
     with stand_in.session(*BRIEF) as session:
         controller = train(session)
@@ -329,6 +333,7 @@ def test_batches_without_a_scorer_get_no_verdict(stand_in):
             validate(session, controller)
 
 
+@pytest.mark.slow
 def test_an_interrupted_validation_keeps_what_it_measured(stand_in, monkeypatch):
     with stand_in.session(*BRIEF) as session:
         controller = train(session)
