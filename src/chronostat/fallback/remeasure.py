@@ -88,17 +88,19 @@ def _measure_twice(material: Material, seconds: float, requests: int | None) -> 
     begin_s = runner.elapsed_s
     first: list[Row] = []
     second: list[Row] = []
+    tried = 0
     for index, subject in enumerate(subjects):
         request, settings = runner.request(subject), _drawn(material.space, rng)
         rows = [_row(runner, 2 * index + again, request, settings) for again in range(2)]
         if all(execution.timing is not None for row in rows for execution in row):
             first.append(rows[0])
             second.append(rows[1])
-        if runner.elapsed_s - begin_s >= seconds and index + 1 >= LEAST_REQUESTS:
+        tried = index + 1
+        if tried >= LEAST_REQUESTS and runner.elapsed_s - begin_s >= seconds:
             break
     if len(first) < LEAST_REQUESTS:
         raise MeasurementError(
-            f"only {len(first)} of {index + 1} held-out requests could be measured twice under every setting, at least "
+            f"only {len(first)} of {tried} held-out requests could be measured twice under every setting, at least "
             f"{LEAST_REQUESTS} are needed; give the test split more samples or, where executions failed, more --seconds"
         )
     return first, second
