@@ -4,13 +4,16 @@ import gc
 
 import pytest
 
+# A session of measuring collects at its beginning unless its caller has frozen something. It is done here, where little
+# is loaded, since a session counts what is frozen.
+gc.freeze()
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     import torch
 
     torch.set_num_threads(1)
-    gc.freeze()  # a session of measuring collects at its beginning, unless its caller has taken care of that
 
 
 @pytest.fixture(scope="session")

@@ -311,6 +311,9 @@ app.add_typer(estimator_app, name="estimator")
 def evaluate_estimator(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a measured run.")],
     seconds: Annotated[float, typer.Option(min=1, callback=finite, help="Time box of the new measurements.")] = 30.0,
+    requests: Annotated[
+        int | None, typer.Option(min=5, help="Most held-out requests; at least 5 are measured in any time.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the errors.")] = None,
 ) -> None:
     """How wrong estimates learned from a run are on held-out requests, beside measuring once."""
@@ -319,7 +322,7 @@ def evaluate_estimator(
         from chronostat.verbs.output import require_writable
 
         require_writable({"--json": json_file})
-        estimator.evaluate(run, seconds, json_file, out)
+        estimator.evaluate(run, seconds, requests, json_file, out)
 
 
 @app.command()

@@ -170,6 +170,8 @@ class TrainConfig(Frozen):
     """End after this many seconds inside executions if the time box has not ended before; without the calibration."""
     calibration_seconds: Seconds = 25.0
     """Time box of the calibration that finds each setting's latency and the range of budgets."""
+    calibration_samples: Annotated[int, Field(ge=1)] | None = None
+    """End the calibration after this many samples if the time box has not ended before."""
     anchor_every_s: Seconds = 3.0
     """``full`` is executed as an anchor whenever this much time has passed since the last one."""
     repeats: Annotated[int, Field(ge=1)] = 1

@@ -59,9 +59,10 @@ def train(session: Session, judged: Sequence[Budget] = ()) -> Controller:
 
 def _begin(session: Session) -> _Start:
     seconds = session.config.train.calibration_seconds
+    samples = session.samples("train")[: session.config.train.calibration_samples]
     with session.phase("calibrate", seconds):
         calibration = calibrate(
-            session.runner, session.space, session.samples("train"), session.metric, seconds, session.progress.advance
+            session.runner, session.space, samples, session.metric, seconds, session.progress.advance
         )
     calibration = replace(calibration, controller_ms=_choosing_ms(session, calibration))
     session.follow_drift(calibration.full_ms)

@@ -125,7 +125,7 @@ def test_the_work_really_changes(bundled, blocks, batch_under, name, value):
 
 
 @pytest.mark.parametrize(("name", "value"), CASES)
-@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [None, RuntimeError, pytest.param(KeyboardInterrupt, marks=pytest.mark.slow)])
 def test_the_model_is_bit_equal_afterwards(bundled, demo_sample, monkeypatch, name, value, error):
     request = request_for(demo_sample, bundled.processor, None)
     execute(bundled.model, request, setting=Setting({name: value}), max_new_tokens=1)  # lazy hooks of the library

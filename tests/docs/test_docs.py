@@ -13,6 +13,7 @@ import chronostat
 from chronostat import errors
 from chronostat.cli import DEMO_SECONDS, app
 from chronostat.config import Config, load_config
+from e2e.commands import ENDLESS, FEW_SETTINGS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -45,7 +46,7 @@ def workplace(tmp_path_factory):
     from chronostat.training import train
 
     folder = tmp_path_factory.mktemp("docs")
-    config = load_config(None, ["train.trials=3", "train.seconds=60", "train.calibration_seconds=0.1"])
+    config = load_config(None, [*FEW_SETTINGS, *ENDLESS, "train.trials=3", "train.calibration_samples=1"])
     with begin(config, run_dir=folder / "runs" / "demo", command="chronostat demo --run-dir runs/demo") as session:
         train(session)
         session.store.compact()

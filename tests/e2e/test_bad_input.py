@@ -352,6 +352,7 @@ def test_a_budget_that_no_setting_can_meet(trained_run, tmp_path):
     assert again.status == 0, again.err
 
 
+@pytest.mark.slow
 def test_a_damaged_controller(trained_run, tmp_path):
     folder = shutil.copytree(trained_run, tmp_path / "run")
     policy_of(folder / "controller").write_bytes(b"damaged")
@@ -380,7 +381,7 @@ def test_estimates_from_no_run_are_refused_before_anything_is_executed(tmp_path)
 )
 def test_what_a_demo_cannot_judge_is_refused_before_it_trains(tmp_path, override, status, message):
     folder = tmp_path / "run"
-    said = typed("demo", "--run-dir", folder, "--set", override, "--set", "train.calibration_seconds=3")
+    said = typed("demo", "--run-dir", folder, *sets(*FEW_SETTINGS, "train.calibration_samples=1", override))
     assert (said.status, said.out.count("train: at most")) == (status, 0)
     assert message in said.err
 

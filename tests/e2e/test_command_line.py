@@ -13,7 +13,7 @@ from chronostat import __version__
 from chronostat.models.load import BUNDLED
 from chronostat.records import StageTiming
 from chronostat.store import RunStore
-from e2e.commands import FEW_SETTINGS, executions, refusal, run, sets, typed
+from e2e.commands import ENDLESS, FEW_SETTINGS, executions, refusal, run, sets, typed
 
 VERBS = ["demo", "train", "validate", "report", "measure", "doctor"]
 
@@ -190,6 +190,7 @@ def test_validation_says_its_verdict_and_what_it_rests_on(validated):
     assert store.facts["config"]["validation"]["samples"] == 5  # as it was judged
 
 
+@pytest.mark.slow
 def test_both_pictures_are_there_and_stand_alone(validated):
     folder, _ = validated
     page = (folder / "report.html").read_text()
@@ -238,6 +239,7 @@ def _press(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_report_can_be_made_again(validated):
     folder, _ = validated
     for name in ("report.html", "report.svg"):
@@ -265,9 +267,9 @@ def test_a_folder_with_brackets_is_named_as_it_is(trained_run, tmp_path):
 @pytest.mark.slow
 def test_the_configuration_file_and_the_flags_that_override_it(tmp_path):
     file = tmp_path / "small.toml"
-    file.write_text('[train]\nlearner = "rloo"\ntrials = 9\ncalibration_seconds = 1\n')
+    file.write_text('[train]\nlearner = "rloo"\ntrials = 9\ncalibration_samples = 1\n')
     folder = tmp_path / "run"
-    said = typed("train", file, "--run-dir", folder, "--seed", "3", *sets(*FEW_SETTINGS, "train.trials=2"))
+    said = typed("train", file, "--run-dir", folder, "--seed", "3", *sets(*FEW_SETTINGS, *ENDLESS, "train.trials=2"))
     assert said.status == 0, said.err
     config = RunStore.open(folder).facts["config"]
     assert (config["seed"], config["train"]["learner"], config["train"]["trials"]) == (3, "rloo", 2)

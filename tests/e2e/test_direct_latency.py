@@ -249,7 +249,7 @@ def test_nothing_stays_on_the_model_and_nothing_keeps_it(tmp_path):
     with pytest.MonkeyPatch.context() as patches:
         stand_in = StandIn(tmp_path, patches)
         hooks = hook_counts(stand_in.model)
-        with stand_in.session() as session:
+        with stand_in.session("train.trials=1", "train.calibration_samples=1") as session:
             validate(session, train(session))
         load_controller(stand_in.store().folder / FOLDER, stand_in.model, None)
         assert hook_counts(stand_in.model) == hooks

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from e2e.commands import refusal, run, typed
+from e2e.commands import refusal, typed
 
 
 @pytest.mark.slow
 def test_doctor_examines_this_machine(tmp_path):
-    said = run("doctor", "--device", "cpu", "--seconds", "3", "--json", "found.json", cwd=tmp_path)
+    said = typed("doctor", "--device", "cpu", "--seconds", "3", "--json", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
     assert said.status == found["exit_status"]
     assert {0: "trustworthy", 10: "noisy", 11: "cannot measure"}[said.status] == found["verdict"]

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from chronostat.cli import app
+from e2e.commands import ENDLESS, sets, typed
 
 
 def said(*words: object):
@@ -20,17 +21,17 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_estimator_beside_measuring_once(tmp_path):
-    """On the bundled model, from a training of a few trials."""
+    """On the bundled model, from nine samples under six settings."""
     run, errors = tmp_path / "run", tmp_path / "errors.json"
-    overrides = ["train.trials=12", "train.calibration_seconds=3"]
-    options = [word for override in overrides for word in ("--set", override)]
-    trained = CliRunner().invoke(app, ["train", "--run-dir", str(run), *options])
-    assert trained.exit_code == 0, trained.stderr
-    result = said(run, "--seconds", 6, "--json", errors)
+    levels = ("knobs.vision_tokens=[272, 80, 16]", "knobs.moe_topk=[4]", "knobs.block_skip=[[], [3, 4]]")
+    overrides = (*levels, *ENDLESS, "train.calibration_samples=9", "train.trials=1")
+    trained = typed("train", "--run-dir", run, *sets(*overrides))
+    assert trained.status == 0, trained.err
+    result = said(run, "--requests", 5, "--seconds", 1e6, "--json", errors)
     assert result.exit_code == 0, result.stderr
     assert "wrong order of" in result.stdout
     found = json.loads(errors.read_text())
-    assert found["executions"] == 12 * found["requests"]  # six settings, each twice
+    assert (found["requests"], found["executions"]) == (5, 60)  # under six settings, each twice
     assert 0 < found["estimated"]["prefill_error"] < 1
     assert 0 <= found["measured_once"]["wrong_order"] <= 1
     facts = json.loads((run / "run.json").read_text())

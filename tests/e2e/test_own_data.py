@@ -6,7 +6,7 @@ import pytest
 
 from chronostat.data.demo import DemoTask
 from chronostat.store import RunStore
-from e2e.commands import FEW_SETTINGS, executions, sets, typed
+from e2e.commands import ENDLESS, FEW_SETTINGS, executions, sets, typed
 
 COUNTS = {"train": 12, "validation": 9, "test": 9}
 
@@ -38,9 +38,9 @@ def data(tmp_path_factory):
 @pytest.mark.slow
 def test_train_and_validate_on_own_data(data, tmp_path):
     config = tmp_path / "own.toml"
-    config.write_text(f'[data]\npath = "{data}"\nquality = "vqa"\n[train]\ntrials = 14\ncalibration_seconds = 2\n')
+    config.write_text(f'[data]\npath = "{data}"\nquality = "vqa"\n[train]\ntrials = 14\n')
     folder = tmp_path / "run"
-    said = typed("train", config, "--run-dir", folder, *sets(*FEW_SETTINGS))
+    said = typed("train", config, "--run-dir", folder, *sets(*FEW_SETTINGS, *ENDLESS, "train.calibration_samples=2"))
     assert said.status == 0, said.err
     store = RunStore.open(folder)
     trials = store.trials("train")
@@ -53,7 +53,7 @@ def test_train_and_validate_on_own_data(data, tmp_path):
     qualities = {round(e.quality, 6) for trial in trials for e in trial.executions}
     assert qualities == {0.0, 0.9}
 
-    budgets = sets("validation.mean_budgets=[0.7]", "validation.deadlines=[0.9]", "validation.select_seconds=2")
+    budgets = sets("validation.mean_budgets=[0.7]", "validation.deadlines=[0.9]", "validation.select_samples=8")
     said = typed("validate", folder, *budgets)
     assert said.status == 0, said.err
     assert "9 paired test samples" in said.out

@@ -1,17 +1,19 @@
 """Whole runs in processes of their own: the main job, ctrl-C, kill -9, a disk that is full."""
 
+import importlib
 import json
+import os
 import re
 import resource
+import shutil
 import signal
 from time import sleep
 
-import psutil
 import pytest
 
 from chronostat.errors import StoreError
 from chronostat.store import RunStore
-from e2e.commands import FEW_SETTINGS, TINY, ended, executions, refusal, run, sets, started
+from e2e.commands import FEW_SETTINGS, TINY, ended, executions, refusal, run, sets, started, typed
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +89,7 @@ def test_kill_9_loses_no_stored_trial(interrupted, killed):
 @pytest.fixture(scope="module")
 def finished(killed):
     cwd, _, _ = killed
-    return cwd, run("train", "--resume", "run", cwd=cwd)
+    return cwd, typed("train", "--resume", cwd / "run")
 
 
 def test_a_resumed_run_ends_at_the_same_step_and_executes_nothing_twice(killed, finished):
@@ -118,7 +120,7 @@ def test_budgets_and_samples_do_not_change_when_a_run_goes_on(finished):
 
 def test_a_resumed_run_can_be_judged_and_shown(finished):
     cwd, _ = finished
-    said = run("validate", "run", cwd=cwd)
+    said = typed("validate", cwd / "run")
     assert said.status == 0, said.err
     assert "4 paired test samples" in said.out
     store = RunStore.open(cwd / "run")
@@ -129,17 +131,13 @@ def test_a_resumed_run_can_be_judged_and_shown(finished):
     assert "Where generate() calls were counted, they equal the stored executions." in page
 
 
-def test_two_processes_do_not_write_one_run(tmp_path):
-    process = started(
-        "train", "--run-dir", "run", *sets(*LONG, "train.trials=10000"), cwd=tmp_path
-    )  # the second one takes seconds to start
-    try:
-        when_stored(process, tmp_path / "run", 1)
+def test_two_processes_do_not_write_one_run(trained_run, tmp_path):
+    folder = shutil.copytree(trained_run, tmp_path / "run")
+    (folder / "controller" / "controller.json").unlink()  # as if it had not ended yet
+    with RunStore.open(folder) as store:
+        store.update_facts(writer="this process")
         message = refusal(run("train", "--resume", "run", cwd=tmp_path))
-    finally:
-        process.kill()
-        ended(process)
-    assert message.startswith(f"another process (id {process.pid}) is writing to the run run; wait until it ends")
+    assert message.startswith(f"another process (id {os.getpid()}) is writing to the run run; wait until it ends")
 
 
 def test_the_main_job(tmp_path):
@@ -150,9 +148,9 @@ def test_the_main_job(tmp_path):
         "demo",
         *sets(
             *FEW_SETTINGS,
-            "train.seconds=4",
-            "train.calibration_seconds=3",
-            "validation.select_seconds=4",
+            "train.calibration_samples=4",
+            "train.trials=6",
+            "validation.select_samples=8",
             "validation.samples=4",
             "validation.mean_budgets=[0.6, 0.8]",
             "validation.deadlines=[0.9]",
@@ -194,24 +192,36 @@ def test_a_disk_that_is_full(tmp_path):
     assert executions(store, "calibrate") == store.facts["phases"]["calibrate"]["generate_calls"] > 0
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.endswith(".tmp")]
     # with space it goes on
-    assert run("train", "--resume", "run", cwd=tmp_path).status == 0
+    assert typed("train", "--resume", tmp_path / "run").status == 0
     assert len(store.trials("train")) == 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("words", [("measure", "--repeats", "2000"), ("doctor", "--seconds", "300")])
-def test_ctrl_c_shows_and_writes_what_was_measured_until_then(tmp_path, words):
-    process = started(*words, "--json", "found.json", cwd=tmp_path)
-    used = psutil.Process(process.pid)
-    while (
-        used.cpu_times().user < 15
-    ):  # more than loading takes, however busy the machine is: some executions have ended
-        sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    said = ended(process)
+def press_at(monkeypatch, module, call):
+    """Ctrl-C at the n-th execution that a module makes, as the terminal sends it to this process."""
+    module = importlib.import_module(module)
+    execute, calls = module.execute, []
+
+    def pressed(*given, **options):
+        calls.append(1)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return execute(*given, **options)
+
+    monkeypatch.setattr(module, "execute", pressed)
+
+
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [
+        (("measure", "--repeats", "2000"), "chronostat.survey.arms"),
+        (("doctor", "--device", "cpu", "--seconds", "1000000"), "chronostat.doctor"),
+    ],
+)
+def test_ctrl_c_shows_and_writes_what_was_measured_until_then(tmp_path, monkeypatch, words, module):
+    press_at(monkeypatch, module, 8)
+    said = typed(*words, "--json", tmp_path / "found.json")
     assert said.status == 130
-    problems = said.err.splitlines()
-    assert problems[-2:] == [
+    assert said.err.splitlines() == [
         "chronostat: ends after what is being executed; Ctrl-C again ends at once, without result",
         "chronostat: interrupted",
     ]
@@ -219,7 +229,7 @@ def test_ctrl_c_shows_and_writes_what_was_measured_until_then(tmp_path, words):
     found = json.loads((tmp_path / "found.json").read_text())
     if words[0] == "measure":
         assert found["interrupted"] is True
-        assert 0 < len(found["arms"][0]["executions"]) < 2000
+        assert len(found["arms"][0]["executions"]) == 7  # and one to warm up
         assert "interrupted: this is what was measured until then" in said.out
     else:
-        assert found["repeats"] > 0
+        assert found["repeats"] == 6  # and three to warm up: the pair of the eighth is finished

@@ -281,11 +281,13 @@ def write_run(folder: Path, *, source: str = "measured", until: str = "validate"
 
 
 def _train(store: RunStore, random: np.random.Generator, source: str) -> None:
+    trials: list[Trial] = []
+    steps: list[Step] = []
     for index in range(120):
         drawn = [SETTINGS[i] for i in random.integers(len(SETTINGS), size=4)]
         settings = [*drawn, FULL] if index % 5 == 0 else drawn
         budget = BUDGETS[index % len(BUDGETS)]
-        store.append(trial("train", index, settings, random, source))
+        trials.append(trial("train", index, settings, random, source))
         quality = float(np.clip(0.55 + index / 500 + random.normal(0, 0.15), 0, 1)) if index != 3 else float("nan")
         step = Step(
             index=index,
@@ -295,7 +297,9 @@ def _train(store: RunStore, random: np.random.Generator, source: str) -> None:
             budget=budget,
             metrics={"loss": 0.7 - index / 300},
         )
-        store.append(step)
+        steps.append(step)
+    store.append(trials)
+    store.append(steps)
 
 
 def _judge(store: RunStore, random: np.random.Generator, source: str) -> None:

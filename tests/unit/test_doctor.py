@@ -158,6 +158,7 @@ def test_the_repeats_end_where_they_are_stopped(bundled, tmp_path):
         bundled,
         request_for_demo(bundled),
         seconds=60.0,
+        clock=FakeClock(),  # on which no time passes
         watch=MachineWatch(FakeLinux(tmp_path), processes=list, cpus=(0,)),
         run=run,
         stopped=lambda: len(ran) >= 20,

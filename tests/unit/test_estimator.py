@@ -8,7 +8,7 @@ import pytest
 
 import chronostat.trials
 from chronostat.config import load_config
-from chronostat.errors import ConfigError, StoreError, UnlikeConditions
+from chronostat.errors import ConfigError, MeasurementError, StoreError, UnlikeConditions
 from chronostat.fallback.estimator import LEAST_EXECUTIONS, Estimator, estimator_from, stored_executions
 from chronostat.fallback.evaluation import Known, errors, ordered_pairs
 from chronostat.fallback.remeasure import evaluate
@@ -20,7 +20,8 @@ from chronostat.training import train
 from chronostat.validation import validate
 from unit.test_session import break_hooks
 
-LONG = "train.trials=20"
+LONG = ("train.calibration_seconds=1e6", "train.calibration_samples=10", "train.trials=3")  # executions enough to learn
+BRIEF = ("train.calibration_samples=1", "train.trials=1")
 
 
 def execution(tokens: int, topk: int, prefill_ms: float, *, new_tokens: int = 3, source="measured") -> Execution:
@@ -111,7 +112,7 @@ def test_without_decode_steps_there_is_no_decode_error():
 
 
 def a_measured_run(stand_in) -> str:
-    with stand_in.session(LONG, name="earlier") as session:
+    with stand_in.session(*LONG, name="earlier") as session:
         train(session)
     return f"measure.estimate_from={stand_in.folder / 'earlier'}"
 
@@ -120,7 +121,7 @@ def a_measured_run(stand_in) -> str:
 def test_a_run_that_cannot_be_measured_is_estimated_as_a_whole(stand_in, monkeypatch):
     learned_from = a_measured_run(stand_in)
     break_hooks(monkeypatch, stand_in.model)
-    with stand_in.session(LONG, "measure.on_unmeasured=estimate", learned_from) as session:
+    with stand_in.session(*BRIEF, "measure.on_unmeasured=estimate", learned_from) as session:
         assert (session.source, session.metric) == ("estimated", "prefill_ms")
         train(session)
     store = stand_in.store()
@@ -135,7 +136,7 @@ def test_a_run_that_cannot_be_measured_is_estimated_as_a_whole(stand_in, monkeyp
 def test_estimates_have_no_noise_floor_and_nothing_disturbs_them(stand_in, monkeypatch):
     learned_from = a_measured_run(stand_in)
     break_hooks(monkeypatch, stand_in.model)
-    with stand_in.session(LONG, "measure.on_unmeasured=estimate", learned_from) as session:
+    with stand_in.session(*BRIEF, "measure.on_unmeasured=estimate", learned_from) as session:
         controller = train(session)
         real = chronostat.trials.execute
 
@@ -152,7 +153,7 @@ def test_estimates_have_no_noise_floor_and_nothing_disturbs_them(stand_in, monke
 
 @pytest.mark.slow
 def test_an_evaluation_measures_as_its_run_did(stand_in, monkeypatch):
-    overrides = (LONG, "measure.flush_denormals=true")
+    overrides = (*LONG, "measure.flush_denormals=true")
     with stand_in.session(*overrides, name="earlier") as session:
         train(session)
         held_out = session.runner.request(session.samples("test")[0])
@@ -167,6 +168,25 @@ def test_an_evaluation_measures_as_its_run_did(stand_in, monkeypatch):
     assert not flushes_denormals()  # and it is put back
 
 
+@pytest.mark.slow
+def test_an_evaluation_is_as_long_as_it_is_asked_to_be_but_measures_five_requests_in_any_time(stand_in, monkeypatch):
+    with stand_in.session(*LONG, name="earlier") as session:
+        train(session)
+    material, store = stand_in.material(*LONG), stand_in.store("earlier")
+    monkeypatch.setattr(Material, "load", lambda _: material)
+    assert evaluate(store, material.config, seconds=0.001).requests == 5  # of 6
+    assert evaluate(store, material.config, seconds=1e6, requests=5).requests == 5
+    with pytest.raises(ConfigError, match="requests = 4: an evaluation needs at least 5"):
+        evaluate(store, material.config, seconds=1e6, requests=4)
+    monkeypatch.setattr(stand_in.model, "generate", fails)
+    with pytest.raises(MeasurementError, match="only 0 of 5 held-out requests could be measured twice under every"):
+        evaluate(store, material.config, seconds=1e6, requests=5)
+
+
+def fails(**_):
+    raise RuntimeError("out of memory")
+
+
 def test_a_measured_run_never_comes_near_the_estimator(stand_in, monkeypatch):
     learned_from = a_measured_run(stand_in)
 
@@ -175,7 +195,7 @@ def test_a_measured_run_never_comes_near_the_estimator(stand_in, monkeypatch):
 
     monkeypatch.setattr(Estimator, "__init__", called)
     monkeypatch.setattr(Estimator, "timings", called)
-    with stand_in.session("measure.on_unmeasured=estimate", learned_from) as session:
+    with stand_in.session(*BRIEF, "measure.on_unmeasured=estimate", learned_from) as session:
         assert session.source == "measured"
         train(session)
     timings = [e.timing for trial in stand_in.store().trials() for e in trial.executions]

@@ -25,18 +25,26 @@ from chronostat.errors import BudgetError, ConfigError
 from chronostat.records import Budget
 from chronostat.tensors import read_tensors, write_tensors
 
-pytestmark = pytest.mark.parametrize("name", LEARNERS)
+each = pytest.mark.parametrize("name", LEARNERS)
+each_taught = pytest.mark.parametrize(
+    "name", [name if name == "direct" else pytest.param(name, marks=pytest.mark.slow) for name in LEARNERS]
+)
 STEPS = 600
+
+
+class Taught(dict):
+    """Learners that were taught and settled, by name; each when it is asked for first."""
+
+    def __missing__(self, name):
+        learner = self[name] = make_learner(name, *FASTER.get(name, ()))
+        teach(learner, range(STEPS))
+        settle(learner)
+        return learner
 
 
 @pytest.fixture(scope="module")
 def taught():
-    """Learners that were taught and settled, by name."""
-    learners = {name: make_learner(name, *FASTER.get(name, ())) for name in LEARNERS}
-    for learner in learners.values():
-        teach(learner, range(STEPS))
-        settle(learner)
-    return learners
+    return Taught()
 
 
 FASTER = {"rloo": (("rloo", "learning_rate", 5e-3), ("rloo", "entropy", 0.01))}
@@ -44,12 +52,14 @@ FASTER = {"rloo": (("rloo", "learning_rate", 5e-3), ("rloo", "entropy", 0.01))}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.45, 0.65, 0.7])
+@each_taught
 def test_it_beats_the_best_fixed_setting_within_the_budget(name, taught, fraction):
     accuracy, mean = judge(taught[name], Budget(kind="mean", fraction=fraction))
     assert accuracy >= best_fixed(fraction) + 0.1
     assert mean <= fraction * 1.03
 
 
+@each_taught
 def test_the_budget_binds(name, taught):
     learner = taught[name]
     accuracies = [judge(learner, Budget(kind="mean", fraction=fraction))[0] for fraction in (0.25, 0.35, 0.45, 0.65)]
@@ -57,6 +67,7 @@ def test_the_budget_binds(name, taught):
     assert accuracies[-1] - accuracies[0] > 0.3
 
 
+@each_taught
 def test_both_kinds_get_what_they_need(name, taught):
     generator = torch.Generator().manual_seed(5)
     chosen = {
@@ -71,6 +82,7 @@ def test_both_kinds_get_what_they_need(name, taught):
     assert chosen[FINE] != chosen[DEEP]
 
 
+@each_taught
 def test_a_deadline_is_kept_by_every_choice(name, taught):
     generator = torch.Generator().manual_seed(6)
     limits = taught[name]._limits
@@ -80,6 +92,7 @@ def test_a_deadline_is_kept_by_every_choice(name, taught):
         assert all(float(limits.latencies.means[i]) * limits.latencies.tail <= fraction for i in choices)
 
 
+@each_taught
 def test_a_budget_below_the_cheapest_setting_is_refused_by_decisions_but_not_by_proposals(name, taught):
     tight = Budget(kind="mean", fraction=0.01)
     with pytest.raises(BudgetError, match=r"no setting can meet the budget mean 0.01 of full; the cheapest needs 0.2"):
@@ -88,6 +101,7 @@ def test_a_budget_below_the_cheapest_setting_is_refused_by_decisions_but_not_by_
     assert draws.shape == (4,)
 
 
+@each
 def test_the_seed_decides_everything(name):
     first, second, other = (make_learner(name, seed=seed) for seed in (3, 3, 4))
     for learner in (first, second, other):
@@ -96,6 +110,7 @@ def test_the_seed_decides_everything(name):
     assert differing(first.state(), other.state())
 
 
+@each
 def test_nothing_is_random_but_the_generator_that_is_given(name):
     learner = make_learner(name)
     teach(learner, range(5))
@@ -105,6 +120,7 @@ def test_nothing_is_random_but_the_generator_that_is_given(name):
     assert len({learner.decide(seen, BUDGETS[1]) for _ in range(5)}) == 1
 
 
+@each
 def test_draws_are_with_replacement(name):
     draws = make_learner(name).propose(torch.zeros(OBSERVATION_SIZE), BUDGETS[2], 50, torch.Generator())
     assert draws.shape == (50,)
@@ -112,6 +128,7 @@ def test_draws_are_with_replacement(name):
     assert len(set(draws.tolist())) <= len(SPACE)
 
 
+@each
 def test_training_continues_bit_for_bit_through_a_file(name, tmp_path):
     whole = make_learner(name)
     teach(whole, range(20))
@@ -126,6 +143,7 @@ def test_training_continues_bit_for_bit_through_a_file(name, tmp_path):
     assert differing(whole.state(), resumed.state()) == []
 
 
+@each
 def test_a_state_is_a_copy(name):
     learner = make_learner(name)
     teach(learner, range(3))
@@ -135,6 +153,7 @@ def test_a_state_is_a_copy(name):
     assert differing(state, kept) == []
 
 
+@each_taught
 def test_the_policy_state_decides_the_same(name, taught, tmp_path):
     learner = taught[name]
     write_tensors(tmp_path / "policy.safetensors", learner.policy_state(), {})
@@ -147,6 +166,7 @@ def test_the_policy_state_decides_the_same(name, taught, tmp_path):
         assert learner.decide(seen, budget) == other.decide(seen, budget)
 
 
+@each
 def test_learning_tells_how_it_went_and_leaves_the_outcome_alone(name):
     learner = make_learner(name)
     given = outcome(learner, 0)
@@ -156,6 +176,7 @@ def test_learning_tells_how_it_went_and_leaves_the_outcome_alone(name):
     assert torch.equal(given.observation, kept)
 
 
+@each
 def test_an_unknown_learner_names_those_that_exist(name):
     with pytest.raises(ConfigError, match=rf"unknown learner 'ppo'; known learners: .*{name}"):
         learner_by_name("ppo")

@@ -38,7 +38,7 @@ def executions(store, phase):
     return sum(len(trial.executions) for trial in store.trials(phase))
 
 
-@pytest.mark.parametrize("learner", ["direct", "rloo"])
+@pytest.mark.parametrize("learner", ["direct", pytest.param("rloo", marks=pytest.mark.slow)])
 def test_what_was_executed_is_what_was_counted_and_stored(stand_in, learner):
     store = trained(stand_in, f"train.learner={learner}")
     phases = store.facts["phases"]
@@ -81,7 +81,7 @@ def test_the_controller_is_in_the_run_and_decides_as_the_one_that_was_returned(s
     assert (loaded.facts.metric, loaded.facts.full_ms, loaded.facts.model) == ("prefill_ms", 22, "molmo-like")
 
 
-@pytest.mark.parametrize("learner", ["direct", "rloo"])
+@pytest.mark.parametrize("learner", ["direct", pytest.param("rloo", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["mean", "deadline"])
 def test_a_budget_that_cannot_be_kept_is_refused_before_any_training(stand_in, learner, kind):
     """The cheapest setting takes 13 of 22 ms."""
@@ -104,6 +104,7 @@ def test_the_time_box_ends_training(stand_in):
     assert last.index < 30
 
 
+@pytest.mark.slow
 def test_the_time_box_of_a_training_goes_on_where_it_was_interrupted(stand_in, monkeypatch):
     box = ("train.seconds=0.6", "train.trials=1000", "train.checkpoint_every_s=0.01")
     with stand_in.session(*box) as session, monkeypatch.context() as pressed:
@@ -118,7 +119,7 @@ def test_the_time_box_of_a_training_goes_on_where_it_was_interrupted(stand_in, m
     assert 0.6 <= stand_in.store().facts["phases"]["train"]["seconds"] <= 0.6 + 2 * 0.171
 
 
-@pytest.mark.parametrize(("learner", "calls"), [("direct", 9), ("rloo", 1)])
+@pytest.mark.parametrize(("learner", "calls"), [("direct", 9), pytest.param("rloo", 1, marks=pytest.mark.slow)])
 def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(stand_in, monkeypatch, learner, calls):
     whole = trained(stand_in, f"train.learner={learner}", name="whole")
     with stand_in.session(f"train.learner={learner}") as session, monkeypatch.context() as pressed:
@@ -192,6 +193,7 @@ def test_checkpoints_are_taken_by_time(stand_in, monkeypatch):
     assert all(later - earlier >= 0.15 for earlier, later in pairwise(times[:-1]))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_while_it_calibrated_calibrates_anew(stand_in, monkeypatch):
     with stand_in.session() as session, monkeypatch.context() as pressed:
         interrupt_after(pressed, stand_in.model, 3)
@@ -213,6 +215,7 @@ def test_a_checkpoint_of_another_run_is_refused(stand_in):
         train(session)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_version_is_refused(stand_in):
     trained(stand_in)
     path = stand_in.store().folder / CHECKPOINT
@@ -275,11 +278,22 @@ def test_a_forecast_knows_every_limit_of_the_training():
     assert most(train__trials=10, train__executed_seconds=3) == 40
 
 
+def test_a_forecast_knows_the_samples_of_the_calibration():
+    assert _limits(config(), settings=6, execution_s=0.05)["calibrate"] == (25, inf)
+    assert _limits(config(train__calibration_samples=4), settings=6, execution_s=0.05)["calibrate"] == (25, 4 * 6)
+
+
+def test_calibration_can_end_after_so_many_samples(stand_in):
+    store = trained(stand_in, "train.calibration_samples=2", "train.trials=1")
+    assert [trial.index for trial in store.trials("calibrate")] == [0, 1]  # the half second allows three
+    assert store.facts["calibration"]["samples"] == 2
+
+
 @pytest.mark.slow
 def test_training_may_die_at_any_write(tmp_path, monkeypatch):
     """kill -9 at the n-th change of the disk: the run goes on, or begins, and learns what an undisturbed one does."""
     stand_in = StandIn(tmp_path, monkeypatch)
-    short = ("train.trials=3", "train.checkpoint_every_s=0.12", "train.calibration_seconds=0.2")
+    short = ("train.trials=3", "train.checkpoint_every_s=0.12", "train.calibration_samples=2")
     whole = trained(stand_in, *short, name="whole")
     survived, call = False, 3
     while not survived:

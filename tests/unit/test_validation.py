@@ -22,6 +22,7 @@ from stand_ins.observing import delay
 from stand_ins.runs import COUNTS, StandIn, fail_under, prefill_ms
 
 FULL = {Setting(moe_topk=2, block_skip=())}
+BRIEF = ("train.trials=1", "train.calibration_samples=1")  # where it does not matter what was learned
 BUDGETS = [
     Budget(kind="mean", fraction=0.7),
     Budget(kind="mean", fraction=0.9),
@@ -174,7 +175,7 @@ def test_what_choosing_costs_is_charged_to_the_controller_alone(stand_in, monkey
 
 
 def refused(stand_in, error, message, *overrides):
-    with stand_in.session("train.trials=1") as session:
+    with stand_in.session(*BRIEF) as session:
         controller = train(session)
     with stand_in.reopened(*overrides) as session:
         calls = session.counter.calls
@@ -185,6 +186,7 @@ def refused(stand_in, error, message, *overrides):
     assert not {"select", "test"} & set(stand_in.store().facts["phases"])
 
 
+@pytest.mark.slow
 def test_what_the_validation_split_measured_holds_the_controller_to_its_budgets(stand_in):
     with stand_in.session() as session:
         controller = train(session)
@@ -208,7 +210,7 @@ def test_a_budget_that_no_setting_can_meet_is_refused_before_anything_runs(stand
 def test_a_budget_that_the_validation_split_says_cannot_be_met_leaves_the_test_split_and_the_controller(
     stand_in, monkeypatch
 ):
-    with stand_in.session("train.trials=1", "validation.mean_budgets=[0.6]") as session:
+    with stand_in.session(*BRIEF, "validation.mean_budgets=[0.6]") as session:
         controller = train(session)
         trained, _ = read_tensors(policy_of(stand_in.store().folder / FOLDER))
         delay(monkeypatch, stand_in.clock, Observer, 1.5, method="__call__")
@@ -247,47 +249,51 @@ def test_a_controller_of_another_metric(stand_in):
     refused(stand_in, UnlikeConditions, message, "measure.latency_metric=ttft_ms")
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_named_twice_is_judged_once(stand_in):
-    with stand_in.session("validation.mean_budgets=[0.9, 0.9]", "validation.deadlines=[]") as session:
+    with stand_in.session(*BRIEF, "validation.mean_budgets=[0.9, 0.9]", "validation.deadlines=[]") as session:
         verdict = validate(session, train(session))
     assert [score.policy for score in verdict.scores] == ["controller", "best fixed", "static mix", "full"]
     assert len(stand_in.store().decisions()) == 6
 
 
+@pytest.mark.slow
 def test_the_middle_budget_is_that_of_their_sizes_not_of_their_order(stand_in):
-    with stand_in.session("validation.mean_budgets=[0.7, 0.95, 0.9]", "validation.deadlines=[]") as session:
+    with stand_in.session(*BRIEF, "validation.mean_budgets=[0.7, 0.95, 0.9]", "validation.deadlines=[]") as session:
         verdict = validate(session, train(session))
     assert verdict.kinds_differ.budget == "mean 0.90"
 
 
 def test_deadlines_alone_can_be_judged(stand_in):
-    with stand_in.session("validation.mean_budgets=[]") as session:
+    with stand_in.session(*BRIEF, "validation.mean_budgets=[]") as session:
         verdict = validate(session, train(session))
     assert verdict.kinds_differ.budget == "deadline 0.80"
 
 
 def test_a_time_box_that_ends_early_is_said(stand_in):
-    with stand_in.session("validation.seconds=0.2") as session:
+    with stand_in.session(*BRIEF, "validation.seconds=0.2") as session:
         verdict = validate(session, train(session))
         said = list(_shortcomings(session, verdict))
     assert 2 <= verdict.samples < 6
     assert said == [f"judged on {verdict.samples} of 6 test samples: the time box of 0 s ended before"]
 
 
+@pytest.mark.slow
 def test_a_verdict_on_all_samples_has_no_shortcomings(stand_in):
-    with stand_in.session() as session:
+    with stand_in.session(*BRIEF) as session:
         assert list(_shortcomings(session, validate(session, train(session)))) == []
 
 
+@pytest.mark.slow
 def test_asking_for_more_samples_than_there_are_is_no_shortcoming(stand_in):
-    with stand_in.session("validation.samples=300") as session:
+    with stand_in.session(*BRIEF, "validation.samples=300") as session:
         verdict = validate(session, train(session))
         assert list(_shortcomings(session, verdict)) == []
     assert verdict.samples == COUNTS["test"]
 
 
 def test_failures_are_left_out_pairwise_and_said(stand_in, monkeypatch):
-    with stand_in.session() as session:
+    with stand_in.session(*BRIEF) as session:
         controller = train(session)
         fail_under(monkeypatch, session, session.space.full, samples={"test-2", "validation-0"})
         verdict = validate(session, controller)
@@ -303,8 +309,9 @@ def test_failures_are_left_out_pairwise_and_said(stand_in, monkeypatch):
     assert verdict.counted.executions == verdict.counted.generate_calls
 
 
+@pytest.mark.slow
 def test_a_controller_whose_choices_always_fail_gets_no_verdict(stand_in, monkeypatch):
-    with stand_in.session() as session:
+    with stand_in.session(*BRIEF) as session:
         controller = train(session)
         fail_under(monkeypatch, session, session.space.full, samples={f"test-{i}" for i in range(5)})
         with pytest.raises(MeasurementError, match="only 1 of 6 test samples could be measured under every policy"):
@@ -313,8 +320,9 @@ def test_a_controller_whose_choices_always_fail_gets_no_verdict(stand_in, monkey
     assert len(stand_in.store().trials("test")) == 6
 
 
+@pytest.mark.slow
 def test_batches_without_a_scorer_get_no_verdict(stand_in):
-    with stand_in.session() as session:
+    with stand_in.session(*BRIEF) as session:
         controller = train(session)
         unscored = {
             split: [dataclasses.replace(batch, score=None) for batch in stand_in.batches.split(split)]
@@ -325,8 +333,9 @@ def test_batches_without_a_scorer_get_no_verdict(stand_in):
             validate(session, controller)
 
 
+@pytest.mark.slow
 def test_an_interrupted_validation_keeps_what_it_measured(stand_in, monkeypatch):
-    with stand_in.session() as session:
+    with stand_in.session(*BRIEF) as session:
         controller = train(session)
         run = session.runner.run
 
@@ -370,7 +379,7 @@ def test_the_noise_floor_is_measured(judged):
 
 @pytest.mark.slow
 def test_without_a_noise_floor(stand_in):
-    with stand_in.session("validation.aa_every=0") as session:
+    with stand_in.session(*BRIEF, "validation.aa_every=0") as session:
         verdict = validate(session, train(session))
     assert verdict.noise is None
     for trial in stand_in.store().trials("test"):

@@ -74,7 +74,7 @@ def calibrate(
     seconds: float,
     advance: Callable[[float, str], None] = lambda fraction, note: None,
 ) -> Calibration:
-    """Measure all settings on one sample after the other until the time is over.
+    """Measure all settings on one sample after the other until the time or the samples are over.
 
     A setting that fails on three samples in a row is not executed any more.
 
@@ -97,7 +97,8 @@ def calibrate(
         failures.add(trial)
         trials.append(trial)
         used = (runner.elapsed_s - start_s) / seconds
-        advance(used, f"{len(trials)} samples under {len(failures.legal_settings)} settings")
+        note = f"{len(trials)} samples under {len(failures.legal_settings)} settings"
+        advance(max(used, len(trials) / len(subjects)), note)
         if used >= 1:
             break
     full_ms = [e.latency_ms(metric) for e in _executions(trials, space.full) if e.timing is not None]

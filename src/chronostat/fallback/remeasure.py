@@ -17,12 +17,13 @@ from chronostat.store import RunStore
 from chronostat.trials import TrialRunner
 
 _SETTINGS = 6  # of each request: full, and others drawn from the space
-_LEAST_REQUESTS = 5
+LEAST_REQUESTS = 5
+"""That are measured however long they take: fewer say too little about an estimator."""
 
 Row = Sequence[Execution]  # of one request under each of its settings
 
 
-def evaluate(store: RunStore, config: Config, *, seconds: float) -> Evaluation:
+def evaluate(store: RunStore, config: Config, *, seconds: float, requests: int | None = None) -> Evaluation:
     """Execute test samples under some settings, each twice, in passes of random order.
 
     The second pass is the reference; the first is what measuring once says of it. Nothing that the run executed of the
@@ -31,14 +32,17 @@ def evaluate(store: RunStore, config: Config, *, seconds: float) -> Evaluation:
     Args:
         store: a measured run.
         config: the run's.
-        seconds: time box of executing.
+        seconds: time box of executing; it ends no evaluation before ``LEAST_REQUESTS``.
+        requests: most requests; all of the test split if absent.
 
     Raises:
         UnlikeConditions: the run was not measured on this model under the conditions of now.
         StoreError: too few stored executions.
-        MeasurementError: too few requests could be measured in time.
-        ConfigError: the run judged no budgets.
+        MeasurementError: too few requests could be measured.
+        ConfigError: the run judged no budgets, or ``requests`` are too few.
     """
+    if requests is not None and requests < LEAST_REQUESTS:
+        raise ConfigError(f"requests = {requests}: an evaluation needs at least {LEAST_REQUESTS}")
     fractions = [budget.fraction for budget in config.validation.budgets()]
     if not fractions:
         raise ConfigError("the run has no budgets to decide; name some in its validation section")
@@ -48,7 +52,7 @@ def evaluate(store: RunStore, config: Config, *, seconds: float) -> Evaluation:
         require_measured(store, fingerprint=material.vlm.fingerprint, conditions=conditions)
         stored = _to_learn_from(store, material)
         estimator = Estimator(stored)
-        first, second = _measure_twice(material, seconds)
+        first, second = _measure_twice(material, seconds, requests)
     once, reference = _known(first), _known(second)
     budgets_ms = [fraction * float(np.median(reference.prefill_ms[:, 0])) for fraction in fractions]
     guessed = Known.of([estimator.timings(row) for row in second])
@@ -74,27 +78,29 @@ def _id(subject: object) -> str:
     return str(getattr(subject, "id"))  # noqa: B009 - samples and ready batches both have one
 
 
-def _measure_twice(material: Material, seconds: float) -> tuple[list[Row], list[Row]]:
+def _measure_twice(material: Material, seconds: float, requests: int | None) -> tuple[list[Row], list[Row]]:
     """Rows of the two passes; ``full`` comes first in each."""
     runner = _runner(material)
     rng = np.random.default_rng(material.config.seed)
-    subjects = material.dataset.split("test")
+    subjects = material.dataset.split("test")[:requests]
     runner.run("warmup", 0, runner.request(subjects[0]), material.space.settings)
     begin_s = runner.elapsed_s
     first: list[Row] = []
     second: list[Row] = []
+    tried = 0
     for index, subject in enumerate(subjects):
         request, settings = runner.request(subject), _drawn(material.space, rng)
         rows = [_row(runner, 2 * index + again, request, settings) for again in range(2)]
         if all(execution.timing is not None for row in rows for execution in row):
             first.append(rows[0])
             second.append(rows[1])
-        if runner.elapsed_s - begin_s >= seconds:
+        tried = index + 1
+        if tried >= LEAST_REQUESTS and runner.elapsed_s - begin_s >= seconds:
             break
-    if len(first) < _LEAST_REQUESTS:
+    if len(first) < LEAST_REQUESTS:
         raise MeasurementError(
-            f"only {len(first)} held-out requests were measured twice, at least {_LEAST_REQUESTS} are needed; raise "
-            "--seconds"
+            f"only {len(first)} of {tried} held-out requests could be measured twice under every setting, at least "
+            f"{LEAST_REQUESTS} are needed; give the test split more samples or, where executions failed, more --seconds"
         )
     return first, second
 

@@ -179,7 +179,10 @@ def _limits(config: Config, settings: int, execution_s: float) -> dict[Phase, tu
     """Of each phase the most seconds and the most executions."""
     train, validation = config.train, config.validation
     return {
-        "calibrate": (train.calibration_seconds, math.inf),
+        "calibrate": (
+            train.calibration_seconds,
+            math.inf if train.calibration_samples is None else train.calibration_samples * settings,
+        ),
         "train": (
             training_box_s(config, train.calibration_seconds, execution_s),
             min(
