@@ -125,7 +125,8 @@ def _compared(policies: Mapping[str, Mapping[Budget, Judged]], budget: Budget) -
         judged = by_budget[budget]
         row, gains = score(judged, rivals, budget, rng)
         rows[name] = {**row, "share_within": (judged.fractions <= budget.fraction).mean(axis=1).tolist()}
-        points, kept = in_points(gains, name), row["kept"]
+        points = {other: "" if other == name else in_points(gain) for other, gain in gains.items()}
+        kept = row["kept"]
         print(
             f"{name:<22} {judged.quality.mean():6.3f}{judged.fractions.mean() / budget.fraction:14.3f}"
             f"{sum(kept):8}/{len(kept)}   {points[FIXED]:<26}{points[BASELINE]}"

@@ -183,7 +183,7 @@ def compared(chosen: Mapping[str, Sequence[Mapping[Budget, np.ndarray]]], table:
 def _row(name: str, judged: Mapping[str, Judged], budget: Budget) -> dict[str, Any]:
     rivals = {rival: judged[rival] for rival in (FIXED, BASELINE) if rival in judged}
     row, gains = score(judged[name], rivals, budget, np.random.default_rng(0))
-    return {**row, "shown": in_points(gains, name)}
+    return {**row, "shown": {rival: in_points(gain) for rival, gain in gains.items()}}
 
 
 def _markdown(raw: Mapping[str, Any]) -> str:
@@ -193,7 +193,7 @@ def _markdown(raw: Mapping[str, Any]) -> str:
     for mine, trained in zip(raw["renewed"], raw["as trained"], strict=True):
         limit = float(mine["budget"].split()[-1])
         latency = [f"{np.mean(row['mean_fraction']) / limit:.2f}" for row in (mine, trained)]
-        gains = [mine["shown"].get(name, "") for name in (FIXED, BASELINE)]
+        gains = [mine["shown"].get(name, "") if name != mine["protocol"] else "" for name in (FIXED, BASELINE)]
         accuracy = f"{100 * np.mean(mine['accuracy']):.1f} %"
         rows.append([mine["budget"], mine["protocol"], accuracy, *latency, *gains])
     return markdown_table(rows)

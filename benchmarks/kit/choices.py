@@ -103,6 +103,6 @@ def score(mine: Judged, rivals: Mapping[str, Judged], budget: Budget, rng: np.ra
     return Score(row, gains)
 
 
-def in_points(gains: Mapping[str, Estimate], own: str) -> dict[str, str]:
-    """Gains as text in percentage points; none over the policy itself."""
-    return {name: "" if name == own else format_estimate(gain, digits=1, scale=100) for name, gain in gains.items()}
+def in_points(gain: Estimate) -> str:
+    """A gain as text in percentage points."""
+    return format_estimate(gain, digits=1, scale=100)
