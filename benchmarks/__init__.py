@@ -1,1 +1,1 @@
-"""Benchmarks: run by hand on a quiet machine; results are kept with their conditions and commit."""
+"""Can the numbers be trusted, and what pays? One file or package for each question: see README.md beside this file."""

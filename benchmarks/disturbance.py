@@ -1,4 +1,4 @@
-"""Comparing while another program starts and stops: with the ``judge`` protocol and without it.
+"""Does a comparison survive another program that starts and stops? With the ``judge`` protocol and without it.
 
 ``python -m benchmarks.disturbance [--seconds 120]``. The bundled model executes one request; the latencies of one of
 two arms are multiplied by 1.10, so the truth is known while the noise is that of the machine. In half of the time as
@@ -15,7 +15,6 @@ coverage of the 95 % interval (one without bounds misses nothing, so it is said 
 repeats left out. Raw values go to ``benchmarks/results/disturbance.json``.
 """
 
-import argparse
 import math
 import multiprocessing
 import os
@@ -29,8 +28,10 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from benchmarks.common import markdown_table, write_result
-from benchmarks.models import Subject, build
+from benchmarks.kit.estimates import markdown_table
+from benchmarks.kit.models import Subject, bundled_on_one_thread
+from benchmarks.kit.options import plain_parser
+from benchmarks.kit.results import write_result
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.conditions import read_conditions
 from chronostat.measure.generate import measure_generate
@@ -195,12 +196,11 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=120.0, help="with and without the other, each half (120)")
     parser.add_argument("--limit", type=float, default=12.0, help="of the judge, in one-token shots (default 12)")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    subject = build("bundled", "cpu", torch.float32)
+    subject = bundled_on_one_thread()
     arms = Arms(subject=subject, batch=subject.batch(4), clock=clock_for(subject.model.device))
     processes = len(os.sched_getaffinity(0))
     said = {"no": compare(arms, options.seconds / 2, options.limit, seed=0)}

@@ -1,4 +1,4 @@
-"""Which knobs pay on this hardware: prefill and decode time of each knob value over those of full, at real sizes.
+"""Which knobs pay on this hardware? Prefill and decode time of each knob value over those of full, at real sizes.
 
 ``python -m benchmarks.knob_effects --device cuda --seconds 300`` executes, for each cell ``model:tiles``, full and one
 value of one knob at a time, all of them once in each block, in random order, with answers of equal length. Ratios are
@@ -12,19 +12,20 @@ what the knob does through the processor, without its preprocessing. Quality has
 
 import argparse
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
-from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import numpy as np
 from transformers import GenerationConfig
 
-from benchmarks.cells import Cell, CellFile, TimeBox, arguments
-from benchmarks.common import format_estimate, markdown_table, ratio_interval
-from benchmarks.models import Batch, Subject
-from benchmarks.progress import fill_rows, run_benchmark
+from benchmarks.kit.batches import Batch
+from benchmarks.kit.blocks import Row, dropping, fill_rows, shuffled
+from benchmarks.kit.cells import Cell
+from benchmarks.kit.estimates import format_estimate, markdown_table, ratio_interval
+from benchmarks.kit.models import Subject
+from benchmarks.kit.question import Question, Work, add_blocks
 from chronostat.errors import KnobError, MeasurementError
 from chronostat.execution import BatchRequest, execute
 from chronostat.knobs import find_knob
@@ -34,6 +35,7 @@ from chronostat.records import Estimate, Setting, StageTiming
 CELLS = "internvl-moe-30b:5,qwen2.5-vl-7b:5,internvl-moe-30b:13,qwen2.5-vl-7b:13"
 FULL = "full"
 KINDS = ("prefill_ms", "decode_ms_per_token", "total_ms")
+KEPT = ("prefill_ms", "vision_ms", "llm_prefill_ms", "decode_ms_per_token", "total_ms")
 NO_EFFECT = 0.02  # a ratio whose interval lies within 1 +- this is no saving worth a name
 
 
@@ -98,57 +100,34 @@ class Runner:
         return asdict(works[0])
 
 
-def main() -> int:
-    """Measure what is missing, print the table; 1 if a cell failed."""
-    parser = arguments(__doc__)
-    parser.add_argument("--cells", default=CELLS, help=f"model:tiles, in this order (default {CELLS})")
-    parser.add_argument("--blocks", type=int, default=12, help="executions of each arm (default 12)")
-    parser.add_argument("--tokens", type=int, default=16, help="tokens of each answer (default 16)")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Of this benchmark."""
+    add_blocks(parser, 12, "executions of each arm")
     parser.add_argument("--fewer-tiles", default="5,1", help="tiles that stand for vision_tokens (default 5,1)")
-    options = parser.parse_args()
-    return run_benchmark(
-        "knob_effects",
-        options,
-        is_complete=lambda cell, model, tiles: len(cell.get("rows", [])) >= options.blocks,
-        measure=partial(_measure_cell, options),
-        table=table,
-    )
 
 
-def _measure_cell(
-    options: argparse.Namespace, subject: Subject, tiles: int, key: str, file: CellFile, box: TimeBox
-) -> None:
+def measure(work: Work) -> None:
+    """What each value does, counted, then blocks of all values."""
     started_s = perf_counter()
-    arms, absent = arms_of(subject, tiles, [int(count) for count in options.fewer_tiles.split(",") if count])
+    options, subject = work.options, work.subject
+    arms, absent = arms_of(subject, work.tiles, [int(count) for count in options.fewer_tiles.split(",") if count])
     settings = {label: f"{arm.tiles} tiles, {arm.setting}" for label, arm in arms.items()}
-    cell = file.open(
-        key, subject.model, tiles=tiles, new_tokens=options.tokens, settings=settings, parameters=subject.parameters
-    )
+    cell = work.open(settings=settings, parameters=subject.parameters)
     cell["absent"] = absent
     runner = Runner(subject, arms, options.tokens)
     for label in arms:  # each arm warms up its own kernels; the counted call is a second one
         runner.timing(label)
     if "work" not in cell:
         cell["work"] = {label: runner.work(label) for label in arms}
-    fill_rows(cell, options.blocks, box, file, lambda index: _block(runner, list(arms), index))
-    print(
-        f"{key}: {len(cell['rows'])} blocks, {len(cell['dropped'])} dropped, {perf_counter() - started_s:.0f} s",
-        flush=True,
-    )
+    block = dropping(cell, options.blocks, lambda index: _block(runner, arms, index))
+    fill_rows(cell, options.blocks, work.box, work.file, block)
+    taken_s = perf_counter() - started_s
+    work.say(f"{len(cell['rows'])} blocks, {len(cell['dropped'])} dropped, {taken_s:.0f} s")
 
 
-def _block(runner: Runner, labels: list[str], index: int) -> dict[str, dict[str, float | None]]:
-    row: dict[str, dict[str, float | None]] = {}
-    for label in np.random.default_rng([2, index]).permutation(labels):
-        timing = runner.timing(str(label))
-        row[str(label)] = {
-            "prefill_ms": timing.prefill_ms,
-            "vision_ms": timing.vision_ms,
-            "llm_prefill_ms": timing.llm_prefill_ms,
-            "decode_ms_per_token": timing.decode_ms_per_token,
-            "total_ms": timing.total_ms,
-        }
-    return row
+def _block(runner: Runner, labels: Iterable[str], index: int) -> Row:
+    timings = {label: runner.timing(label) for label in shuffled(labels, 2, index)}
+    return {label: {kind: getattr(timing, kind) for kind in KEPT} for label, timing in timings.items()}
 
 
 def table(cells: dict[str, Cell]) -> str:
@@ -195,5 +174,15 @@ def _verdict(ratios: dict[str, Estimate]) -> str:
     return "; ".join([pays, *(f"slower in {word}" for word in slower)])
 
 
+KNOB_EFFECTS = Question(
+    name="knob_effects",
+    text=__doc__,
+    cells=CELLS,
+    tokens=16,
+    add_options=add_options,
+    measure=measure,
+    table=table,
+)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(KNOB_EFFECTS.main())

@@ -15,7 +15,6 @@ Every learner is judged on the validation samples, in two halves: its prices are
 chosen, on one half, and both are judged on the other. Intervals are over seeds and samples, paired by both.
 """
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import crossed_interval, format_estimate, write_result
-from benchmarks.recordings import RUN_DIR, Judged, Recording, choose, choose_fixed, judge, read, record
+from benchmarks.kit.choices import FIXED, Judged, choose, choose_fixed, in_points, judge, score
+from benchmarks.kit.options import plain_parser
+from benchmarks.kit.recordings import RUN_DIR, Recording, read, record
+from benchmarks.kit.results import write_result
 from chronostat.config import Config, overridden
 from chronostat.control.calibration import Calibration
 from chronostat.control.learners import Learner, Outcome, learner_by_name
@@ -40,7 +41,6 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
 }
 MARGIN = "reward.margin=0.06"  # nothing but the training measurements holds a policy to its budgets here
 BASELINE = "rloo"
-FIXED = "best fixed"
 CALIBRATION_SAMPLES = 12  # about what the calibration of a real run measures
 
 
@@ -87,8 +87,7 @@ def _learn(learner: Learner, recording: Recording, row: int, draws: torch.Tensor
 def compare(run_dir: Path, seeds: int, executed_seconds: float) -> None:
     """Train, judge, print and write the result."""
     recordings, space, conditions = read(run_dir)
-    complete = np.isfinite(recordings["select"].quality).all(axis=1)
-    validation = recordings["select"].rows(np.flatnonzero(complete))
+    validation = recordings["select"].complete()
     budgets = Config().validation.budgets()
     chosen = {FIXED: [choose_fixed(validation, budgets)] * seeds}
     training: dict[str, list[dict[str, float]]] = {}
@@ -119,23 +118,15 @@ def compare(run_dir: Path, seeds: int, executed_seconds: float) -> None:
 def _compared(policies: Mapping[str, Mapping[Budget, Judged]], budget: Budget) -> dict[str, Any]:
     """Print one budget's table; the same as plain data."""
     rng = np.random.default_rng(0)
-    against = {name: policies[name][budget].quality for name in (FIXED, BASELINE)}
+    rivals = {name: policies[name][budget] for name in (FIXED, BASELINE)}
     rows: dict[str, Any] = {}
     print(f"\n{budget!s:<20} accuracy  latency/budget  kept  {'points over ' + FIXED:<26}points over {BASELINE}")
     for name, by_budget in policies.items():
         judged = by_budget[budget]
-        gains = {other: crossed_interval(judged.quality - quality, rng) for other, quality in against.items()}
-        kept = judged.kept(budget)
-        rows[name] = {
-            "accuracy": judged.quality.mean(axis=1).tolist(),
-            "mean_fraction": judged.fractions.mean(axis=1).tolist(),
-            "share_within": (judged.fractions <= budget.fraction).mean(axis=1).tolist(),
-            "kept": kept,
-            "gain_over": {other: [gain.point, gain.low, gain.high] for other, gain in gains.items()},
-        }
-        points = {
-            other: "" if other == name else format_estimate(gain, digits=1, scale=100) for other, gain in gains.items()
-        }
+        row, gains = score(judged, rivals, budget, rng)
+        rows[name] = {**row, "share_within": (judged.fractions <= budget.fraction).mean(axis=1).tolist()}
+        points = {other: "" if other == name else in_points(gain) for other, gain in gains.items()}
+        kept = row["kept"]
         print(
             f"{name:<22} {judged.quality.mean():6.3f}{judged.fractions.mean() / budget.fraction:14.3f}"
             f"{sum(kept):8}/{len(kept)}   {points[FIXED]:<26}{points[BASELINE]}"
@@ -145,7 +136,7 @@ def _compared(policies: Mapping[str, Mapping[Budget, Judged]], budget: Budget) -
 
 def main() -> None:
     """Record or compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(__doc__)
     parser.add_argument("--record", action="store_true", help="execute every setting on the samples, then end")
     parser.add_argument("--train-samples", type=int, default=400)
     parser.add_argument("--validation-samples", type=int, default=200)

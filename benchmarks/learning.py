@@ -27,8 +27,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import commit, crossed_interval, format_estimate, markdown_table, write_result
-from benchmarks.recordings import RUN_DIR, Judged, Recording, choose, choose_fixed, judge, read
+from benchmarks.kit.choices import FIXED, Judged, choose, choose_fixed, in_points, judge, score
+from benchmarks.kit.estimates import markdown_table
+from benchmarks.kit.options import plain_parser
+from benchmarks.kit.recordings import RUN_DIR, Recording, read
+from benchmarks.kit.results import commit, write_result
 from chronostat.config import Config, load_config
 from chronostat.control.controller import FACTS, FOLDER, load_controller
 from chronostat.data.demo import DemoTask
@@ -49,7 +52,6 @@ PROTOCOLS: Mapping[str, tuple[str, ...]] = {
 }
 DEFAULT = ("single shots", "drift-corrected", "median of 3")
 BASELINE = "single shots"
-FIXED = "best fixed"
 BUDGETS = tuple(Budget(kind="mean", fraction=fraction) for fraction in (0.3, 0.4, 0.5))
 
 
@@ -137,8 +139,7 @@ def choices(store: RunStore, vlm: Vlm, table: Recording, *, renew: bool) -> dict
 def compare(arguments: argparse.Namespace) -> None:
     """Train, score, print and write the result."""
     recordings, space, conditions = read(arguments.table, ("select",))
-    complete = np.isfinite(recordings["select"].quality).all(axis=1)
-    table = recordings["select"].rows(np.flatnonzero(complete))
+    table = recordings["select"].complete()
     vlm, dataset = load_model(load_config(None)), DemoTask()
     chosen: dict[str, dict[str, list[Mapping[Budget, np.ndarray]]]] = {"renewed": {}, "as trained": {}}
     trainings: dict[str, list[dict[str, Any]]] = {}
@@ -173,23 +174,16 @@ def compared(chosen: Mapping[str, Sequence[Mapping[Budget, np.ndarray]]], table:
     rows: list[dict[str, Any]] = []
     for budget in BUDGETS:
         judged = {name: judge(table, by_seed, budget) for name, by_seed in chosen.items()}
-        for name, mine in judged.items():
-            row = _row(mine, judged, budget) | {"budget": str(budget), "protocol": name}
+        for name in judged:
+            row = _row(name, judged, budget) | {"budget": str(budget), "protocol": name}
             rows.append(row | {"choices": [by_seed[budget].tolist() for by_seed in chosen[name]]})
     return rows
 
 
-def _row(mine: Judged, judged: Mapping[str, Judged], budget: Budget) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    rivals = [name for name in (FIXED, BASELINE) if name in judged]
-    gains = {name: crossed_interval(mine.quality - judged[name].quality, rng) for name in rivals}
-    return {
-        "accuracy": mine.quality.mean(axis=1).tolist(),
-        "mean_fraction": mine.fractions.mean(axis=1).tolist(),
-        "kept": mine.kept(budget),
-        "gain_over": {name: [gain.point, gain.low, gain.high] for name, gain in gains.items()},
-        "shown": {name: format_estimate(gain, digits=1, scale=100) for name, gain in gains.items()},
-    }
+def _row(name: str, judged: Mapping[str, Judged], budget: Budget) -> dict[str, Any]:
+    rivals = {rival: judged[rival] for rival in (FIXED, BASELINE) if rival in judged}
+    row, gains = score(judged[name], rivals, budget, np.random.default_rng(0))
+    return {**row, "shown": {rival: in_points(gain) for rival, gain in gains.items()}}
 
 
 def _markdown(raw: Mapping[str, Any]) -> str:
@@ -207,7 +201,7 @@ def _markdown(raw: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Train what is missing, then compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(__doc__)
     parser.add_argument("--seconds-each", type=float, default=60.0, help="inside executions, of each training")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--calibration-seconds", type=float, default=15.0, help="of each training")

@@ -1,4 +1,4 @@
-"""What measuring adds to a ``generate()`` call: counted and timed hook by hook, and as a ratio to bare calls.
+"""What does measuring add to a ``generate()`` call? Counted and timed hook by hook, and as a ratio to bare calls.
 
 ``python -m benchmarks.overhead [--cells bundled:4,cpu-5m:4,...] [--pairs N] [--seconds S]``. Two ways that must agree:
 
@@ -18,7 +18,6 @@ Cells go on where they stopped; raw values go to ``overhead.json``.
 import argparse
 import sys
 from collections.abc import Callable
-from functools import partial
 from statistics import median
 from time import perf_counter_ns
 from typing import Any
@@ -28,23 +27,35 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from benchmarks.cells import Cell, CellFile, TimeBox, arguments
-from benchmarks.common import format_estimate, markdown_table, ratio_interval
-from benchmarks.models import Subject
-from benchmarks.progress import run_benchmark
-from benchmarks.truth.calls import Caller
-from benchmarks.truth.cells import Plan, run_cell
-from benchmarks.truth.tables import again_ratio
-from chronostat.measure.clock import Clock, CpuClock, CudaClock, Mark, TimeLimit, clock_for
+from benchmarks.kit.calls import Caller
+from benchmarks.kit.cells import Cell
+from benchmarks.kit.estimates import markdown_table
+from benchmarks.kit.pairs import add_pair_options, fill_pairs, open_pairs, ratio_to_bare, warm_up
+from benchmarks.kit.question import Question, Work
+from chronostat.measure.clock import Clock, CpuClock, CudaClock, Mark, TimeLimit
 from chronostat.measure.stages import FORWARD, StageRecorder, TokenMarks
 from chronostat.measure.witness import StreamWitness
 from chronostat.models.anatomy import anatomy_of
-from chronostat.models.prepare import count_image_tokens
 
 CELLS = "bundled:4,cpu-5m:4,cpu-30m:4,cpu-300m:4"
 MOST_PAIRS, PAIRS_OF_LARGE, LARGE = 300, 60, {"cpu-300m"}  # a call of it takes more than a second
 CALLS = 20_000  # of an empty module in one round
 ROUNDS = 7
+HEAD = (
+    "model:tiles",
+    "weights",
+    "pairs",
+    "bare call",
+    "hooked calls, each",
+    "token marks, each",
+    "taken out",
+    "share",
+    "measured / bare",
+    "prepared / bare",
+    "A/A",
+    "whole call / bare",
+)
+NOT_MEASURED = "not measured"  # in cells of earlier versions of this benchmark
 REMOVALS = 20  # measured calls in which taking the hooks out is timed
 
 
@@ -140,56 +151,32 @@ def _counting(hook: Callable[..., Any], tally: dict[str, int]) -> Callable[..., 
     return counting
 
 
-def main() -> int:
-    """Measure what is missing, print, write."""
-    parser = arguments(__doc__)
-    parser.add_argument("--cells", default=CELLS, help=f"model:tiles, in this order (default {CELLS})")
-    parser.add_argument("--pairs", type=int, help="pairs for each cell (default 300; 60 for the largest model)")
-    parser.add_argument("--again-every", type=int, default=3, help="a second bare call in every so many blocks (3)")
-    parser.add_argument("--tokens", type=int, default=8, help="tokens of each answer (default 8)")
-    options = parser.parse_args()
-    return run_benchmark(
-        "overhead",
-        options,
-        is_complete=lambda cell, model, _: "cost" in cell and len(cell["rows"]) >= _pairs(model, options),
-        measure=partial(_measure_cell, options),
-        table=table,
-        default_tiles=4,
-    )
+def measure(work: Work) -> None:
+    """Pairs first, then what the measuring costs by itself."""
+    caller = work.caller()
+    cell = open_pairs(work, caller)
+    warm_up(caller)
+    complete = fill_pairs(work, caller, cell, _pairs(work.subject.name, work.options), prepared=True)
+    if "cost" not in cell:
+        cell["cost"] = _cost(caller)
+        work.file.save()
+    work.say(f"{len(cell['rows'])} pairs, {'complete' if complete else 'to be continued'}")
+
+
+def is_complete(cell: Cell, options: argparse.Namespace, model: str, _: int) -> bool:
+    """Whether neither costs nor pairs are missing."""
+    return "cost" in cell and len(cell["rows"]) >= _pairs(model, options)
 
 
 def _pairs(model: str, options: argparse.Namespace) -> int:
     return options.pairs or (PAIRS_OF_LARGE if model in LARGE else MOST_PAIRS)
 
 
-def _measure_cell(
-    options: argparse.Namespace, subject: Subject, tiles: int, key: str, file: CellFile, box: TimeBox
-) -> None:
-    batch = subject.batch(tiles)
-    cell = file.open(
-        key,
-        subject.model,
-        tiles=tiles,
-        image_tokens=count_image_tokens(subject.model, batch),
-        prompt_tokens=batch["input_ids"].shape[1],
-        new_tokens=options.tokens,
-        parameters=subject.parameters,
-    )
-    clock = clock_for(subject.model.device)
-    caller = Caller(subject, batch, options.tokens, clock)
-    pairs = _pairs(subject.name, options)
-    plan = Plan(pairs=pairs, again_every=options.again_every, profiled_tokens=0, extras=False, prepared=True)
-    complete = run_cell(caller, cell, plan, box, file)
-    if "cost" not in cell:
-        cell["cost"] = _cost(subject, caller, clock)
-        file.save()
-    print(f"{key}: {len(cell['rows'])} pairs, {'complete' if complete else 'to be continued'}", flush=True)
-
-
-def _cost(subject: Subject, caller: Caller, clock: Clock) -> dict[str, float]:
+def _cost(caller: Caller) -> dict[str, float]:
+    model = caller.subject.model
     return {
-        "hooked_call_us": hooked_call_us(clock, subject.model),
-        "token_mark_us": token_mark_us(clock, subject.model.device),
+        "hooked_call_us": hooked_call_us(caller.clock, model),
+        "token_mark_us": token_mark_us(caller.clock, model.device),
         "removing_us": removing_us(caller),
         **counted(caller),
     }
@@ -205,46 +192,41 @@ def share(cell: Cell) -> float:
 
 def table(cells: dict[str, Cell]) -> str:
     """One row for each cell."""
-    head = [
-        "model:tiles",
-        "weights",
-        "pairs",
-        "bare call",
-        "hooked calls, each",
-        "token marks, each",
-        "taken out",
-        "share",
-    ]
-    rows = [[*head, "measured / bare", "prepared / bare", "A/A", "whole call / bare"]]
+    rows = [[*HEAD]]
     for key, cell in cells.items():
         if "cost" not in cell or not cell.get("rows"):
             continue
-        cost, bare = cell["cost"], [row["bare_ms"] for row in cell["rows"]]
+        cost, pairs = cell["cost"], cell["rows"]
         rows.append(
             [
                 key,
                 f"{cell['parameters'] / 1e6:.1f} M",
-                str(len(bare)),
-                f"{median(bare):.1f} ms",
+                str(len(pairs)),
+                f"{median(row['bare_ms'] for row in pairs):.1f} ms",
                 f"{cost['hooks'] / 2:g}, {cost['hooked_call_us']:.1f} µs",
                 f"{cell['new_tokens']}, {cost['token_mark_us']:.1f} µs",
-                f"{cost['removing_us']:.0f} µs" if "removing_us" in cost else "not measured",
+                f"{cost['removing_us']:.0f} µs" if "removing_us" in cost else NOT_MEASURED,
                 f"{100 * share(cell):.3f} %",
-                format_estimate(ratio_interval([row["timing"]["total_ms"] for row in cell["rows"]], bare)),
-                _prepared(cell["rows"]),
-                again_ratio(cell["rows"]),
-                format_estimate(ratio_interval([row["whole_ms"] for row in cell["rows"]], bare)),
+                ratio_to_bare(pairs, "timing.total_ms"),
+                ratio_to_bare(pairs, "prepared_ms") if any("prepared_ms" in row for row in pairs) else NOT_MEASURED,
+                ratio_to_bare(pairs, "again_ms"),
+                ratio_to_bare(pairs, "whole_ms"),
             ]
         )
     return markdown_table(rows)
 
 
-def _prepared(rows: list[dict[str, Any]]) -> str:
-    both = [row for row in rows if "prepared_ms" in row]
-    if not both:
-        return "not measured"
-    return format_estimate(ratio_interval([row["prepared_ms"] for row in both], [row["bare_ms"] for row in both]))
-
+OVERHEAD = Question(
+    name="overhead",
+    text=__doc__,
+    cells=CELLS,
+    tokens=8,
+    default_tiles=4,
+    add_options=lambda parser: add_pair_options(parser, "300; 60 for the largest model"),
+    is_complete=is_complete,
+    measure=measure,
+    table=table,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(OVERHEAD.main())

@@ -1,12 +1,11 @@
-"""Real sleeps of known length, one per stage of the bundled model, interleaved with runs without.
+"""Does time land in the stage where it was spent? Real sleeps of known length, one per stage of the bundled model.
 
-``python -m benchmarks.stage_sleeps [--rounds N] [--sleep-ms MS]``. Each round runs every case once, in random order.
-Printed is, for each case and stage, the mean of the paired differences to the round's run without a sleep, with its
-95 % bootstrap interval: the sleep must appear in its own stage (marked ``*``) and nowhere else. Raw values go to
-``benchmarks/results/stage_sleeps.json``.
+``python -m benchmarks.stage_sleeps [--rounds N] [--sleep-ms MS]``. Each round runs every case and a run
+without a sleep once, in random order. Printed is, for each case and stage, the mean of the paired differences to the
+round's run without a sleep, with its 95 % bootstrap interval: the sleep must appear in its own stage (marked ``*``) and
+nowhere else. Raw values go to ``benchmarks/results/stage_sleeps.json``.
 """
 
-import argparse
 import functools
 import time
 from collections.abc import Generator, Mapping
@@ -14,11 +13,12 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import nn
 
-from benchmarks.common import format_estimate, write_result
-from benchmarks.models import Subject, build
+from benchmarks.kit.estimates import format_estimate
+from benchmarks.kit.models import Subject, bundled_on_one_thread
+from benchmarks.kit.options import plain_parser
+from benchmarks.kit.results import write_result
 from chronostat.measure.conditions import read_conditions
 from chronostat.measure.generate import measure_generate
 from chronostat.measure.statistics import PairedBootstrap
@@ -101,12 +101,11 @@ def measure_rounds(
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=20, help="measured rounds (default 20)")
     parser.add_argument("--sleep-ms", type=float, default=20.0, help="length of each sleep (default 20)")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    subject = build("bundled", "cpu", torch.float32)
+    subject = bundled_on_one_thread()
     cases = cases_of(subject.model)
     rounds = measure_rounds(subject, cases, options.rounds, options.sleep_ms)
     conditions = read_conditions(subject.model)

@@ -1,4 +1,4 @@
-"""The same model, request and device measured by three tools, interleaved in one run.
+"""Do other tools find the same? One model, request and device measured by three of them, interleaved in one run.
 
 ``python -m benchmarks.versus_optimum_benchmark [--cells bundled:4] [--blocks N]``. In each block, in random order:
 
@@ -16,28 +16,24 @@ difference is explained from our own stages, and what remains is judged. Raw val
 ``versus_optimum_benchmark.json``.
 """
 
-import argparse
 import importlib
 import sys
 from collections.abc import Callable
-from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch.utils.benchmark import Timer
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from benchmarks.cells import Cell, CellFile, TimeBox, arguments
-from benchmarks.common import format_estimate, markdown_table, ratio_interval
-from benchmarks.models import Subject
-from benchmarks.progress import fill_rows, run_benchmark
-from benchmarks.truth.calls import Caller, plain_timing
-from benchmarks.truth.cells import PARTS_CALLS, warm_up
+from benchmarks.kit.blocks import Row, dropping, fill_rows, shuffled
+from benchmarks.kit.calls import Caller, plain_timing
+from benchmarks.kit.cells import Cell
+from benchmarks.kit.estimates import format_estimate, markdown_table, ratio_interval, value_at
+from benchmarks.kit.pairs import parts_of, warm_up
+from benchmarks.kit.question import Question, Work, add_blocks
 from chronostat.errors import MeasurementError
-from chronostat.measure.clock import Clock, Mark, clock_for
-from chronostat.models.prepare import count_image_tokens
+from chronostat.measure.clock import Clock, Mark
 
 OPTIMUM, OWN_READING = "optimum-benchmark's tracker", "optimum-benchmark's definitions, read by a class of our own"
 AGREEMENT = {"cpu": 0.05, "cuda": 0.02}
@@ -74,7 +70,7 @@ def by_optimum(caller: Caller) -> dict[str, float]:
 def _driven(tracker_class: Any, caller: Caller) -> dict[str, float]:  # noqa: ANN401
     tracker = tracker_class(device=caller.subject.model.device.type, backend="pytorch")
     with tracker.session(), tracker.track():
-        _generate(caller, LogitsProcessorList([tracker]))
+        caller.generate(logits_processor=LogitsProcessorList([tracker]))
     return {
         "prefill_ms": 1e3 * tracker.get_prefill_latency().mean,
         "decode_ms": 1e3 * tracker.get_decode_latency().mean,
@@ -88,7 +84,7 @@ def _own_reading(caller: Caller) -> dict[str, float]:
     clock.restart()
     clock.synchronize()
     start = clock.mark()
-    _generate(caller, LogitsProcessorList([processor]))
+    caller.generate(logits_processor=LogitsProcessorList([processor]))
     end = clock.mark()
     clock.synchronize()
     first, last = processor.marks[0], processor.marks[-1]
@@ -97,11 +93,6 @@ def _own_reading(caller: Caller) -> dict[str, float]:
         "decode_ms": clock.between_ms(first, end),
         "per_token_ms": clock.between_ms(first, last) / (len(processor.marks) - 1),
     }
-
-
-def _generate(caller: Caller, processors: LogitsProcessorList | None = None, new_tokens: int | None = None) -> None:
-    model: Any = caller.subject.model
-    model.generate(**caller.batch, generation_config=caller.config(new_tokens), logits_processor=processors)
 
 
 class Comparison(NamedTuple):
@@ -130,51 +121,29 @@ COMPARISONS = (
 )
 
 
-def main() -> int:
-    """Measure what is missing, print the table."""
-    parser = arguments(__doc__)
-    parser.add_argument("--cells", default="bundled:4", help="model:tiles, in this order (default bundled:4)")
-    parser.add_argument("--blocks", type=int, default=20, help="blocks of all arms (default 20)")
-    parser.add_argument("--tokens", type=int, default=32, help="tokens of each answer (default 32)")
-    options = parser.parse_args()
-    return run_benchmark(
-        "versus_optimum_benchmark",
-        options,
-        is_complete=lambda cell, model, tiles: len(cell.get("rows", [])) >= options.blocks,
-        measure=partial(_measure_cell, options),
-        table=table,
-        default_tiles=4,
-    )
-
-
-def _measure_cell(
-    options: argparse.Namespace, subject: Subject, tiles: int, key: str, file: CellFile, box: TimeBox
-) -> None:
-    batch = subject.batch(tiles)
-    cell = file.open(
-        key,
-        subject.model,
-        tiles=tiles,
-        image_tokens=count_image_tokens(subject.model, batch),
-        new_tokens=options.tokens,
+def measure(work: Work) -> None:
+    """The parts of a call, then blocks of all tools."""
+    caller = work.caller()
+    cell = work.open(
+        image_tokens=caller.image_tokens,
         optimum=OWN_READING if optimum_tracker() is None else OPTIMUM,
     )
-    caller = Caller(subject, batch, options.tokens, clock_for(subject.model.device))
     warm_up(caller)
     if "parts" not in cell:
-        cell["parts"] = [caller.parts() for _ in range(PARTS_CALLS)]
-    fill_rows(cell, options.blocks, box, file, lambda index: _block(caller, index))
-    print(f"{key}: {len(cell['rows'])} blocks", flush=True)
+        cell["parts"] = parts_of(caller)
+    blocks = work.options.blocks
+    fill_rows(cell, blocks, work.box, work.file, dropping(cell, blocks, lambda index: _block(caller, index)))
+    work.say(f"{len(cell['rows'])} blocks")
 
 
-def _block(caller: Caller, index: int) -> dict[str, dict[str, Any]]:
+def _block(caller: Caller, index: int) -> Row:
     arms: dict[str, Callable[[], dict[str, Any]]] = {
         "chronostat": lambda: _by_us(caller),
         "one": lambda: _by_us(caller, new_tokens=1),
         "optimum": lambda: by_optimum(caller),
         "timer": lambda: _by_timer(caller),
     }
-    return {str(arm): arms[str(arm)]() for arm in np.random.default_rng([3, index]).permutation(list(arms))}
+    return {arm: arms[arm]() for arm in shuffled(arms, 3, index)}
 
 
 def _by_us(caller: Caller, new_tokens: int | None = None) -> dict[str, Any]:
@@ -185,7 +154,7 @@ def _by_us(caller: Caller, new_tokens: int | None = None) -> dict[str, Any]:
 
 
 def _by_timer(caller: Caller) -> dict[str, float]:
-    timer = Timer("generate()", globals={"generate": lambda: _generate(caller, new_tokens=1)}, num_threads=1)
+    timer = Timer("generate()", globals={"generate": lambda: caller.generate(1)}, num_threads=1)
     return {"total_ms": 1e3 * timer.timeit(1).median}
 
 
@@ -205,7 +174,7 @@ def table(cells: dict[str, Cell]) -> str:
 
 
 def _compared(cell: Cell, comparison: Comparison, limit: float) -> list[str]:
-    theirs, ours = (_values(cell["rows"], path) for path in (comparison.theirs, comparison.ours))
+    theirs, ours = ([value_at(row, path) for row in cell["rows"]] for path in (comparison.theirs, comparison.ours))
     explained_ms = comparison.sign * sum(
         median(row[f"{name}_ms"] for row in cell["parts"]) for name in comparison.explained
     )
@@ -227,10 +196,16 @@ def _compared(cell: Cell, comparison: Comparison, limit: float) -> list[str]:
     ]
 
 
-def _values(rows: list[dict[str, Any]], path: str) -> list[float]:
-    arm, _, name = path.partition(".")
-    return [row[arm][name] for row in rows]
-
+VERSUS = Question(
+    name="versus_optimum_benchmark",
+    text=__doc__,
+    cells="bundled:4",
+    tokens=32,
+    default_tiles=4,
+    add_options=lambda parser: add_blocks(parser, 20, "blocks of all arms"),
+    measure=measure,
+    table=table,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(VERSUS.main())

@@ -34,15 +34,6 @@ def demo_sample():
 @pytest.fixture(scope="session")
 def demo_batch(bundled, demo_sample):
     """The first training sample under ``full``, as ``generate()`` takes it; not to be changed."""
-    import torch
+    from stand_ins.batches import batch_of
 
-    from chronostat.models.prepare import prepare
-
-    return prepare(
-        bundled.processor,
-        demo_sample.load_images(),
-        demo_sample.prompt,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        image_arguments={},
-    )
+    return batch_of(bundled, demo_sample.load_images(), demo_sample.prompt)

@@ -1,11 +1,12 @@
-"""What was measured, as tables for people and for docs/measuring.md."""
+"""Are the numbers right? The answer as tables, for people and for docs/measuring.md."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.cells import Cell, without_earlier
-from benchmarks.common import format_estimate, markdown_table, ratio_interval
+from benchmarks.kit.cells import Cell, without_earlier
+from benchmarks.kit.estimates import markdown_table, row_ratio
+from benchmarks.kit.pairs import ratio_to_bare
 
 STAGE_NAMES = ("vision", "llm_prefill", "prefill", "decode")
 
@@ -21,12 +22,6 @@ def tables(cells: Mapping[str, Cell]) -> str:
         ("Failed", [["cell", "why"], *([key, cell["failed"]] for key, cell in cells.items() if "failed" in cell)]),
     ]
     return "\n\n".join(f"{title}\n\n{markdown_table(rows)}" for title, rows in found if len(rows) > 1)
-
-
-def again_ratio(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A/A: the second bare call of a block over its first."""
-    twice = [row for row in rows if "again_ms" in row]
-    return format_estimate(ratio_interval([row["again_ms"] for row in twice], [row["bare_ms"] for row in twice]))
 
 
 def _ratios(cells: Mapping[str, Cell]) -> list[list[str]]:
@@ -62,12 +57,11 @@ def _ratios(cells: Mapping[str, Cell]) -> list[list[str]]:
 
 def _paired(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Number of pairs, and their ratios: each is of one model on one machine, so those of several can be pooled."""
-    bare = [row["bare_ms"] for row in rows]
     return [
         str(len(rows)),
-        format_estimate(ratio_interval([row["timing"]["total_ms"] for row in rows], bare), digits=4),
-        again_ratio(rows),
-        format_estimate(ratio_interval([row["whole_ms"] for row in rows], bare), digits=4),
+        ratio_to_bare(rows, "timing.total_ms", digits=4),
+        ratio_to_bare(rows, "again_ms"),
+        ratio_to_bare(rows, "whole_ms", digits=4),
     ]
 
 
@@ -136,19 +130,7 @@ def _waiting(cells: Mapping[str, Cell]) -> list[list[str]]:
     for key, cell in cells.items():
         pairs = [row for row in cell.get("waiting", []) if all("source" not in row[arm] for arm in row)]
         if pairs:
-            table.append(
-                [
-                    key,
-                    *(
-                        format_estimate(
-                            ratio_interval(
-                                [row["waiting"][f"{n}_ms"] for row in pairs], [row["plain"][f"{n}_ms"] for row in pairs]
-                            )
-                        )
-                        for n in names
-                    ),
-                ]
-            )
+            table.append([key, *(row_ratio(pairs, f"waiting.{name}_ms", f"plain.{name}_ms") for name in names)])
     return table
 
 

@@ -1,4 +1,4 @@
-"""Stages from the profiler's trace: when the kernels of a stage really ran, whatever our events say.
+"""When did the kernels of a stage really run? Read from the profiler's trace, whatever our events say.
 
 A kernel belongs to the stage during which the host launched it. A moment of the host lies on the device's time line
 where the device is done with all that was launched before it: at that moment itself if the device was idle, otherwise
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.truth.probe import PREFIX
 from chronostat.measure.intervals import Interval, length, outside, union
 
+PREFIX = "chronostat:"  # of our annotations in the trace
 _DEVICE_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 _LAUNCHES = re.compile(r"^(cuda|cu)(Launch|Memcpy|Memset|GraphLaunch)")
 TOLERANCE_SHARE, TOLERANCE_MS = 0.01, 0.1

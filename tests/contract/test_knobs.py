@@ -14,8 +14,9 @@ from chronostat.execution import execute, request_for
 from chronostat.knobs import KNOBS, applied, find_knob, find_space
 from chronostat.measure.generate import measure_generate
 from chronostat.models.anatomy import anatomy_of
-from chronostat.models.prepare import image_token_id, prepare
+from chronostat.models.prepare import image_token_id
 from chronostat.records import Setting
+from stand_ins.batches import batch_of
 from stand_ins.molmo_like import Block, MolmoLike, molmo_batch, molmo_like
 from stand_ins.observing import Snapshot, counted_calls
 
@@ -60,14 +61,7 @@ def batch_under(bundled, demo_sample):
     def make(setting):
         knob = find_knob("vision_tokens", bundled.model, bundled.processor)
         arguments = knob.image_arguments(setting["vision_tokens"]) if "vision_tokens" in setting else {}
-        return prepare(
-            bundled.processor,
-            demo_sample.load_images(),
-            demo_sample.prompt,
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-            image_arguments=arguments,
-        )
+        return batch_of(bundled, demo_sample.load_images(), demo_sample.prompt, **arguments)
 
     return make
 

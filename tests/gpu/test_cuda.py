@@ -21,8 +21,8 @@ from chronostat.measure.conditions import read_conditions
 from chronostat.measure.generate import measure_generate
 from chronostat.models.anatomy import anatomy_of
 from chronostat.models.load import load_vlm
-from chronostat.models.prepare import prepare
 from chronostat.records import Setting
+from stand_ins.batches import batch_of
 from stand_ins.observing import Snapshot, counted_calls
 
 pytestmark = [
@@ -55,14 +55,7 @@ def sample():
 
 @pytest.fixture(scope="module")
 def batch(vlm, sample):
-    return prepare(
-        vlm.processor,
-        sample.load_images(),
-        sample.prompt,
-        device=vlm.model.device,
-        dtype=vlm.model.dtype,
-        image_arguments={},
-    )
+    return batch_of(vlm, sample.load_images(), sample.prompt)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,7 +11,7 @@ from chronostat.measure.clock import CpuClock, CudaClock
 from chronostat.measure.compiled import graphs_compiled
 from chronostat.measure.generate import measure_generate
 from chronostat.models.load import load_vlm
-from chronostat.models.prepare import prepare
+from stand_ins.batches import batch_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,14 +30,7 @@ def vlm():
 @pytest.fixture(scope="module")
 def batch(vlm):
     sample = DemoTask().split("train")[0]
-    return prepare(
-        vlm.processor,
-        sample.load_images(),
-        sample.prompt,
-        device=vlm.model.device,
-        dtype=vlm.model.dtype,
-        image_arguments={},
-    )
+    return batch_of(vlm, sample.load_images(), sample.prompt)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.processor_families import FAMILIES
+from benchmarks.processors.families import FAMILIES
 from PIL import Image
 
 from chronostat.data.samples import Sample

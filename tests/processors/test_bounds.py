@@ -1,7 +1,7 @@
 """The value is an upper bound for images of all shapes, counted in what the processor writes."""
 
 import pytest
-from benchmarks.processor_families import FAMILIES
+from benchmarks.processors.families import FAMILIES
 
 from chronostat.knobs import find_knob
 from chronostat.models.prepare import count_image_tokens

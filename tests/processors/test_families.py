@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from benchmarks.processor_families import FAMILIES
+from benchmarks.processors.families import FAMILIES
 
 from chronostat.errors import DataError, KnobError
 from chronostat.execution import execute

@@ -9,7 +9,7 @@ from transformers import CompileConfig, GenerationConfig
 from chronostat import measuring
 from chronostat.measure.compiled import graphs_compiled
 from chronostat.measure.generate import measure_generate
-from chronostat.models.prepare import prepare
+from stand_ins.batches import batch_of
 from stand_ins.observing import Snapshot
 
 pytestmark = pytest.mark.slow
@@ -18,14 +18,7 @@ NEW_TOKENS = 5
 
 @pytest.fixture(scope="module")
 def batch(bundled, demo_sample):
-    return prepare(
-        bundled.processor,
-        demo_sample.load_images(),
-        demo_sample.prompt,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        image_arguments={"max_patches": 1},
-    )
+    return batch_of(bundled, demo_sample.load_images(), demo_sample.prompt, max_patches=1)
 
 
 @pytest.fixture

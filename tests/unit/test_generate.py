@@ -15,7 +15,7 @@ from chronostat.errors import ConfigError, DataError, MeasurementError, ModelErr
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.generate import device_of, measure_generate
 from chronostat.measure.stages import StageRecorder
-from chronostat.models.prepare import prepare
+from stand_ins.batches import batch_of
 from stand_ins.molmo_like import molmo_batch, molmo_like
 from stand_ins.observing import Snapshot, delay
 
@@ -100,14 +100,7 @@ def test_one_new_token_has_no_decode(bundled, demo_batch):
 @pytest.mark.parametrize("count", [0, 3])
 def test_any_number_of_images(bundled, demo_sample, count):
     images = demo_sample.load_images() * count
-    batch = prepare(
-        bundled.processor,
-        images,
-        demo_sample.prompt,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        image_arguments={"max_patches": 1},
-    )
+    batch = batch_of(bundled, images, demo_sample.prompt, max_patches=1)
     plain = bundled.model.generate(**batch, max_new_tokens=3)
     measured = measure_generate(bundled.model, batch, max_new_tokens=3)
     assert torch.equal(measured.sequences, plain)

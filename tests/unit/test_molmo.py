@@ -16,7 +16,8 @@ from chronostat.measure.generate import measure_generate
 from chronostat.models.anatomy import anatomy_of
 from chronostat.models.load import load_vlm
 from chronostat.records import Setting
-from stand_ins.molmo_v1 import PROMPT_TOKENS, molmo_v1_batch, write_checkpoint
+from stand_ins.molmo_like import PROMPT_TOKENS, molmo_batch
+from stand_ins.molmo_v1 import write_checkpoint
 from stand_ins.observing import Snapshot, counted_calls, delay
 
 NEW_TOKENS = 6
@@ -114,7 +115,7 @@ def test_the_parts_are_found(model):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_answer_is_that_of_greedy_decoding_without_cache(model, seed):
-    batch = molmo_v1_batch(seed)
+    batch = molmo_batch(seed)
     expected = greedy_without_cache(model, batch)
     assert torch.equal(model.generate_from_batch(batch, GREEDY), expected)
     assert torch.equal(model.generate(**batch, generation_config=GREEDY), expected)
@@ -125,12 +126,12 @@ def test_the_answer_is_that_of_greedy_decoding_without_cache(model, seed):
 
 def test_the_images_count(model):
     """Else the comparisons above would prove little."""
-    answers = [model.generate_from_batch({**molmo_v1_batch(), "images": images}, GREEDY) for images in two_images()]
+    answers = [model.generate_from_batch({**molmo_batch(), "images": images}, GREEDY) for images in two_images()]
     assert not torch.equal(*answers)
 
 
 def two_images():
-    return molmo_v1_batch()["images"], 5 * molmo_v1_batch(1)["images"]
+    return molmo_batch()["images"], 5 * molmo_batch(1)["images"]
 
 
 def test_injected_delays_land_in_their_stages(model, monkeypatch):
@@ -142,7 +143,7 @@ def test_injected_delays_land_in_their_stages(model, monkeypatch):
         delay(patches, clock, blocks_of(model)[-1], 5)
         delay(patches, clock, model.lm_head, 1)
         timing = measure_generate(
-            model, molmo_v1_batch(), max_new_tokens=NEW_TOKENS, generation_config=GREEDY, clock=clock
+            model, molmo_batch(), max_new_tokens=NEW_TOKENS, generation_config=GREEDY, clock=clock
         ).timing
     assert (timing.source, timing.unseen) == ("measured", None)
     assert (timing.vision_ms, timing.projector_ms) == (7, 2)
@@ -168,7 +169,7 @@ def test_moe_topk_is_seen_at_the_experts(vlm, model, topk):
     try:
         execution = execute(
             model,
-            BatchRequest(batch=molmo_v1_batch(), id="a", processor=vlm.processor),
+            BatchRequest(batch=molmo_batch(), id="a", processor=vlm.processor),
             setting=Setting(moe_topk=topk),
             max_new_tokens=NEW_TOKENS,
             generation_config=GREEDY,
@@ -183,7 +184,7 @@ def test_moe_topk_is_seen_at_the_experts(vlm, model, topk):
 
 @pytest.mark.parametrize("skipped", [(0,), (1,), (2,), (3,), (0, 1), (1, 2)])
 def test_skipped_blocks_do_not_run_and_the_others_do_as_if_they_were_not_there(model, skipped):
-    batch = molmo_v1_batch()
+    batch = molmo_batch()
     full = model.generate_from_batch(batch, GREEDY)
     setting = Setting(block_skip=skipped)
     blocks = {str(i): block for i, block in enumerate(blocks_of(model))}
@@ -229,7 +230,7 @@ def test_a_model_that_raises_leaves_nothing_installed(model, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             execute(
                 model,
-                BatchRequest(batch=molmo_v1_batch(), id="a"),
+                BatchRequest(batch=molmo_batch(), id="a"),
                 setting=Setting(moe_topk=1, block_skip=(0,)),
                 max_new_tokens=NEW_TOKENS,
             )

@@ -17,10 +17,10 @@ from chronostat.knobs import find_knob, find_space
 from chronostat.knobs.vision import find_mechanism
 from chronostat.knobs.vision.mechanism import span, steps
 from chronostat.models.load import load_vlm
-from chronostat.models.prepare import prepare
 from chronostat.models.state import first_difference, state_of, without_memory
 from chronostat.records import Setting
 from chronostat.verbs.knobs import nearest_values
+from stand_ins.batches import batch_of
 from stand_ins.molmo_v1 import write_checkpoint
 
 MODEL = SimpleNamespace(config=SimpleNamespace(), modules=lambda: ())
@@ -299,13 +299,8 @@ def test_first_molmo_reads_as_many_crops_as_asked_for(molmo):
 
 def test_full_of_first_molmo_is_its_own_call(molmo):
     made = molmo.processor.process(images=[long_picture()], text="what")
-    batch = prepare(
-        molmo.processor,
-        [long_picture()],
-        "what",
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        image_arguments=find_knob("vision_tokens", molmo.model, molmo.processor).image_arguments(24),
+    batch = batch_of(
+        molmo, [long_picture()], "what", **find_knob("vision_tokens", molmo.model, molmo.processor).image_arguments(24)
     )
     assert {key: value.shape[1:] for key, value in batch.items()} == {key: value.shape for key, value in made.items()}
     assert all(torch.equal(batch[key][0], value) for key, value in made.items())
@@ -324,11 +319,4 @@ def test_several_images_of_first_molmo_are_bounded_each(molmo):
 def test_a_processor_without_template_or_method_is_refused(bundled, monkeypatch):
     monkeypatch.setattr(bundled.processor, "chat_template", None)
     with pytest.raises(DataError, match="InternVLProcessor has no chat template; add one"):
-        prepare(
-            bundled.processor,
-            [long_picture()],
-            "what",
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-            image_arguments={},
-        )
+        batch_of(bundled, [long_picture()], "what")

@@ -7,7 +7,7 @@ alike are an interval for the true difference. Nothing is assumed about the shap
 test, inverted; Pitman 1937; Lehmann and Romano, Testing Statistical Hypotheses, 2005, section 5.10 to 5.12).
 
 * Arms in blocks of m repeats each, all of a block in random order: ``block_interval``. The difference is that of the
-  means of each arm's faster half, since noise of a machine only adds: benchmarks/misranking.py has the comparison.
+  means of each arm's faster half, since noise of a machine only adds: benchmarks/misranking/ has the comparison.
 * Arms that run once on each sample: ``sample_interval``, Wilcoxon's signed ranks of the differences within samples
   (Hodges and Lehmann, Estimates of location based on rank tests, 1963).
 

@@ -8,13 +8,12 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from stand_ins.molmo_v1.configuration_molmo_v1 import MolmoV1Config
-from stand_ins.molmo_v1.modeling_molmo_v1 import PIXELS, POOLED, MolmoV1ForCausalLM
+from stand_ins.molmo_v1.modeling_molmo_v1 import MolmoV1ForCausalLM
 
-CROPS, PATCHES, PROMPT_TOKENS, IMAGE_START = 2, 4, 8, 1
 PROCESSOR = "processing_molmo_v1.MolmoV1Processor"
 AUTO_MAP = {
     "AutoConfig": "configuration_molmo_v1.MolmoV1Config",
@@ -45,15 +44,3 @@ def write_checkpoint(folder: Path, **config: object) -> Path:
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(settings.vocab_size)}, unk_token="w0"))
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0").save_pretrained(folder)
     return folder
-
-
-def molmo_v1_batch(seed: int = 0) -> dict[str, Tensor]:
-    """One request with the four keys of the first Molmo generation."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = CROPS * POOLED
-    return {
-        "input_ids": torch.randint(1, 32, (1, PROMPT_TOKENS), generator=generator),
-        "images": torch.randn(1, CROPS, PATCHES, PIXELS, generator=generator),
-        "image_masks": torch.ones(1, CROPS, PATCHES),
-        "image_input_idx": torch.arange(IMAGE_START, IMAGE_START + tokens).reshape(1, CROPS, POOLED),
-    }
