@@ -1,4 +1,4 @@
-"""What was measured, as tables for people and for docs/measuring.md."""
+"""What was measured, as tables for people and for docs/gpu-truth.md."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
