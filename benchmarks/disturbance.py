@@ -171,7 +171,7 @@ def summary(said: list[Said]) -> dict[str, Any]:
 
 
 def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """For docs/measuring.md."""
+    """For docs/comparing.md."""
     heads = ("comparisons", "with a number", "wrong order", "coverage", "bounded", "right verdict", "wrong", "left out")
     rows = [["other program", "way", *heads]]
     for condition, by_way in found.items():

@@ -26,7 +26,7 @@ def disturbances(series: Series, metric: str) -> str:
 
 
 def show(found: Mapping[str, Any]) -> str:
-    """Tables for docs/measuring.md."""
+    """Tables for docs/comparing.md."""
     head = ["way", "cost", *(f"{100 * d:g} % wrong" for d in DIFFERENCES)]
     rows: list[list[str]] = [head]
     for name, by_difference in found["curves"].items():

@@ -1,4 +1,4 @@
-"""Are the numbers right? The answer as tables, for people and for docs/measuring.md."""
+"""Are the numbers right? The answer as tables, for people and for docs/gpu-truth.md."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median

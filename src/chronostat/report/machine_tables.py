@@ -125,7 +125,7 @@ def cost(run: RunView) -> PageTable:
         caption="Seconds inside generate(), and what of it went to anchors that nobody had drawn and to executions of "
         "a setting that had run on that sample already (A/A, repeats). Around: preprocessing and choosing. The rest of "
         "a phase's time is hooks, scoring, learning and storing, outside of every measured span. What the hooks cost "
-        "inside of it is measured by python -m benchmarks.overhead (docs/measuring.md). Source: the stored executions; "
+        "inside of it is measured by python -m benchmarks.overhead (docs/trust.md). Source: the stored executions; "
         "run.json for the time.",
         heads=(
             "phase",

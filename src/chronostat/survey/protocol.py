@@ -68,7 +68,7 @@ def _follow_parts(arms: Sequence[Arm], plan: Plan) -> None:
     first = {id(arm.vlm.model): index for index, arm in reversed(list(enumerate(arms)))}
     for index in first.values():
         with parts_followed(arms[index].vlm.model):
-            shoot(arms, index, 0, plan)
+            shoot(arms, index, 0, plan, Counter())
 
 
 def repeated(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT, stopped: Stopped = _NEVER) -> list[Shot]:
