@@ -1,0 +1,119 @@
+"""Everything that a captured forward depends on beside its inputs: a graph of a state that is gone is never replayed.
+
+A graph holds addresses, so weights count by where they lie: one that is changed in place is read as it is then, one that
+is put in another's place is another state. Numbers, names and configurations of modules count by value, so that a knob
+that is applied again is the state that it was before.
+"""
+
+from collections.abc import Hashable, Iterator
+from types import CellType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
+
+from chronostat.measure.replays import is_seen_in_replays
+from chronostat.models.state import Same
+
+INSTALLED = "_chronostat_engine"  # on the engine's own forward
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
+_OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
+_OWN_HOOKS = "transformers.utils.output_capturing"  # do nothing unless outputs are asked for, which runs eagerly
+
+
+def state_of(decoder: nn.Module) -> Hashable:
+    """What ``decoder`` would run now: its modules, their attributes and weights, and torch's own switches.
+
+    Its own ``forward`` is left out: there the engine stands, from before its first to after its last call.
+    """
+    seen: dict[int, Hashable] = {}
+    within = (_module(module, seen) for module in decoder.modules())
+    return (_switches(), *within)
+
+
+def skipped_hook(decoder: nn.Module) -> str | None:
+    """A hook that would not run in a replay, as the path of its module; None: there is none."""
+    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:  # noqa: SLF001
+        return "every module"
+    for path, module in decoder.named_modules():
+        if module is decoder:
+            continue  # these run, around the replay
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):  # noqa: SLF001
+            if getattr(hook, "__module__", None) != _OWN_HOOKS and not is_seen_in_replays(hook):
+                return path
+    return None
+
+
+def _switches() -> Hashable:
+    cuda = torch.backends.cuda
+    return (
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+        cuda.matmul.allow_tf32,
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+    )
+
+
+def _module(module: nn.Module, seen: dict[int, Hashable]) -> Hashable:
+    attributes = [
+        (name, value if type(value) in _PLAIN else _frozen(value, seen))
+        for name, value in vars(module).items()
+        if name not in _OF_TORCH and not getattr(value, INSTALLED, False)
+    ]
+    tensors = [
+        _place(tensor)
+        for tensor in (*module._parameters.values(), *module._buffers.values())  # noqa: SLF001
+        if tensor is not None
+    ]
+    return (type(module), len(module._modules), *attributes, *tensors)  # noqa: SLF001
+
+
+def _place(tensor: Tensor) -> Hashable:
+    """Where the values lie, and how they are read."""
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return Same(tensor)  # a quantised weight holds several tensors
+    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _frozen(value: Any, seen: dict[int, Hashable]) -> Hashable:  # noqa: ANN401, PLR0911 - attributes hold anything
+    """Values of what is data or code, identity of all else."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, Tensor):
+        return _place(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return (type(value), *(_frozen(item, seen) for item in value))
+    if isinstance(value, dict):
+        return (dict, *((str(name), _frozen(item, seen)) for name, item in value.items()))
+    if isinstance(value, MethodType):
+        return (_frozen(value.__func__, seen), Same(value.__self__))
+    if isinstance(value, FunctionType):
+        return (value.__code__, *_of_function(value, seen))
+    if hasattr(value, "to_dict") and not isinstance(value, nn.Module):  # a configuration
+        if id(value) not in seen:
+            seen[id(value)] = Same(value)  # it may hold what holds it
+            seen[id(value)] = tuple((name, _frozen(item, seen)) for name, item in vars(value).items())
+        return seen[id(value)]
+    return Same(value)
+
+
+def _of_function(function: FunctionType, seen: dict[int, Hashable]) -> Iterator[Hashable]:
+    for cell in function.__closure__ or ():
+        yield _frozen(_content(cell), seen)
+    for default in function.__defaults__ or ():
+        yield _frozen(default, seen)
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet filled
+        return None
