@@ -17,9 +17,9 @@ from chronostat.engine.inputs import Inputs, padded_length, read
 from chronostat.engine.objections import decoder_of, objection_to_call, why_eager
 from chronostat.engine.programs import Decoder, Pool, Program, captured
 from chronostat.engine.replaying import CannotCapture, Capturing, capturing_on
-from chronostat.engine.state import INSTALLED, state_of
+from chronostat.engine.state import state_of
 from chronostat.errors import ConfigError, ModelError
-from chronostat.measure.replays import Replayed, tell
+from chronostat.measure.replays import Replayed, is_seen_in_replays, seen_in_replays, tell
 from chronostat.measure.stages import restorer
 from chronostat.models.anatomy import anatomy_of, running_blocks
 
@@ -177,8 +177,7 @@ class Engine:
                 return original(*args, **kwargs)
             return self._run(call, cache, arguments)
 
-        setattr(forward, INSTALLED, True)
-        return forward
+        return seen_in_replays(forward)
 
     def _run(self, call: _Call, cache: RoomCache, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
         """One forward of a call with a cache of the engine."""
@@ -272,7 +271,7 @@ def graphed(
     reason = why_eager(model)
     if reason is not None:
         raise ModelError(f"{type(model).__name__} cannot run by the engine 'graph': {reason}; use 'eager'")
-    if getattr(decoder_of(model).forward, INSTALLED, False):
+    if is_seen_in_replays(decoder_of(model).forward):
         raise ModelError(f"{type(model).__name__} runs by the engine 'graph' already; leave one of the two out")
     engine = Engine(model, capturing or capturing_on(model.device), most_graphs=most_graphs, padding=padding)
     with engine.installed():

@@ -16,7 +16,6 @@ from torch.nn.modules import module as torch_modules
 from chronostat.measure.replays import is_seen_in_replays
 from chronostat.models.state import Same
 
-INSTALLED = "_chronostat_engine"  # on the engine's own forward
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 _OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
 _OWN_HOOKS = "transformers.utils.output_capturing"  # do nothing unless outputs are asked for, which runs eagerly
@@ -25,7 +24,7 @@ _OWN_HOOKS = "transformers.utils.output_capturing"  # do nothing unless outputs 
 def state_of(decoder: nn.Module) -> Hashable:
     """What ``decoder`` would run now: its modules, their attributes and weights, and torch's own switches.
 
-    Its own ``forward`` is left out: there the engine stands, from before its first to after its last call.
+    What the engine and a recorder put there for a time, which a replay needs not, is left out.
     """
     seen: dict[int, Hashable] = {}
     within = (_module(module, seen) for module in decoder.modules())
@@ -64,9 +63,9 @@ def _switches() -> Hashable:
 
 def _module(module: nn.Module, seen: dict[int, Hashable]) -> Hashable:
     attributes = [
-        (name, value if type(value) in _PLAIN else _frozen(value, seen))
+        (name, value if type(value) in _PLAIN else seen.get(id(value)) or _frozen(value, seen))
         for name, value in vars(module).items()
-        if name not in _OF_TORCH and not getattr(value, INSTALLED, False)
+        if name not in _OF_TORCH and not (type(value) is FunctionType and is_seen_in_replays(value))
     ]
     tensors = [
         _place(tensor)
@@ -98,7 +97,7 @@ def _frozen(value: Any, seen: dict[int, Hashable]) -> Hashable:  # noqa: ANN401,
     if isinstance(value, FunctionType):
         return (value.__code__, *_of_function(value, seen))
     if hasattr(value, "to_dict") and not isinstance(value, nn.Module):  # a configuration
-        if id(value) not in seen:
+        if id(value) not in seen:  # most modules share one
             seen[id(value)] = Same(value)  # it may hold what holds it
             seen[id(value)] = tuple((name, _frozen(item, seen)) for name, item in vars(value).items())
         return seen[id(value)]

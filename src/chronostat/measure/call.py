@@ -33,6 +33,7 @@ class Measured:
         sequences: what ``generate()`` returned, shape [1, prompt + new] (encoder-decoder: [1, 1 + new]).
         disturbed: what else happened on the machine meanwhile that makes the numbers doubtful; None: nothing seen.
         compiled: ``generate()`` compiled its decode step, as it does by itself on CUDA with a static cache.
+        replayed: the decoder's prefill was replayed by the engine "graph" (``chronostat.engine``).
         waterfall: when each stage and each token was, from the same marks as ``timing``.
     """
 
@@ -41,6 +42,7 @@ class Measured:
     timing: StageTiming
     disturbed: str | None = None
     compiled: bool = False
+    replayed: bool = False
     waterfall: Waterfall = field(default_factory=Waterfall)
 
 
@@ -107,8 +109,9 @@ def call_measured(
         output_ids=output_ids,
         sequences=sequences,
         timing=timing_of(recorder, seen, call),
-        disturbed="; ".join(filter(None, (watch.reason, _compiling(graphs)))) or None,
+        disturbed="; ".join(filter(None, (watch.reason, _compiling(graphs), recorder.captured))) or None,
         compiled=recorder.compiled,
+        replayed=recorder.replayed,
         waterfall=seen,
     )
     return output, measured

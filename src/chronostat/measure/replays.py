@@ -31,7 +31,7 @@ _listeners: WeakKeyDictionary[nn.Module, dict[object, Callable[[Replayed], None]
 
 
 def seen_in_replays(hook: Hook) -> Hook:
-    """Mark a hook that need not fire in a replay: who set it listens to replays as well."""
+    """Mark a hook, or a method in another's place, that need not run in a replay: who set it listens to replays too."""
     setattr(hook, _SEEN, True)
     return hook
 
