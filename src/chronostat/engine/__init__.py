@@ -3,7 +3,7 @@
 Knows nothing of runs and settings. ``docs/engine.md`` says what is replayed, and what is not.
 """
 
-from chronostat.engine.graphed import Engine, Ran, graphed
+from chronostat.engine.engine import Engine, Ran, graphed
 from chronostat.engine.objections import why_eager
 from chronostat.engine.replaying import Capturing, CudaCapturing, PlainCapturing
 

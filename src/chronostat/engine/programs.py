@@ -1,20 +1,23 @@
 """One captured forward of a decoder, and the bounded pool of them."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from chronostat.engine.cache import Room, RoomCache, Written
+from chronostat.engine.causal import causal_masks_left_out
 from chronostat.engine.inputs import Inputs, Places
 from chronostat.engine.replaying import CannotCapture, Capturing, Replay, Work
 from chronostat.errors import ChronostatError
 from chronostat.measure.clock import Mark
 from chronostat.measure.replays import is_seen_in_replays
+
+Step = Literal["prefill", "decode"]
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _MOST_DIFFERENCE = 0.05  # of norms: rounding and a flipped route stay far below, a wrong mask or position does not
@@ -25,12 +28,16 @@ class Program:
     """A forward of q tokens that was captured: the prefill of a length, or any decode step.
 
     Attributes:
+        step: "prefill" or "decode".
+        length: tokens of the forward, padding among them.
         room: whose keys and values it writes and reads.
         places: what it reads its arguments from.
         replay: does the work.
         kind: of the decoder's output.
     """
 
+    step: Step
+    length: int
     room: Room
     places: Places
     replay: Replay
@@ -60,7 +67,12 @@ class Decoder:
 
 
 def captured(
-    decoder: Decoder, arguments: Mapping[str, Any], inputs: Inputs, length: int, capturing: Capturing, beside: Iterator[Replay]
+    decoder: Decoder,
+    arguments: Mapping[str, Any],
+    inputs: Inputs,
+    length: int,
+    capturing: Capturing,
+    beside: Sequence[Program],
 ) -> Program:
     """Run a forward as it is, capture it, and see that both give the same.
 
@@ -70,7 +82,7 @@ def captured(
         inputs: the same, sorted.
         length: tokens that the graph is for, at least those of the call; others are padding, on the right.
         capturing: how.
-        beside: what was captured before.
+        beside: what was captured before and is kept.
 
     Raises:
         CannotCapture: says why.
@@ -95,8 +107,15 @@ def captured(
     room, inputs_plain, forward = cache.room, dict(inputs.plain), decoder.forward
     try:
         with _lifted(decoder.module), torch.no_grad():
-            replay = _capture(decoder, capturing, work, beside, marks)
-            program = Program(room=room, places=places, replay=replay, kind=type(expected))
+            replay = _capture(decoder, capturing, work, [program.replay for program in beside], marks)
+            program = Program(
+                step="decode" if decodes else "prefill",
+                length=length,
+                room=room,
+                places=places,
+                replay=replay,
+                kind=type(expected),
+            )
             replayed = program.run(inputs, cache).last_hidden_state
     except ChronostatError:
         raise
@@ -106,12 +125,10 @@ def captured(
     return program
 
 
-def _capture(
-    decoder: Decoder, capturing: Capturing, work: Work, beside: Iterator[Replay], marks: list[Mark]
-) -> Replay:
+def _capture(decoder: Decoder, capturing: Capturing, work: Work, beside: Sequence[Replay], marks: list[Mark]) -> Replay:
     if capturing.fires_hooks:
         return capturing.capture(work, beside, marks)
-    with _marked(decoder.blocks(), capturing, marks):
+    with _marked(decoder.blocks(), capturing, marks), causal_masks_left_out():
         return capturing.capture(work, beside, marks)
 
 
@@ -127,12 +144,10 @@ class Pool:
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._refused: OrderedDict[Hashable, str] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._programs)
-
-    def replays(self) -> Iterator[Replay]:
-        """All that live."""
-        return (program.replay for program in self._programs.values())
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """All that are kept, the one used longest ago first."""
+        return tuple(self._programs.values())
 
     def find(self, key: Hashable) -> Program | None:
         """What was captured for this.
@@ -220,6 +235,10 @@ def _require_plain(output: Any) -> None:  # noqa: ANN401 - whatever a decoder re
 def _require_same(replayed: Tensor, expected: Tensor) -> None:
     if replayed.shape != expected.shape:
         raise CannotCapture(f"a replay returns {tuple(replayed.shape)}, the model itself {tuple(expected.shape)}")
-    apart = (torch.linalg.vector_norm((replayed - expected).float()) / torch.linalg.vector_norm(expected.float())).item()
+    apart = (
+        torch.linalg.vector_norm((replayed - expected).float()) / torch.linalg.vector_norm(expected.float())
+    ).item()
     if not apart <= _MOST_DIFFERENCE:
-        raise CannotCapture(f"a replay gave other hidden states than the model itself (relative difference {apart:.2g})")
+        raise CannotCapture(
+            f"a replay gave other hidden states than the model itself (relative difference {apart:.2g})"
+        )

@@ -102,6 +102,9 @@ class GraphReplay(Replay):
         self.graph.replay()
 
 
+_streams: dict[torch.device, torch.cuda.Stream] = {}  # one per device: cuBLAS keeps 32 MiB for each that it has seen
+
+
 class CudaCapturing(Capturing):
     """CUDA graphs of the model's own kernels. All of a model share one pool of memory: one runs at a time.
 
@@ -112,7 +115,9 @@ class CudaCapturing(Capturing):
     fires_hooks = False
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream(device)
+        self._stream = _streams[device]
 
     def capture(self, work: Work, beside: Iterable[Replay], marks: list[Mark]) -> Replay:
         """Run it once more, on the stream that captures, then capture it."""

@@ -33,12 +33,12 @@ def state_of(decoder: nn.Module) -> Hashable:
 
 def skipped_hook(decoder: nn.Module) -> str | None:
     """A hook that would not run in a replay, as the path of its module; None: there is none."""
-    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:  # noqa: SLF001
+    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
         return "every module"
     for path, module in decoder.named_modules():
         if module is decoder:
             continue  # these run, around the replay
-        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):  # noqa: SLF001
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if getattr(hook, "__module__", None) != _OWN_HOOKS and not is_seen_in_replays(hook):
                 return path
     return None
@@ -68,11 +68,9 @@ def _module(module: nn.Module, seen: dict[int, Hashable]) -> Hashable:
         if name not in _OF_TORCH and not (type(value) is FunctionType and is_seen_in_replays(value))
     ]
     tensors = [
-        _place(tensor)
-        for tensor in (*module._parameters.values(), *module._buffers.values())  # noqa: SLF001
-        if tensor is not None
+        _place(tensor) for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None
     ]
-    return (type(module), len(module._modules), *attributes, *tensors)  # noqa: SLF001
+    return (type(module), len(module._modules), *attributes, *tensors)
 
 
 def _place(tensor: Tensor) -> Hashable:
@@ -82,7 +80,7 @@ def _place(tensor: Tensor) -> Hashable:
     return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
 
 
-def _frozen(value: Any, seen: dict[int, Hashable]) -> Hashable:  # noqa: ANN401, PLR0911 - attributes hold anything
+def _frozen(value: Any, seen: dict[int, Hashable]) -> Hashable:  # noqa: ANN401 - attributes hold anything
     """Values of what is data or code, identity of all else."""
     if type(value) in _PLAIN:
         return value

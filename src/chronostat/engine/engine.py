@@ -15,7 +15,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from chronostat.engine.cache import Room, RoomCache
 from chronostat.engine.inputs import Inputs, padded_length, read
 from chronostat.engine.objections import decoder_of, objection_to_call, why_eager
-from chronostat.engine.programs import Decoder, Pool, Program, captured
+from chronostat.engine.programs import Decoder, Pool, Program, Step, captured
 from chronostat.engine.replaying import CannotCapture, Capturing, capturing_on
 from chronostat.engine.state import state_of
 from chronostat.errors import ConfigError, ModelError
@@ -58,7 +58,7 @@ class Ran:
         """The engine of the whole call."""
         return "eager" if self.reason is not None or self.prefill is None else "graph"
 
-    def note(self, step: Literal["prefill", "decode"], reason: str | None) -> None:
+    def note(self, step: Step, reason: str | None) -> None:
         """One forward ran: replayed, or eagerly for a reason."""
         if step == "prefill":
             self.prefill = "eager" if reason else "graph"
@@ -104,12 +104,22 @@ class Engine:
         self._rooms: WeakValueDictionary[int, Room] = WeakValueDictionary()
         self._states: WeakValueDictionary[Hashable, _State] = WeakValueDictionary()
         self._calls: WeakKeyDictionary[RoomCache, _Call] = WeakKeyDictionary()
+        self._paused = False
         self.last: Ran | None = None
 
     @property
-    def graphs(self) -> int:
-        """How many captured forwards are kept."""
-        return len(self._pool)
+    def kept(self) -> tuple[Program, ...]:
+        """The captured forwards, the one used longest ago first."""
+        return self._pool.programs
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Calls inside run eagerly; what was captured is kept."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
 
     @contextmanager
     def installed(self) -> Generator[None]:
@@ -139,6 +149,7 @@ class Engine:
             result = original(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
             self.last = Ran()
             reason = "past_key_values is your own cache" if given is not None else None
+            reason = "the engine is paused" if self._paused else reason
             reason = reason or objection_to_call(
                 self._module, generation_config, model_kwargs, generation_mode, batch_size
             )
@@ -181,7 +192,7 @@ class Engine:
 
     def _run(self, call: _Call, cache: RoomCache, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
         """One forward of a call with a cache of the engine."""
-        step: Literal["prefill", "decode"] = "decode" if cache.written.tokens else "prefill"
+        step: Step = "decode" if cache.written.tokens else "prefill"
         made = call.ran.captured
         try:
             inputs = _readable(arguments, step)
@@ -207,7 +218,7 @@ class Engine:
         if program is None:
             decoder = Decoder(module=self._module, forward=self._forward, blocks=self._blocks)
             try:
-                program = captured(decoder, arguments, inputs, length, self._capturing, self._pool.replays())
+                program = captured(decoder, arguments, inputs, length, self._capturing, self._pool.programs)
             except CannotCapture as cannot:
                 self._pool.refuse(key, str(cannot))
                 raise
@@ -228,7 +239,7 @@ class Engine:
         tell(self._model, Replayed(blocks=program.replay.marks, captured=why))
 
 
-def _readable(arguments: dict[str, Any], step: Literal["prefill", "decode"]) -> Inputs:
+def _readable(arguments: dict[str, Any], step: Step) -> Inputs:
     """The arguments sorted.
 
     Raises:
@@ -246,7 +257,7 @@ def _readable(arguments: dict[str, Any], step: Literal["prefill", "decode"]) -> 
 
 @contextmanager
 def graphed(
-    model: PreTrainedModel, *, most_graphs: int = 64, padding: float = 0.05, capturing: Capturing | None = None
+    model: PreTrainedModel, *, most_graphs: int = 64, padding: float = 0.02, capturing: Capturing | None = None
 ) -> Generator[Engine]:
     """Replay the decoder of a model, for the length of the ``with``: its prefill and its decode steps.
 
