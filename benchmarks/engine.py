@@ -1,9 +1,9 @@
 """What the graph engine saves: the same requests eagerly and replayed, interleaved in one run.
 
-``python -m benchmarks.engine --device cuda --seconds 300`` executes, for each cell ``model:tiles``, each setting by both
-engines once in each block, in random order, with answers of equal length. Ratios are medians over blocks of graph /
-eager, with distribution-free 95 % intervals; ``replay`` is the device time of the captured forward alone, between two
-events. What was captured is warm: each arm ran twice before. Raw values go to ``engine.json``.
+``python -m benchmarks.engine --device cuda --seconds 300`` executes, for each cell ``model:tiles``, each setting by
+both engines once in each block, in random order, with answers of equal length. Ratios are medians over blocks of graph
+/ eager, with distribution-free 95 % intervals. The last column is the device time of the captured forwards alone, each
+between two events, median of 20. Each arm ran twice before. Raw values go to ``engine.json``.
 """
 
 import argparse

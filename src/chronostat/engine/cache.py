@@ -134,8 +134,8 @@ class RoomLayer(CacheLayerMixin):
     def _require_room(self, tokens: int) -> None:
         if tokens > self._room.length:
             raise ExecutionError(
-                f"a request of {tokens} tokens in a cache for {self._room.length}: this model adds tokens to its prompt "
-                "that generate() does not count; run it with the engine 'eager'"
+                f"a request of {tokens} tokens in a cache for {self._room.length}: this model adds tokens to its "
+                "prompt that generate() does not count; run it with the engine 'eager'"
             )
 
 

@@ -103,8 +103,8 @@ def _without_tokens(name: str, tensor: Tensor) -> tuple[int, ...]:
 def padded_length(tokens: int, share: float) -> int:
     """The bucket of a prompt: the least of a fixed row of lengths that holds it.
 
-    From one length of the row to the next is a step of ``share``, rounded down, but at least one token: padding is never
-    more than ``share`` of the prompt.
+    From one length of the row to the next is a step of ``share``, rounded down, but at least one token: padding is
+    never more than ``share`` of the prompt.
 
     Args:
         tokens: of the prompt, at least 1.

@@ -1,8 +1,8 @@
 """Everything that a captured forward depends on beside its inputs: a graph of a state that is gone is never replayed.
 
-A graph holds addresses, so weights count by where they lie: one that is changed in place is read as it is then, one that
-is put in another's place is another state. Numbers, names and configurations of modules count by value, so that a knob
-that is applied again is the state that it was before.
+A graph holds addresses, so weights count by where they lie: one that is changed in place is read as it is then, one
+that is put in another's place is another state. Numbers, names and configurations of modules count by value, so that a
+knob that is applied again is the state that it was before.
 """
 
 from collections.abc import Hashable, Iterator
@@ -33,12 +33,12 @@ def state_of(decoder: nn.Module) -> Hashable:
 
 def skipped_hook(decoder: nn.Module) -> str | None:
     """A hook that would not run in a replay, as the path of its module; None: there is none."""
-    if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
+    if any(vars(torch_modules)[name] for name in ("_global_forward_pre_hooks", "_global_forward_hooks")):
         return "every module"
     for path, module in decoder.named_modules():
         if module is decoder:
             continue  # these run, around the replay
-        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+        for hook in (*vars(module)["_forward_pre_hooks"].values(), *vars(module)["_forward_hooks"].values()):
             if getattr(hook, "__module__", None) != _OWN_HOOKS and not is_seen_in_replays(hook):
                 return path
     return None
@@ -67,10 +67,10 @@ def _module(module: nn.Module, seen: dict[int, Hashable]) -> Hashable:
         for name, value in vars(module).items()
         if name not in _OF_TORCH and not (type(value) is FunctionType and is_seen_in_replays(value))
     ]
-    tensors = [
-        _place(tensor) for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None
-    ]
-    return (type(module), len(module._modules), *attributes, *tensors)
+    own = vars(module)
+    held = (*own["_parameters"].values(), *own["_buffers"].values())
+    tensors = [_place(tensor) for tensor in held if tensor is not None]
+    return (type(module), len(own["_modules"]), *attributes, *tensors)
 
 
 def _place(tensor: Tensor) -> Hashable:
