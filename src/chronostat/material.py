@@ -1,8 +1,8 @@
 """What a run works on, loaded and checked before anything is executed: model, data and action space."""
 
 import functools
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,9 @@ from chronostat.data.demo import DemoTask
 from chronostat.data.jsonl import JsonLines
 from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import Dataset, Split
-from chronostat.errors import ConfigError
+from chronostat.engine import Engine, graphed, why_eager
+from chronostat.errors import ConfigError, ModelError
+from chronostat.execution import BatchRequest, execute, request_for, told
 from chronostat.knobs import find_space
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.conditions import read_conditions
@@ -104,11 +106,51 @@ class Material:
             "conditions": asdict(read_conditions(self.vlm.model)),
         }
 
-    def steady(self) -> AbstractContextManager[None]:
-        """Inside, the process is as the configuration wants it for measuring; afterwards as before."""
+    @contextmanager
+    def steady(self) -> Generator[str | None]:
+        """Inside, the process is as the configuration wants it for measuring, its engine too; afterwards as before.
+
+        Yields:
+            Why the model runs eagerly although ``model.engine = "auto"`` on CUDA; None: it runs as it was asked to.
+
+        Raises:
+            ModelError: ``model.engine = "graph"``, and it cannot.
+            MeasurementError: the execution that tries the engine failed.
+        """
         measure = self.config.measure
         threads = measure.threads if self.vlm.model.device.type == "cpu" else None
-        return steady(threads=threads, flush_denormals=measure.flush_denormals)
+        with steady(threads=threads, flush_denormals=measure.flush_denormals), ExitStack() as engine:
+            yield self._start_engine(engine)
+
+    def _start_engine(self, stack: ExitStack) -> str | None:
+        """Let the model run by the engine of the configuration; where ``full`` cannot, by none, and say why."""
+        asked, model = self.config.model.engine, self.vlm.model
+        if asked == "eager" or (asked == "auto" and model.device.type != "cuda"):
+            return None
+        reason = why_eager(model)
+        if reason is None:
+            engine = stack.enter_context(graphed(model, most_graphs=self.config.model.most_graphs))
+            reason = self._fall_back_of_full(engine)
+        if reason is None:
+            return None
+        stack.close()
+        if asked == "graph":
+            raise ModelError(
+                f"{self.vlm.name} cannot run by the engine 'graph': {reason}; set model.engine to 'auto' or 'eager'"
+            )
+        return reason
+
+    def _fall_back_of_full(self, engine: Engine) -> str | None:
+        subject = self.dataset.split("train")[0]
+        with told("the execution that tries the engine"):
+            if isinstance(subject, BatchRequest):
+                request = subject
+            else:
+                assert self.vlm.processor is not None, "samples need a processor"
+                request = request_for(subject, self.vlm.processor, None)
+            execute(self.vlm.model, request, setting=self.space.full, max_new_tokens=2)
+        assert engine.last is not None, "generate() was called"
+        return engine.last.reason
 
 
 def load_model(config: Config) -> Vlm:

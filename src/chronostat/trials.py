@@ -13,7 +13,7 @@ from chronostat.data.samples import Sample
 from chronostat.errors import ChronostatError, ExecutionError
 from chronostat.execution import BatchRequest, Request, execute, identity, request_for
 from chronostat.measure.clock import Clock
-from chronostat.measure.generate import require_one_path
+from chronostat.measure.generate import Measured, require_one_path
 from chronostat.records import NOT_CALLED, Budget, Estimate, Execution, Phase, Setting, Source, StageTiming, Trial
 
 Subject = Sample | BatchRequest
@@ -118,7 +118,10 @@ class TrialRunner:
         order = np.random.default_rng([self.seed, _PHASE_NUMBER[phase], index]).permutation(len(planned))
         settings = [planned[i] for i in order]
         executions = tuple(
-            replace(self._attempt(request, setting, controller_ms), conditions=self.conditions) for setting in settings
+            replace(
+                self._attempt(request, setting, controller_ms, warms_up=phase == "warmup"), conditions=self.conditions
+            )
+            for setting in settings
         )
         anchor = settings.index(self.full) if self.full in settings else None
         if anchor is not None and executions[anchor].invalid is None:
@@ -143,36 +146,50 @@ class TrialRunner:
         last = self._last_anchor_ns
         return last is None or self.clock.host_ms_since(last) >= self.anchor_every_s * 1e3
 
-    def _attempt(self, request: Request, setting: Setting, controller_ms: float) -> Execution:
+    def _attempt(self, request: Request, setting: Setting, controller_ms: float, *, warms_up: bool) -> Execution:
         """One execution; a failure is recorded with its reason and never becomes a number.
 
         Whatever a model raises is a failure of this execution, and so is an ``ExecutionError``. Another error that is
-        meant for a person is none: it says that nothing can be executed as asked.
+        meant for a person is none: it says that nothing can be executed as asked. A run has one engine, so an execution
+        that was not replayed in a run of the engine "graph" has failed as well; warming up may count work, which hooks
+        do, and those no replay calls.
         """
-        outcome = self._executed_or_reason(request, setting, controller_ms)
+        outcome = self._executed_or_reason(request, setting, controller_ms, warms_up=warms_up)
         if isinstance(outcome, Execution):
             return self._in_source(request, outcome)
         if outcome.startswith(_OUT_OF_MEMORY) and torch.cuda.is_available():
             torch.cuda.empty_cache()  # here, where the error and the tensors in its frames are gone
         return _failed(request, setting, outcome)
 
-    def _executed_or_reason(self, request: Request, setting: Setting, controller_ms: float) -> Execution | str:
+    def _executed_or_reason(
+        self, request: Request, setting: Setting, controller_ms: float, *, warms_up: bool
+    ) -> Execution | str:
+        seen: list[Measured] = []
         try:
-            return execute(
-                self.model,
-                request,
-                setting=setting,
-                max_new_tokens=self.max_new_tokens,
-                controller_ms=controller_ms,
-                clock=self.clock,
-                time_limit_s=self.time_limit_s,
-            )
+            execution = self._execute(request, setting, controller_ms, seen)
+            if seen[-1].captured:  # what it took is the time of capturing
+                execution = self._execute(request, setting, controller_ms, seen)
         except ExecutionError as error:
             return _reason(error)
         except ChronostatError:
             raise
         except Exception as error:  # noqa: BLE001 - what a model can raise is not known; it is recorded, never dropped
             return _reason(error)
+        if seen[-1].fell_back is not None and not warms_up:
+            return f"the engine 'graph' fell back: {seen[-1].fell_back}"
+        return execution
+
+    def _execute(self, request: Request, setting: Setting, controller_ms: float, seen: list[Measured]) -> Execution:
+        return execute(
+            self.model,
+            request,
+            setting=setting,
+            max_new_tokens=self.max_new_tokens,
+            controller_ms=controller_ms,
+            clock=self.clock,
+            time_limit_s=self.time_limit_s,
+            seen=seen.append,
+        )
 
     def in_source(self, trial: Trial, request: Request) -> Trial:
         """A trial that ran before ``source`` was decided, as this run counts it.

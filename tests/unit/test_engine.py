@@ -247,6 +247,7 @@ def test_a_hook_that_a_replay_would_skip_fires(model):
         ("t5gemma2", "an encoder-decoder keeps two caches"),
         ("mllama", "some of its blocks attend to the image"),
         ("git", "takes no inputs_embeds and past_key_values"),
+        ("aya_vision", "layers of its cache are a DynamicSlidingWindowLayer"),
     ],
 )
 def test_a_model_that_cannot_be_replayed_is_refused(name, reason):
@@ -257,13 +258,6 @@ def test_a_model_that_cannot_be_replayed_is_refused(name, reason):
         graphed(model),
     ):
         pass
-
-
-def test_a_cache_of_another_kind_is_left_to_the_library():
-    zoo = build("aya_vision")
-    with graphed(zoo.model) as engine:
-        zoo.model.generate(**zoo.batch, **OPTIONS)
-        assert "layers of its cache are a DynamicSlidingWindowLayer" in engine.last.reason
 
 
 def test_bad_arguments(model):

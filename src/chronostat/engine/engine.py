@@ -19,7 +19,7 @@ from chronostat.engine.programs import Decoder, Pool, Program, Step, captured
 from chronostat.engine.replaying import CannotCapture, Capturing, capturing_on
 from chronostat.engine.state import state_of
 from chronostat.errors import ConfigError, ModelError
-from chronostat.measure.replays import Replayed, is_seen_in_replays, seen_in_replays, tell
+from chronostat.measure.replays import Replayed, is_seen_in_replays, replaying, seen_in_replays, tell
 from chronostat.measure.stages import restorer
 from chronostat.models.anatomy import anatomy_of, running_blocks
 
@@ -129,6 +129,7 @@ class Engine:
             for module in self._model.modules():
                 if isinstance(module, GenerationMixin):
                     self._replace(undo, module, _PREPARE, self._prepare(getattr(module, _PREPARE)))
+            undo.enter_context(replaying(self._model, lambda: self.last and self.last.reason))
             self._replace(undo, self._module, "forward", self._decode(self._forward))
             yield
 

@@ -51,6 +51,9 @@ def _objections_to(model: PreTrainedModel) -> Iterator[str]:
     attention = getattr(config, "_attn_implementation", None)
     if attention != "sdpa":
         yield f"its decoder attends by {attention!r}; load it with attn_implementation='sdpa'"
+    library: Any = model
+    if library._supports_default_dynamic_cache():  # else each call is looked at
+        yield from _objections_to_cache(DynamicCache(config=model.config.get_text_config(decoder=True)))
 
 
 def objection_to_call(

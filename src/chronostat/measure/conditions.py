@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from chronostat.measure.compiled import is_compiled
 from chronostat.measure.gpu import GpuFacts, gpu_of
 from chronostat.measure.linux import Linux
+from chronostat.measure.replays import engine_of
 from chronostat.measure.steady import flushes_denormals
 from chronostat.records import Conditions
 from chronostat.version import VERSION
@@ -49,6 +50,7 @@ def read_conditions(model: PreTrainedModel) -> Conditions:
         flush_denormals=flushes_denormals(),
         compiled=any(map(is_compiled, model.modules())),
         cache=_cache_name(model),
+        engine=engine_of(model),
         python=platform.python_version(),
         affinity=_ranges(cpus),
         commit=_commit(),
