@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +15,8 @@ from chronostat.data.demo import DemoTask
 from chronostat.data.jsonl import JsonLines
 from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import Dataset, Split
-from chronostat.engine import Engine, graphed, why_eager
-from chronostat.errors import ConfigError, ModelError
+from chronostat.engine.choosing import running_by
+from chronostat.errors import ConfigError
 from chronostat.execution import BatchRequest, execute, request_for, told
 from chronostat.knobs import find_space
 from chronostat.knobs.space import ActionSpace
@@ -119,28 +119,14 @@ class Material:
         """
         measure = self.config.measure
         threads = measure.threads if self.vlm.model.device.type == "cpu" else None
-        with steady(threads=threads, flush_denormals=measure.flush_denormals), ExitStack() as engine:
-            yield self._start_engine(engine)
+        wanted, vlm = self.config.model, self.vlm
+        engine = running_by(
+            wanted.engine, vlm.model, vlm.name, most_graphs=wanted.most_graphs, try_full=self._execute_full
+        )
+        with steady(threads=threads, flush_denormals=measure.flush_denormals), engine as eager_because:
+            yield eager_because
 
-    def _start_engine(self, stack: ExitStack) -> str | None:
-        """Let the model run by the engine of the configuration; where ``full`` cannot, by none, and say why."""
-        asked, model = self.config.model.engine, self.vlm.model
-        if asked == "eager" or (asked == "auto" and model.device.type != "cuda"):
-            return None
-        reason = why_eager(model)
-        if reason is None:
-            engine = stack.enter_context(graphed(model, most_graphs=self.config.model.most_graphs))
-            reason = self._fall_back_of_full(engine)
-        if reason is None:
-            return None
-        stack.close()
-        if asked == "graph":
-            raise ModelError(
-                f"{self.vlm.name} cannot run by the engine 'graph': {reason}; set model.engine to 'auto' or 'eager'"
-            )
-        return reason
-
-    def _fall_back_of_full(self, engine: Engine) -> str | None:
+    def _execute_full(self) -> None:
         subject = self.dataset.split("train")[0]
         with told("the execution that tries the engine"):
             if isinstance(subject, BatchRequest):
@@ -149,8 +135,6 @@ class Material:
                 assert self.vlm.processor is not None, "samples need a processor"
                 request = request_for(subject, self.vlm.processor, None)
             execute(self.vlm.model, request, setting=self.space.full, max_new_tokens=2)
-        assert engine.last is not None, "generate() was called"
-        return engine.last.reason
 
 
 def load_model(config: Config) -> Vlm:

@@ -68,7 +68,7 @@ def test_graph_is_refused_where_full_cannot_run_by_it(name, reason):
     asked = Material.of(
         load_config(None, ["model.engine=graph"]), BareModel(model=zoo.model, name=name), OneBatch(request)
     )
-    message = f"{name} cannot run by the engine 'graph': {reason}.*; set model.engine to 'auto' or 'eager'"
+    message = f"{name} cannot run by the engine 'graph': {reason}.*; ask for 'auto' or 'eager'"
     with pytest.raises(ModelError, match=message), asked.steady():
         pass
     assert read_conditions(zoo.model).engine == "eager"
