@@ -13,7 +13,7 @@ from chronostat.engine import PlainCapturing, graphed, why_eager
 from chronostat.engine.causal import causal_masks_left_out
 from chronostat.engine.inputs import padded_length
 from chronostat.engine.replaying import CannotCapture, PlainReplay
-from chronostat.errors import ConfigError, ModelError
+from chronostat.errors import ConfigError, ExecutionError, ModelError
 from chronostat.knobs import applied
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.generate import measure_generate
@@ -188,6 +188,16 @@ def test_a_block_that_is_left_out_writes_nothing(bundled, demo_batch):
             bundled.model.generate(**demo_batch, max_new_tokens=2, min_new_tokens=2)
         room = engine.kept[-1].room
         assert [index for index, keys in enumerate(room.keys) if keys is None] == [0, 5]
+
+
+def test_a_request_longer_than_its_cache_is_stopped_before_it_writes_beyond(model, monkeypatch):
+    monkeypatch.setattr("chronostat.engine.engine._ROOM_STEP", 8)
+    monkeypatch.setattr("chronostat.engine.engine.padded_length", lambda tokens, share: 40)
+    with graphed(model):
+        answer(model, 36)  # 36 + 4 tokens
+        message = "a request of 41 tokens in a cache for 40: this model adds tokens to its prompt that generate"
+        with pytest.raises(ExecutionError, match=message):
+            answer(model, 36, max_new_tokens=6)
 
 
 FALL_BACKS = {

@@ -55,6 +55,18 @@ class Room:
             beside = self.values[layer] = values.new_zeros(*values.shape[:2], self.length, values.shape[-1])
         return held, beside
 
+    def require(self, tokens: int) -> None:
+        """Accept a request of so many tokens.
+
+        Raises:
+            ExecutionError: there is no room for them. A graph would write beyond its memory.
+        """
+        if tokens > self.length:
+            raise ExecutionError(
+                f"a request of {tokens} tokens in a cache for {self.length}: this model adds tokens to its prompt that "
+                "generate() does not count; run it by the engine 'eager'"
+            )
+
     def decode_mask(self) -> Tensor:
         """Which slots the token at ``position`` attends to: its own and all before it; shape [1, 1, 1, length]."""
         return (self.slots <= self.position)[None, None, None]
@@ -112,7 +124,7 @@ class RoomLayer(CacheLayerMixin):
             values.index_copy_(2, start.view(1), value_states)
             return keys, values
         end = start + key_states.shape[-2]
-        self._require_room(end)
+        self._room.require(end)
         self._written.end = end
         keys[:, :, start:end].copy_(key_states)
         values[:, :, start:end].copy_(value_states)
@@ -130,13 +142,6 @@ class RoomLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """Tokens that there is room for."""
         return self._room.length
-
-    def _require_room(self, tokens: int) -> None:
-        if tokens > self._room.length:
-            raise ExecutionError(
-                f"a request of {tokens} tokens in a cache for {self._room.length}: this model adds tokens to its "
-                "prompt that generate() does not count; run it with the engine 'eager'"
-            )
 
 
 class RoomCache(Cache):

@@ -211,6 +211,7 @@ class Engine:
 
     def _program(self, call: _Call, cache: RoomCache, arguments: dict[str, Any], inputs: Inputs) -> Program:
         length = inputs.tokens
+        cache.room.require(cache.written.tokens + length)
         if not cache.written.tokens:
             length = self._padded(cache.room, inputs)
             call.ran.prompt_tokens, call.ran.padded_tokens = inputs.tokens, length - inputs.tokens
