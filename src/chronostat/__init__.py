@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from chronostat.control.controller import Controller, load_controller
     from chronostat.control.trainer import Trainer
     from chronostat.data.samples import Sample
+    from chronostat.engine import graphed
     from chronostat.errors import ChronostatError
     from chronostat.execution import BatchRequest, SampleRequest, execute, request_for
     from chronostat.measure.generate import Measured, Measuring, measure_generate, measuring
@@ -38,6 +39,7 @@ _HOMES = {
     "Trainer": "control.trainer",
     "Trial": "records",
     "execute": "execution",
+    "graphed": "engine",
     "load_controller": "control.controller",
     "load_vlm": "models.load",
     "measure_generate": "measure.generate",
@@ -63,6 +65,7 @@ __all__ = [
     "Trial",
     "__version__",
     "execute",
+    "graphed",
     "load_controller",
     "load_vlm",
     "measure_generate",

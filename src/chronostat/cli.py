@@ -14,6 +14,7 @@ from chronostat.errors import ConfigError
 from chronostat.options import (
     Device,
     Dtype,
+    Engine,
     Layout,
     Model,
     RunDir,
@@ -156,6 +157,7 @@ def measure(
             help="auto (as transformers chooses), eager, sdpa, flash_attention_2, flash_attention_3 or flex_attention.",
         ),
     ] = "auto",
+    engine: Engine = "eager",
     threads: Threads = DEFAULTS.threads,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -178,6 +180,7 @@ def measure(
             device=device,
             dtype=dtype,
             attention=attention,
+            engine=engine,
             revision=revision,
             trust_remote_code=trust_remote_code,
             layout=measuring.read_layout(layout) if layout else {},
@@ -216,6 +219,7 @@ def knobs(
     new_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer in tokens.")] = DEFAULTS.max_new_tokens,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    engine: Engine = "eager",
     threads: Threads = DEFAULTS.threads,
     trust_remote_code: TrustRemoteCode = False,
     ranking: Annotated[
@@ -233,7 +237,9 @@ def knobs(
         said = "knobs takes keys of knobs and model.layout, and seed; others are flags"
         refuse_others(overrides or (), ("knobs.", "model.layout.", "seed="), said)
         config = load_config(None, overrides or ())
-        own = ModelConfig(path=_path(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        own = ModelConfig(
+            path=_path(model), device=device, dtype=dtype, engine=engine, trust_remote_code=trust_remote_code
+        )
         config = config.model_copy(
             update={
                 "model": own.model_copy(update={"layout": config.model.layout}),

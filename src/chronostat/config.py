@@ -20,6 +20,7 @@ Seconds = Annotated[float, Field(gt=0)]
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+EngineChoice = Literal["eager", "graph", "auto"]
 MOST_THREADS = 1024  # some thousands end the process from within torch, without a message
 
 
@@ -40,6 +41,12 @@ class ModelConfig(Frozen):
     """Type of the weights; ``auto`` is float32 on the CPU and bfloat16 on CUDA."""
     attention: Attention = "auto"
     """Implementation of all attention; ``auto`` leaves the choice to transformers."""
+    engine: EngineChoice = "eager"
+    """How ``generate()`` runs: ``graph`` replays the decoder from captured graphs (docs/engine.md), ``auto`` does so on
+    CUDA where the model allows it. A condition of every number."""
+    most_graphs: Annotated[int, Field(ge=2)] = 256
+    """Captured graphs that are kept; the one used longest ago leaves first. A setting needs one for its decode steps
+    and one for each length of prompt."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False

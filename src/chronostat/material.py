@@ -1,8 +1,8 @@
 """What a run works on, loaded and checked before anything is executed: model, data and action space."""
 
 import functools
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,9 @@ from chronostat.data.demo import DemoTask
 from chronostat.data.jsonl import JsonLines
 from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import Dataset, Split
+from chronostat.engine.choosing import running_by
 from chronostat.errors import ConfigError
+from chronostat.execution import BatchRequest, execute, request_for, told
 from chronostat.knobs import find_space
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.conditions import read_conditions
@@ -117,11 +119,35 @@ class Material:
             "conditions": asdict(self.conditions()),
         }
 
-    def steady(self) -> AbstractContextManager[None]:
-        """Inside, the process is as the configuration wants it for measuring; afterwards as before."""
+    @contextmanager
+    def steady(self) -> Generator[str | None]:
+        """Inside, the process is as the configuration wants it for measuring, its engine too; afterwards as before.
+
+        Yields:
+            Why the model runs eagerly although ``model.engine = "auto"`` on CUDA; None: it runs as it was asked to.
+
+        Raises:
+            ModelError: ``model.engine = "graph"``, and it cannot.
+            MeasurementError: the execution that tries the engine failed.
+        """
         measure = self.config.measure
         threads = measure.threads if self.vlm.model.device.type == "cpu" else None
-        return steady(threads=threads, flush_denormals=measure.flush_denormals)
+        wanted, vlm = self.config.model, self.vlm
+        engine = running_by(
+            wanted.engine, vlm.model, vlm.name, most_graphs=wanted.most_graphs, try_full=self._execute_full
+        )
+        with steady(threads=threads, flush_denormals=measure.flush_denormals), engine as eager_because:
+            yield eager_because
+
+    def _execute_full(self) -> None:
+        subject = self.dataset.split("train")[0]
+        with told("the execution that tries the engine"):
+            if isinstance(subject, BatchRequest):
+                request = subject
+            else:
+                assert self.vlm.processor is not None, "samples need a processor"
+                request = request_for(subject, self.vlm.processor, None)
+            execute(self.vlm.model, request, setting=self.space.full, max_new_tokens=2)
 
 
 def load_model(config: Config) -> Vlm:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from chronostat.config import MOST_THREADS, DeviceName, DtypeName
+from chronostat.config import MOST_THREADS, DeviceName, DtypeName, EngineChoice
 
 
 def finite(value: float | None) -> float | None:
@@ -34,6 +34,13 @@ Device = Annotated[DeviceName, typer.Option(help="Where the model runs.")]
 Dtype = Annotated[
     DtypeName,
     typer.Option(metavar="TYPE", help="Of the weights: auto, float32, bfloat16 or float16."),
+]
+Engine = Annotated[
+    EngineChoice,
+    typer.Option(
+        metavar="NAME",
+        help="How generate() runs: eager, graph (the decoder replayed from CUDA graphs), auto (graph where it works).",
+    ),
 ]
 Threads = Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Torch threads on the CPU.")]
 Layout = Annotated[

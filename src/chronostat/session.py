@@ -171,9 +171,11 @@ def begin_with(
     Raises:
         StoreError, MeasurementError: as ``begin``.
     """
-    with material.steady():
+    progress = progress or Silent()
+    with material.steady() as eager_because:
+        _say_engine(progress, eager_because)
         store = RunStore.create(run_dir, {**_first_facts(material.config, command), **material.facts(), **facts})
-        with _session(material, store, progress or Silent(), clock) as session:
+        with _session(material, store, progress, clock) as session:
             yield session
 
 
@@ -198,10 +200,17 @@ def reopen_with(
     Raises:
         UnlikeConditions, MeasurementError: as ``reopen``.
     """
-    with material.steady():
+    progress = progress or Silent()
+    with material.steady() as eager_because:
+        _say_engine(progress, eager_because)
         require_like(material, store)
-        with _session(material, store, progress or Silent(), clock) as session:
+        with _session(material, store, progress, clock) as session:
             yield session
+
+
+def _say_engine(progress: Progress, eager_because: str | None) -> None:
+    if eager_because is not None:
+        progress.warn(f"the model runs eagerly, not by the engine 'graph': {eager_because}")
 
 
 def require_like(material: Material, store: RunStore) -> None:

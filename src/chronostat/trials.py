@@ -1,5 +1,6 @@
 """A trial: several settings executed on one sample, in random order, with ``full`` as an anchor now and then."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -14,6 +15,7 @@ from chronostat.errors import ChronostatError, ExecutionError
 from chronostat.execution import BatchRequest, Request, execute, identity, request_for
 from chronostat.measure.clock import Clock
 from chronostat.measure.decoding import decoding_of, draw_seed
+from chronostat.measure.generate import Measured
 from chronostat.records import NOT_CALLED, Budget, Estimate, Execution, Phase, Setting, Source, StageTiming, Trial
 
 Subject = Sample | BatchRequest
@@ -120,7 +122,11 @@ class TrialRunner:
         order = np.random.default_rng([self.seed, _PHASE_NUMBER[phase], index]).permutation(len(planned)).tolist()
         settings = [planned[i] for i in order]
         seeds = self._seeds(phase, index, identity(request)["sample_id"], planned)
-        executions = tuple(self._execution(request, planned[i], controller_ms, seeds[i]) for i in order)
+        attempt = functools.partial(self._attempt, request, controller_ms=controller_ms, warms_up=phase == "warmup")
+        executions = tuple(
+            replace(attempt(planned[i], seed=seeds[i]), conditions=self.conditions, sampling_seed=seeds[i])
+            for i in order
+        )
         anchor = settings.index(self.full) if self.full in settings else None
         if anchor is not None and executions[anchor].invalid is None:
             self._last_anchor_ns = self.clock.host_ns()
@@ -160,17 +166,22 @@ class TrialRunner:
             for i, setting in enumerate(planned)
         ]
 
-    def _execution(self, request: Request, setting: Setting, controller_ms: float, seed: int | None) -> Execution:
-        executed = self._attempt(request, setting, controller_ms, seed)
+    def _attempt(
+        self, request: Request, setting: Setting, *, controller_ms: float, seed: int | None, warms_up: bool
+    ) -> Execution:
+        execute_once = functools.partial(self._execute, request, setting, controller_ms, seed)
+        outcome = self._executed_or_reason(execute_once, warms_up=warms_up)
+        executed = self._counted(request, setting, outcome)
         return replace(executed, conditions=self.conditions, sampling_seed=seed)
 
-    def _attempt(self, request: Request, setting: Setting, controller_ms: float, seed: int | None) -> Execution:
+    def _counted(self, request: Request, setting: Setting, outcome: Execution | str) -> Execution:
         """One execution; a failure is recorded with its reason and never becomes a number.
 
         Whatever a model raises is a failure of this execution, and so is an ``ExecutionError``. Another error that is
-        meant for a person is none: it says that nothing can be executed as asked.
+        meant for a person is none: it says that nothing can be executed as asked. A run has one engine, so an execution
+        that was not replayed in a run of the engine "graph" has failed as well; warming up may count work, which hooks
+        do, and those no replay calls.
         """
-        outcome = self._executed_or_reason(request, setting, controller_ms, seed)
         if isinstance(outcome, Execution):
             return self._in_source(request, outcome)
         if outcome.startswith(_OUT_OF_MEMORY) and torch.cuda.is_available():
@@ -178,25 +189,42 @@ class TrialRunner:
         return _failed(request, setting, outcome)
 
     def _executed_or_reason(
-        self, request: Request, setting: Setting, controller_ms: float, seed: int | None
+        self, execute_once: Callable[[Callable[[Measured], None]], Execution], *, warms_up: bool
     ) -> Execution | str:
+        seen: list[Measured] = []
         try:
-            return execute(
-                self.model,
-                request,
-                setting=setting,
-                max_new_tokens=self.max_new_tokens,
-                controller_ms=controller_ms,
-                clock=self.clock,
-                time_limit_s=self.time_limit_s,
-                sampling_seed=seed,
-            )
+            execution = execute_once(seen.append)
+            if seen[-1].captured:  # what it took is the time of capturing
+                execution = execute_once(seen.append)
         except ExecutionError as error:
             return _reason(error)
         except ChronostatError:
             raise
         except Exception as error:  # noqa: BLE001 - what a model can raise is not known; it is recorded, never dropped
             return _reason(error)
+        if seen[-1].fell_back is not None and not warms_up:
+            return f"the engine 'graph' fell back: {seen[-1].fell_back}"
+        return execution
+
+    def _execute(
+        self,
+        request: Request,
+        setting: Setting,
+        controller_ms: float,
+        seed: int | None,
+        seen: Callable[[Measured], None],
+    ) -> Execution:
+        return execute(
+            self.model,
+            request,
+            setting=setting,
+            max_new_tokens=self.max_new_tokens,
+            controller_ms=controller_ms,
+            clock=self.clock,
+            time_limit_s=self.time_limit_s,
+            sampling_seed=seed,
+            seen=seen,
+        )
 
     def in_source(self, trial: Trial, request: Request) -> Trial:
         """A trial that ran before ``source`` was decided, as this run counts it.

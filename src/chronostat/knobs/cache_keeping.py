@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from chronostat.engine.cache import RoomCache
 from chronostat.knobs.block_form import BlockForm, Part, Slot, is_keys_and_values
 from chronostat.models.anatomy import SkippedBlock, anatomy_of
 
@@ -42,7 +43,7 @@ class CacheKeepingBlock(SkippedBlock):
         """Hidden states of shape [..., 1, q, ..., d] in and out, in the form in which the block returns them."""
         given = {**dict(enumerate((hidden_states, *others))), **named}
         cache = next((value for value in given.values() if isinstance(value, Cache)), None)
-        if cache is not None:
+        if cache is not None and not isinstance(cache, RoomCache):  # the engine's counts its tokens once for all layers
             self._keep(cache, hidden_states)
         if self._form.rest is None:
             return hidden_states

@@ -16,6 +16,7 @@ from chronostat.measure.arguments import Asked, check_answers, check_batch, main
 from chronostat.measure.clock import Clock, TimeLimit, clock_for
 from chronostat.measure.compiled import graphs_compiled, require_hooks_fire
 from chronostat.measure.disturbance import Watch
+from chronostat.measure.replays import fell_back
 from chronostat.measure.stages import StageRecorder, TokenMarks
 from chronostat.measure.steady import collector_at_rest
 from chronostat.measure.timing import Called, Waterfall, timing_of, waterfall_of
@@ -34,6 +35,9 @@ class Measured:
         sequences: what ``generate()`` returned, shape [1, prompt + new] (encoder-decoder: [1, 1 + new]).
         disturbed: what else happened on the machine meanwhile that makes the numbers doubtful; None: nothing seen.
         compiled: ``generate()`` compiled its decode step, as it does by itself on CUDA with a static cache.
+        replayed: the decoder's prefill was replayed by the engine "graph" (``chronostat.engine``).
+        captured: something was captured for that meanwhile, so that the next such call is faster.
+        fell_back: why the call, or some of it, was eager although the model runs by that engine; None: it was not.
         waterfall: when each stage and each token was, from the same marks as ``timing``.
     """
 
@@ -42,6 +46,9 @@ class Measured:
     timing: StageTiming
     disturbed: str | None = None
     compiled: bool = False
+    replayed: bool = False
+    captured: bool = False
+    fell_back: str | None = None
     waterfall: Waterfall = field(default_factory=Waterfall)
 
 
@@ -111,8 +118,11 @@ def call_measured(
         output_ids=output_ids,
         sequences=sequences,
         timing=timing_of(recorder, seen, call),
-        disturbed="; ".join(filter(None, (watch.reason, _compiling(graphs)))) or None,
+        disturbed="; ".join(filter(None, (watch.reason, _compiling(graphs), recorder.captured))) or None,
         compiled=recorder.compiled,
+        replayed=recorder.replayed,
+        captured=recorder.captured is not None,
+        fell_back=fell_back(model, replayed=recorder.replayed),
         waterfall=seen,
     )
     return output, measured

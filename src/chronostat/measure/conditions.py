@@ -16,6 +16,7 @@ from chronostat.measure.compiled import is_compiled
 from chronostat.measure.decoding import decoding_of, own_decoding
 from chronostat.measure.gpu import GpuFacts, gpu_of
 from chronostat.measure.linux import Linux
+from chronostat.measure.replays import engine_of
 from chronostat.measure.steady import flushes_denormals
 from chronostat.records import NOT_RECORDED, Conditions
 from chronostat.version import VERSION
@@ -60,6 +61,7 @@ def read_conditions(model: PreTrainedModel, *, sample: bool = False) -> Conditio
         flush_denormals=flushes_denormals(),
         compiled=any(map(is_compiled, model.modules())),
         cache=_cache_name(model),
+        engine=engine_of(model),
         python=platform.python_version(),
         decoding=decoding_of(model, sample=sample).text,
         affinity=_ranges(cpus),

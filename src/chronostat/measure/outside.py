@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import nn
 
 from chronostat.measure.compiled import is_compiled
+from chronostat.measure.replays import seen_in_replays
 from chronostat.models.anatomy import Anatomy
 from chronostat.models.locate import library_part, within
 
 
 class OutsideHooks:
     """Embedding the text and the head are prefill wherever they run; nothing else with weights may run alone.
+
+    A replay runs inside the forward, where a stage is open, so none of them has anything to notice there.
 
     Args:
         alone: whether no stage is open before the first token.
@@ -35,7 +38,8 @@ class OutsideHooks:
             if path in text or isinstance(module, nn.Embedding):
                 yield from self._count(module)
             else:
-                yield module.register_forward_pre_hook(functools.partial(self._notice, path)).remove
+                notice = seen_in_replays(functools.partial(self._notice, path))
+                yield module.register_forward_pre_hook(notice).remove
 
     def _notice(self, path: str, *_: object) -> None:
         if self._alone():
@@ -53,8 +57,8 @@ class OutsideHooks:
             if begun and begun.pop():
                 self._end()
 
-        yield module.register_forward_pre_hook(enter, prepend=True).remove
-        yield module.register_forward_hook(leave, always_call=True).remove
+        yield module.register_forward_pre_hook(seen_in_replays(enter), prepend=True).remove
+        yield module.register_forward_hook(seen_in_replays(leave), always_call=True).remove
 
 
 def outside_parts(model: nn.Module, anatomy: Anatomy) -> Iterator[tuple[str, nn.Module]]:

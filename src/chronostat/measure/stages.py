@@ -19,6 +19,7 @@ from transformers import GenerationMixin, PreTrainedModel, StoppingCriteria
 from chronostat.measure.clock import Clock, Mark, TimeLimit
 from chronostat.measure.compiled import leaves_outside_graphs, require_hooks_fire
 from chronostat.measure.outside import OutsideHooks, outermost
+from chronostat.measure.replays import Replayed, listen, seen_in_replays
 from chronostat.measure.witness import StreamWitness
 from chronostat.models.anatomy import Anatomy, running_blocks
 from chronostat.models.locate import ancestors, module_of
@@ -107,6 +108,8 @@ class StageRecorder:
         ran: some part of the model was seen to run.
         outside: modules with weights that ran while no stage was open, by path.
         compiled: ``generate()`` compiled the decode step.
+        replayed: the blocks of the prefill ran in a replay.
+        captured: why the next call will be faster, where something was captured in this one.
 
     Raises:
         ModelError: a part lies in a compiled module.
@@ -141,12 +144,15 @@ class StageRecorder:
         self.compiled = False
         self._wrapped: dict[int, str] = {}
         self._past_wrapped = False
+        self.replayed = False
+        self.captured: str | None = None
 
     def __enter__(self) -> Self:
         assert self._model is not None
         with ExitStack() as undo_if_interrupted:
             undo_if_interrupted.callback(self._installed.close)
             self._install(self._model)
+            self._stop_listening = listen(self._model, self._note_replay)
             undo_if_interrupted.pop_all()
         return self
 
@@ -154,6 +160,7 @@ class StageRecorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._installed.close()
+        self._stop_listening()
         self._model = None
 
     def _first_token(self) -> None:
@@ -234,6 +241,8 @@ class StageRecorder:
         def leave(*_: object) -> None:
             self._close(stage)
 
+        if stage == BLOCKS:  # a replay tells of them
+            enter, leave = seen_in_replays(enter), seen_in_replays(leave)
         before = first.register_forward_pre_hook(enter, prepend=True)
         self._installed.callback(before.remove)
         after = last.register_forward_hook(leave, always_call=True)
@@ -264,15 +273,27 @@ class StageRecorder:
         if inside is None:
             return
 
+        @seen_in_replays
         def notice(*_: object) -> None:
             self.ran = True
 
         self._installed.callback(inside.register_forward_pre_hook(notice).remove)
 
+    def _note_replay(self, replayed: Replayed) -> None:
+        """The blocks ran in a replay: where no hook of theirs fired, it brings their marks."""
+        self.ran = True
+        self.captured = self.captured or replayed.captured
+        if self.tokens.marks:
+            return
+        self.replayed = True
+        if replayed.blocks is not None:
+            self.spans[BLOCKS].finished.append(replayed.blocks)
+
     def _see_compiling(self, module: PreTrainedModel) -> None:
         """Notice that ``generate()`` compiles its decode step; a prefill in chunks it compiles as well."""
         original = module.get_compiled_call
 
+        @seen_in_replays
         @functools.wraps(original)
         def seen(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passes through
             self.compiled = True

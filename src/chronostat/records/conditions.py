@@ -30,6 +30,8 @@ class Conditions:
         governor: of the CPU's frequency; ``unknown`` in most virtual machines.
         flush_denormals: numbers near 0 count as 0, which is faster and can change answers.
         compiled: a module of the model runs a compiled graph.
+        engine: "eager", or "graph" where the decoder is replayed (``chronostat.engine``); before it was recorded there
+            was no other than "eager".
         cache: ``cache_implementation`` of the model's generation configuration; ``default`` where it names none.
         python: version of the interpreter, whose speed counts in every decode step.
         decoding: how tokens were chosen: ``greedy`` or ``sampled``, and what the checkpoint sets for it.
@@ -58,14 +60,19 @@ class Conditions:
     compiled: bool | None = None
     cache: str = NOT_RECORDED
     python: str = NOT_RECORDED
+    engine: str = "eager"
     decoding: str = NOT_RECORDED
     affinity: str = NOT_RECORDED
     commit: str = NOT_RECORDED
 
     @property
     def fingerprint(self) -> str:
-        """12 hexadecimal digits of SHA-256 over all fields: what every stored execution carries."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        """12 hexadecimal digits of SHA-256 over all fields: what every stored execution carries.
+
+        The engine is left out where it is "eager", as in runs that were stored before there was another.
+        """
+        told = {name: value for name, value in asdict(self).items() if (name, value) != ("engine", "eager")}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Conditions":

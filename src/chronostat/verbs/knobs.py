@@ -27,7 +27,7 @@ from chronostat.report.text import ms_interval, points_interval
 from chronostat.session import Session, begin_with, reopen_with
 from chronostat.store import RunStore
 from chronostat.verbs.loop import stored_config
-from chronostat.verbs.measuring import decoding_notes, one_request
+from chronostat.verbs.measuring import by_engine, decoding_notes, one_request
 from chronostat.verbs.output import write_json
 
 
@@ -55,7 +55,7 @@ def knobs(
     if ranking is not None:
         levels["block_skip"] = _by_importance(load_ranking(ranking, vlm.fingerprint), ranking)
     space, absent = find_space(vlm.model, vlm.processor, levels)
-    with out.status("counting") as status:
+    with out.status("counting") as status, by_engine(config, vlm, request, out):
         effects = measure_effects(
             vlm,
             request,

@@ -2,7 +2,8 @@
 
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +16,9 @@ from chronostat.data.demo import DemoTask
 from chronostat.data.jsonl import load_images
 from chronostat.data.quality import Quality, quality_by_name
 from chronostat.data.samples import Sample
+from chronostat.engine.choosing import running_by
 from chronostat.errors import ConfigError, DataError
-from chronostat.execution import SampleRequest, request_for
+from chronostat.execution import SampleRequest, execute, request_for, told
 from chronostat.material import load_model
 from chronostat.measure.decoding import decoding_of
 from chronostat.models.load import Vlm
@@ -85,7 +87,9 @@ def measure(ask: Ask, out: Console) -> None:
     )
     for note in decoding_notes(vlms, sample=plan.sample):
         out.print(note)
-    with out.status("measuring") as status, first_interrupt_ends_measuring() as stopped:
+    with ExitStack() as engines, out.status("measuring") as status, first_interrupt_ends_measuring() as stopped:
+        for config, vlm in zip(ask.models, vlms, strict=True):
+            engines.enter_context(by_engine(config, vlm, next(a for a in arms if a.vlm is vlm).requests[0], out))
 
         def advance(share: float, note: str) -> None:
             status.update(f"measuring: {100 * share:.0f} %, {note}")
@@ -107,6 +111,27 @@ def decoding_notes(vlms: Sequence[Vlm], *, sample: bool = False) -> Iterator[str
         note = decoding_of(vlm.model, sample=sample).note
         if note is not None:
             yield note if len(vlms) == 1 else f"{vlm.name}: {note}"
+
+
+@contextmanager
+def by_engine(config: Config, vlm: Vlm, request: SampleRequest, out: Console) -> Generator[None]:
+    """The model runs by the engine of the configuration; where ``auto`` comes to eager, it is said why.
+
+    Raises:
+        ModelError: it cannot run by it.
+        MeasurementError: the execution that tries it failed.
+    """
+
+    def try_full() -> None:
+        with told(f"{vlm.name}: the execution that tries the engine"):
+            execute(vlm.model, request, setting=Setting(), max_new_tokens=2)
+
+    wanted = config.model
+    running = running_by(wanted.engine, vlm.model, vlm.name, most_graphs=wanted.most_graphs, try_full=try_full)
+    with running as eager_because:
+        if eager_because is not None:
+            out.print(f"{vlm.name} runs eagerly, not by the engine 'graph': {eager_because}")
+        yield
 
 
 def _settings(texts: Sequence[str]) -> list[Setting]:

@@ -1,0 +1,116 @@
+"""Everything that a captured forward depends on beside its inputs: a graph of a state that is gone is never replayed.
+
+A graph holds addresses, so weights count by where they lie: one that is changed in place is read as it is then, one
+that is put in another's place is another state. Numbers, names and configurations of modules count by value, so that a
+knob that is applied again is the state that it was before.
+"""
+
+from collections.abc import Hashable, Iterator
+from types import CellType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
+
+from chronostat.measure.replays import is_seen_in_replays
+from chronostat.models.state import Same
+
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
+_OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
+_OWN_HOOKS = "transformers.utils.output_capturing"  # do nothing unless outputs are asked for, which runs eagerly
+
+
+def state_of(decoder: nn.Module) -> Hashable:
+    """What ``decoder`` would run now: its modules, their attributes and weights, and torch's own switches.
+
+    What the engine and a recorder put there for a time, which a replay needs not, is left out.
+    """
+    seen: dict[int, Hashable] = {}
+    within = (_module(module, seen) for module in decoder.modules())
+    return (_switches(), *within)
+
+
+def skipped_hook(decoder: nn.Module) -> str | None:
+    """A hook that would not run in a replay, as the path of its module; None: there is none."""
+    if any(vars(torch_modules)[name] for name in ("_global_forward_pre_hooks", "_global_forward_hooks")):
+        return "every module"
+    for path, module in decoder.named_modules():
+        if module is decoder:
+            continue  # these run, around the replay
+        for hook in (*vars(module)["_forward_pre_hooks"].values(), *vars(module)["_forward_hooks"].values()):
+            if getattr(hook, "__module__", None) != _OWN_HOOKS and not is_seen_in_replays(hook):
+                return path
+    return None
+
+
+def _switches() -> Hashable:
+    cuda = torch.backends.cuda
+    return (
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+        cuda.matmul.allow_tf32,
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+    )
+
+
+def _module(module: nn.Module, seen: dict[int, Hashable]) -> Hashable:
+    attributes = [
+        (name, value if type(value) in _PLAIN else seen.get(id(value)) or _frozen(value, seen))
+        for name, value in vars(module).items()
+        if name not in _OF_TORCH and not (type(value) is FunctionType and is_seen_in_replays(value))
+    ]
+    own = vars(module)
+    held = (*own["_parameters"].values(), *own["_buffers"].values())
+    tensors = [_place(tensor) for tensor in held if tensor is not None]
+    return (type(module), len(own["_modules"]), *attributes, *tensors)
+
+
+def _place(tensor: Tensor) -> Hashable:
+    """Where the values lie, and how they are read."""
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return Same(tensor)  # a quantised weight holds several tensors
+    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _frozen(value: Any, seen: dict[int, Hashable]) -> Hashable:  # noqa: ANN401 - attributes hold anything
+    """Values of what is data or code, identity of all else."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, Tensor):
+        return _place(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return (type(value), *(_frozen(item, seen) for item in value))
+    if isinstance(value, dict):
+        return (dict, *((str(name), _frozen(item, seen)) for name, item in value.items()))
+    if isinstance(value, MethodType):
+        return (_frozen(value.__func__, seen), Same(value.__self__))
+    if isinstance(value, FunctionType):
+        return (value.__code__, *_of_function(value, seen))
+    if hasattr(value, "to_dict") and not isinstance(value, nn.Module):  # a configuration
+        if id(value) not in seen:  # most modules share one
+            seen[id(value)] = Same(value)  # it may hold what holds it
+            seen[id(value)] = tuple((name, _frozen(item, seen)) for name, item in vars(value).items())
+        return seen[id(value)]
+    return Same(value)
+
+
+def _of_function(function: FunctionType, seen: dict[int, Hashable]) -> Iterator[Hashable]:
+    for cell in function.__closure__ or ():
+        yield _frozen(_content(cell), seen)
+    for default in function.__defaults__ or ():
+        yield _frozen(default, seen)
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet filled
+        return None
