@@ -29,14 +29,14 @@ import numpy as np
 import torch
 
 from benchmarks.kit.estimates import markdown_table
-from benchmarks.kit.models import Subject, bundled_on_one_thread
+from benchmarks.kit.models import BuiltModel, bundled_on_one_thread
 from benchmarks.kit.options import plain_parser
 from benchmarks.kit.results import write_result
+from chronostat.compare.judging import Repeat, Rules, judge, ratio_of
+from chronostat.compare.sequential import Block
+from chronostat.execution.conditions import read_conditions
 from chronostat.measure.clock import Clock, clock_for
-from chronostat.measure.conditions import read_conditions
 from chronostat.measure.generate import measure_generate
-from chronostat.measure.judging import Repeat, Rules, judge, ratio_of
-from chronostat.measure.sequential import Block
 from chronostat.records import Estimate, Verdict
 
 DIFFERENCE = 0.10
@@ -82,14 +82,14 @@ def competing(seed: int, processes: int) -> Generator[BaseProcess]:
 class Arms:
     """One request as two arms, the first token only; arm 1 costs 1.10 times as much by definition."""
 
-    subject: Subject
+    built: BuiltModel
     batch: dict[str, torch.Tensor]
     clock: Clock
 
     def run(self, arm: int) -> Repeat:
         """Execute once."""
         start_ns = self.clock.host_ns()
-        measured = measure_generate(self.subject.model, self.batch, max_new_tokens=1)
+        measured = measure_generate(self.built.model, self.batch, max_new_tokens=1)
         cost_ms, prefill_ms = self.clock.host_ms_since(start_ns), measured.timing.prefill_ms
         if prefill_ms is None:  # the stages are not trusted, whoever compares
             return Repeat(latency_ms={}, cost_ms=cost_ms, left_out=measured.timing.unseen)
@@ -200,8 +200,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="with and without the other, each half (120)")
     parser.add_argument("--limit", type=float, default=12.0, help="of the judge, in one-token shots (default 12)")
     options = parser.parse_args()
-    subject = bundled_on_one_thread()
-    arms = Arms(subject=subject, batch=subject.batch(4), clock=clock_for(subject.model.device))
+    built = bundled_on_one_thread()
+    arms = Arms(built=built, batch=built.batch(4), clock=clock_for(built.model.device))
     processes = len(os.sched_getaffinity(0))
     said = {"no": compare(arms, options.seconds / 2, options.limit, seed=0)}
     with competing(0, processes):
@@ -218,7 +218,7 @@ def main() -> None:
             for condition, by_way in said.items()
         },
     }
-    print(write_result("disturbance", read_conditions(subject.model), raw))
+    print(write_result("disturbance", read_conditions(built.model), raw))
 
 
 if __name__ == "__main__":

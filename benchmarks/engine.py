@@ -1,4 +1,4 @@
-"""What the graph engine saves: the same requests eagerly and replayed, interleaved in one run.
+"""What does the graph engine save? The same requests eagerly and replayed, interleaved in one run.
 
 ``python -m benchmarks.engine --device cuda --seconds 300`` executes, for each cell ``model:tiles``, each setting by
 both engines once in each block, in random order, with answers of equal length. Ratios are medians over blocks of graph
@@ -8,22 +8,22 @@ between two events, median of 20. Each arm ran twice before. Raw values go to ``
 
 import argparse
 import sys
-from functools import partial
+from collections.abc import Mapping
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from benchmarks.cells import Cell, CellFile, TimeBox, arguments
-from benchmarks.common import format_estimate, markdown_table, ratio_interval
-from benchmarks.models import Subject
-from benchmarks.progress import fill_rows, run_benchmark
+from benchmarks.kit.blocks import Row, dropping, fill_rows, shuffled
+from benchmarks.kit.cells import Cell
+from benchmarks.kit.estimates import format_estimate, markdown_table, ratio_interval
+from benchmarks.kit.models import BuiltModel
+from benchmarks.kit.question import Question, Work, add_blocks
 from chronostat.engine import Engine, graphed
 from chronostat.errors import MeasurementError
-from chronostat.execution import BatchRequest, execute
+from chronostat.execution.execute import BatchRequest, execute
 from chronostat.records import Setting, StageTiming
 
 CELLS = "internvl-moe-30b:5,internvl-moe-30b:1,qwen2.5-vl-7b:5,qwen2.5-vl-7b:1"
@@ -48,9 +48,9 @@ class Arm(NamedTuple):
 class Runner:
     """Executes arms of one model with answers of one length."""
 
-    def __init__(self, subject: Subject, tiles: int, new_tokens: int, engine: Engine) -> None:
-        self._subject, self._new_tokens, self._engine = subject, new_tokens, engine
-        self._request = BatchRequest(batch=subject.batch(tiles), id="benchmark")
+    def __init__(self, built: BuiltModel, tiles: int, new_tokens: int, engine: Engine) -> None:
+        self._built, self._new_tokens, self._engine = built, new_tokens, engine
+        self._request = BatchRequest(batch=built.batch(tiles), id="benchmark")
 
     def timing(self, arm: Arm) -> StageTiming:
         """One execution.
@@ -83,7 +83,7 @@ class Runner:
 
     def _execute(self, arm: Arm) -> StageTiming:
         execution = execute(
-            self._subject.model,
+            self._built.model,
             self._request,
             setting=Setting() if arm.setting == "full" else Setting.parse(arm.setting),
             max_new_tokens=self._new_tokens,
@@ -96,36 +96,23 @@ class Runner:
         return timing
 
 
-def main() -> int:
-    """Measure what is missing, print the table; 1 if a cell failed."""
-    parser = arguments(__doc__)
-    parser.add_argument("--cells", default=CELLS, help=f"model:tiles, in this order (default {CELLS})")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Of this benchmark."""
+    add_blocks(parser, 12, "executions of each arm")
     parser.add_argument("--settings", default=SETTINGS, help="settings, with ; between them (default full)")
-    parser.add_argument("--blocks", type=int, default=12, help="executions of each arm (default 12)")
-    parser.add_argument("--tokens", type=int, default=32, help="tokens of each answer (default 32)")
-    options = parser.parse_args()
-    return run_benchmark(
-        "engine",
-        options,
-        is_complete=lambda cell, model, tiles: len(cell.get("rows", [])) >= options.blocks,
-        measure=partial(_measure_cell, options),
-        table=table,
-    )
 
 
-def _measure_cell(
-    options: argparse.Namespace, subject: Subject, tiles: int, key: str, file: CellFile, box: TimeBox
-) -> None:
+def measure(work: Work) -> None:
+    """Capture what each setting needs, replay it alone, then blocks of all settings by both engines."""
     started_s = perf_counter()
+    options, built = work.options, work.built
     settings = options.settings.split(";")
-    arms = [Arm(engine, setting) for setting in settings for engine in ENGINES]
-    cell = file.open(
-        key, subject.model, tiles=tiles, new_tokens=options.tokens, settings=settings, parameters=subject.parameters
-    )
-    with graphed(subject.model, padding=0) as engine:  # one shape, again and again
-        runner = Runner(subject, tiles, options.tokens, engine)
+    arms = {arm.label: arm for setting in settings for arm in (Arm(engine, setting) for engine in ENGINES)}
+    cell = work.open(settings=settings, parameters=built.parameters)
+    with graphed(built.model, padding=0) as engine:  # one shape, again and again
+        runner = Runner(built, work.tiles, options.tokens, engine)
         cell["replays_ms"], cell["captures_ms"] = {}, {}
-        for arm in arms:
+        for arm in arms.values():
             before_s = perf_counter()
             runner.timing(arm)
             first_ms = (perf_counter() - before_s) * 1e3
@@ -133,17 +120,15 @@ def _measure_cell(
             if arm.engine == "graph":
                 cell["captures_ms"][arm.setting] = first_ms
                 cell["replays_ms"][arm.setting] = runner.replays_ms() if options.device != "cpu" else {}
-        fill_rows(cell, options.blocks, box, file, lambda index: _block(runner, arms, index))
-    print(f"{key}: {len(cell['rows'])} blocks, {perf_counter() - started_s:.0f} s", flush=True)
+        block = dropping(cell, options.blocks, lambda index: _block(runner, arms, index))
+        fill_rows(cell, options.blocks, work.box, work.file, block)
+    taken_s = perf_counter() - started_s
+    work.say(f"{len(cell['rows'])} blocks, {len(cell['dropped'])} dropped, {taken_s:.0f} s")
 
 
-def _block(runner: Runner, arms: list[Arm], index: int) -> dict[str, dict[str, float | None]]:
-    row: dict[str, dict[str, float | None]] = {}
-    for number in np.random.default_rng([2, index]).permutation(len(arms)):
-        arm = arms[int(number)]
-        timing = runner.timing(arm)
-        row[arm.label] = {kind: getattr(timing, kind) for kind in (*KINDS, "vision_ms")}
-    return row
+def _block(runner: Runner, arms: Mapping[str, Arm], index: int) -> Row:
+    timings = {label: runner.timing(arms[label]) for label in shuffled(arms, 2, index)}
+    return {label: {kind: getattr(timing, kind) for kind in (*KINDS, "vision_ms")} for label, timing in timings.items()}
 
 
 def table(cells: dict[str, Cell]) -> str:
@@ -167,5 +152,9 @@ def _compared(rows: list[dict[str, Any]], setting: str, kind: str) -> str:
     return f"{median(eager):.2f} -> {median(graph):.2f} ({ratio})"
 
 
+ENGINE = Question(
+    name="engine", text=__doc__, cells=CELLS, tokens=32, add_options=add_options, measure=measure, table=table
+)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ENGINE.main())

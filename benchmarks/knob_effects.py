@@ -24,10 +24,10 @@ from benchmarks.kit.batches import Batch
 from benchmarks.kit.blocks import Row, dropping, fill_rows, shuffled
 from benchmarks.kit.cells import Cell
 from benchmarks.kit.estimates import format_estimate, markdown_table, ratio_interval
-from benchmarks.kit.models import Subject
+from benchmarks.kit.models import BuiltModel
 from benchmarks.kit.question import Question, Work, add_blocks
 from chronostat.errors import KnobError, MeasurementError
-from chronostat.execution import BatchRequest, execute
+from chronostat.execution.execute import BatchRequest, execute
 from chronostat.knobs import find_knob
 from chronostat.measure.work import counted_work
 from chronostat.records import Estimate, Setting, StageTiming
@@ -46,14 +46,14 @@ class Arm(NamedTuple):
     setting: Setting
 
 
-def arms_of(subject: Subject, tiles: int, fewer: list[int]) -> tuple[dict[str, Arm], dict[str, str]]:
+def arms_of(built: BuiltModel, tiles: int, fewer: list[int]) -> tuple[dict[str, Arm], dict[str, str]]:
     """Full first, then each value of each knob that the model has; and for each absent knob the reason."""
     arms = {FULL: Arm(tiles, Setting())}
     arms |= {f"vision_tokens: {count} tiles": Arm(count, Setting()) for count in fewer if count < tiles}
     absent: dict[str, str] = {}
     for name in ("moe_topk", "block_skip"):
         try:
-            knob = find_knob(name, subject.model, subject.processor)
+            knob = find_knob(name, built.model, built.processor)
         except KnobError as error:
             absent[name] = str(error)
             continue
@@ -66,11 +66,9 @@ def arms_of(subject: Subject, tiles: int, fewer: list[int]) -> tuple[dict[str, A
 class Runner:
     """Executes arms of one model with answers of one length."""
 
-    def __init__(self, subject: Subject, arms: dict[str, Arm], new_tokens: int) -> None:
-        self._subject, self._arms, self._new_tokens = subject, arms, new_tokens
-        self._batches: dict[int, Batch] = {
-            count: subject.batch(count) for count in {arm.tiles for arm in arms.values()}
-        }
+    def __init__(self, built: BuiltModel, arms: dict[str, Arm], new_tokens: int) -> None:
+        self._built, self._arms, self._new_tokens = built, arms, new_tokens
+        self._batches: dict[int, Batch] = {count: built.batch(count) for count in {arm.tiles for arm in arms.values()}}
 
     def timing(self, label: str) -> StageTiming:
         """One execution.
@@ -81,7 +79,7 @@ class Runner:
         arm = self._arms[label]
         request = BatchRequest(batch=self._batches[arm.tiles], id="benchmark")
         execution = execute(
-            self._subject.model,
+            self._built.model,
             request,
             setting=arm.setting,
             max_new_tokens=self._new_tokens,
@@ -95,7 +93,7 @@ class Runner:
 
     def work(self, label: str) -> dict[str, Any]:
         """What one execution did, counted."""
-        with counted_work(self._subject.model) as works:
+        with counted_work(self._built.model) as works:
             self.timing(label)
         return asdict(works[0])
 
@@ -109,12 +107,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measure(work: Work) -> None:
     """What each value does, counted, then blocks of all values."""
     started_s = perf_counter()
-    options, subject = work.options, work.subject
-    arms, absent = arms_of(subject, work.tiles, [int(count) for count in options.fewer_tiles.split(",") if count])
+    options, built = work.options, work.built
+    arms, absent = arms_of(built, work.tiles, [int(count) for count in options.fewer_tiles.split(",") if count])
     settings = {label: f"{arm.tiles} tiles, {arm.setting}" for label, arm in arms.items()}
-    cell = work.open(settings=settings, parameters=subject.parameters)
+    cell = work.open(settings=settings, parameters=built.parameters)
     cell["absent"] = absent
-    runner = Runner(subject, arms, options.tokens)
+    runner = Runner(built, arms, options.tokens)
     for label in arms:  # each arm warms up its own kernels; the counted call is a second one
         runner.timing(label)
     if "work" not in cell:

@@ -32,7 +32,7 @@ from chronostat.control.learners import Learner, Outcome, learner_by_name
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import CpuClock
 from chronostat.records import Budget
-from chronostat.store import RunStore
+from chronostat.runs.store import RunStore
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "direct": ("train.learner=direct",),
@@ -105,7 +105,7 @@ def compare(run_dir: Path, seeds: int, executed_seconds: float) -> None:
         name: {budget: judge(validation, by_seed, budget) for budget in budgets} for name, by_seed in chosen.items()
     }
     raw = {
-        "model": RunStore.open(run_dir).facts["model"],
+        "model": RunStore.open(run_dir).metadata["model"],
         "executed_seconds": executed_seconds,
         "samples": {phase: len(recording) for phase, recording in recordings.items()},
         "judged_samples": len(validation),

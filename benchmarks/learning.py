@@ -33,15 +33,15 @@ from benchmarks.kit.options import plain_parser
 from benchmarks.kit.recordings import RUN_DIR, Recording, read
 from benchmarks.kit.results import commit, write_result
 from chronostat.config import Config, load_config
-from chronostat.control.controller import FACTS, FOLDER, load_controller
+from chronostat.control.controller import FOLDER, METADATA, load_controller
 from chronostat.data.demo import DemoTask
 from chronostat.errors import ConfigError
-from chronostat.material import Material, load_model
 from chronostat.models.load import Vlm
 from chronostat.records import Budget, Conditions
-from chronostat.session import Session, begin_with, reopen_with
-from chronostat.store import RunStore
-from chronostat.training import train
+from chronostat.runs.session import Session, begin_with, reopen_with
+from chronostat.runs.store import RunStore
+from chronostat.runs.training import train
+from chronostat.runs.workload import Workload, load_model
 
 WORK_DIR = Path("runs/learning")
 PROTOCOLS: Mapping[str, tuple[str, ...]] = {
@@ -102,31 +102,31 @@ def run(cell: Cell, work: Path, vlm: Vlm, dataset: DemoTask) -> RunStore:
     """
     folder, config = cell.folder(work), cell.config()
     known = RunStore.open(folder) if (folder / "run.json").is_file() else None
-    if known is not None and Config.model_validate(known.facts["config"]) != config:
+    if known is not None and Config.model_validate(known.metadata["config"]) != config:
         raise ConfigError(f"{folder} was trained with other arguments; delete it, or name another folder with --work")
-    if known is None or not known.holds(f"{FOLDER}/{FACTS}"):
-        material = Material.of(config, vlm, dataset)
-        with _session(material, folder, known) as session:
+    if known is None or not known.holds(f"{FOLDER}/{METADATA}"):
+        workload = Workload.of(config, vlm, dataset)
+        with _session(workload, folder, known) as session:
             train(session)
             session.store.compact()
     return RunStore.open(folder)
 
 
-def _session(material: Material, folder: Path, known: RunStore | None) -> AbstractContextManager[Session]:
+def _session(workload: Workload, folder: Path, known: RunStore | None) -> AbstractContextManager[Session]:
     if known is not None:
-        return reopen_with(material, known)
-    return begin_with(material, run_dir=folder, command="python -m benchmarks.learning", commit=commit())
+        return reopen_with(workload, known)
+    return begin_with(workload, run_dir=folder, command="python -m benchmarks.learning", commit=commit())
 
 
-def facts_of(store: RunStore) -> dict[str, Any]:
+def metadata_of(store: RunStore) -> dict[str, Any]:
     """What a training was: how much it executed, and what the machine did meanwhile."""
     (row,) = store.query(
         "SELECT count(*), count(DISTINCT record), sum(total_ms), count(disturbed), count(invalid), min(drift), "
         "max(drift) FROM executions WHERE phase = 'train'"
     ).fetchall()
     names = ("executions", "trials", "executed_ms", "disturbed", "failed", "least_drift", "most_drift")
-    calibration = store.facts["calibration"]
-    kept = {"commit": store.facts["commit"], "full_ms": calibration["full_ms"], "calibrated": calibration["samples"]}
+    calibration = store.metadata["calibration"]
+    kept = {"commit": store.metadata["commit"], "full_ms": calibration["full_ms"], "calibrated": calibration["samples"]}
     return dict(zip(names, row, strict=True)) | kept
 
 
@@ -145,8 +145,8 @@ def compare(arguments: argparse.Namespace) -> None:
     trainings: dict[str, list[dict[str, Any]]] = {}
     for cell in cells(arguments.protocols, arguments.seeds, arguments.seconds_each, arguments.calibration_seconds):
         store = run(cell, arguments.work, vlm, dataset)
-        conditions.require_like(Conditions.from_json(store.facts["conditions"]))
-        trained = {"seed": cell.seed, **facts_of(store)}
+        conditions.require_comparable(Conditions.from_json(store.metadata["conditions"]))
+        trained = {"seed": cell.seed, **metadata_of(store)}
         trainings.setdefault(cell.protocol, []).append(trained)
         print(f"{cell.protocol}, seed {cell.seed}: {trained['trials']} trials, {trained['executions']} executions")
         for how, by_protocol in chosen.items():

@@ -33,8 +33,8 @@ from benchmarks.kit.estimates import markdown_table
 from benchmarks.kit.pairs import add_pair_options, fill_pairs, open_pairs, ratio_to_bare, warm_up
 from benchmarks.kit.question import Question, Work
 from chronostat.measure.clock import Clock, CpuClock, CudaClock, Mark, TimeLimit
-from chronostat.measure.stages import FORWARD, StageRecorder, TokenMarks
-from chronostat.measure.witness import StreamWitness
+from chronostat.measure.cross_checks import StreamCheck
+from chronostat.measure.recorder import FORWARD, StageRecorder, TokenMarks
 from chronostat.models.anatomy import anatomy_of
 
 CELLS = "bundled:4,cpu-5m:4,cpu-30m:4,cpu-300m:4"
@@ -70,7 +70,7 @@ class Empty(nn.Module):
 def hooked_call_us(clock: Clock, model: PreTrainedModel) -> float:
     """Microseconds that the recorder's two hooks of a stage add to a call; median of interleaved rounds."""
     plain, hooked = Empty(), Empty()
-    limit, streams = TimeLimit(clock, None), StreamWitness(model.device, clock)
+    limit, streams = TimeLimit(clock, None), StreamCheck(model.device, clock)
     recorder = StageRecorder(model, anatomy_of(model), clock, limit=limit, streams=streams, chunked=False)
     recorder._hook(hooked, hooked, FORWARD)  # pyright: ignore[reportPrivateUsage] - what it does is what is measured
     return _more_us(lambda: hooked(None), lambda: plain(None), clock)
@@ -79,7 +79,7 @@ def hooked_call_us(clock: Clock, model: PreTrainedModel) -> float:
 def token_mark_us(clock: Clock, device: torch.device) -> float:
     """Microseconds that the criterion for token marks adds: what it does itself, and its answer that is joined."""
     ids, done = torch.zeros(1, 1, dtype=torch.long, device=device), torch.zeros(1, dtype=torch.bool, device=device)
-    tokens = TokenMarks(clock, TimeLimit(clock, None), StreamWitness(device, clock), lambda: None)
+    tokens = TokenMarks(clock, TimeLimit(clock, None), StreamCheck(device, clock), lambda: None)
     return _more_us(lambda: done | tokens(ids, None), lambda: None, clock)
 
 
@@ -118,7 +118,7 @@ def counted(caller: Caller) -> dict[str, int]:
     The modules that the recorder put hooks on are those that have more of them at its first mark than before; what
     fires is counted by wrapping each of these hooks.
     """
-    model, tally = caller.subject.model, {"hooks": 0, "marks": 0}
+    model, tally = caller.built.model, {"hooks": 0, "marks": 0}
     before = {id(module): tuple(map(set, _hooks(module))) for module in model.modules()}
     base: Any = CudaClock if model.device.type == "cuda" else CpuClock
 
@@ -156,7 +156,7 @@ def measure(work: Work) -> None:
     caller = work.caller()
     cell = open_pairs(work, caller)
     warm_up(caller)
-    complete = fill_pairs(work, caller, cell, _pairs(work.subject.name, work.options), prepared=True)
+    complete = fill_pairs(work, caller, cell, _pairs(work.built.name, work.options), prepared=True)
     if "cost" not in cell:
         cell["cost"] = _cost(caller)
         work.file.save()
@@ -173,7 +173,7 @@ def _pairs(model: str, options: argparse.Namespace) -> int:
 
 
 def _cost(caller: Caller) -> dict[str, float]:
-    model = caller.subject.model
+    model = caller.built.model
     return {
         "hooked_call_us": hooked_call_us(caller.clock, model),
         "token_mark_us": token_mark_us(caller.clock, model.device),

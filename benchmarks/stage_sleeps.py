@@ -16,12 +16,12 @@ import numpy as np
 from torch import nn
 
 from benchmarks.kit.estimates import format_estimate
-from benchmarks.kit.models import Subject, bundled_on_one_thread
+from benchmarks.kit.models import BuiltModel, bundled_on_one_thread
 from benchmarks.kit.options import plain_parser
 from benchmarks.kit.results import write_result
-from chronostat.measure.conditions import read_conditions
+from chronostat.compare.statistics import PairedBootstrap
+from chronostat.execution.conditions import read_conditions
 from chronostat.measure.generate import measure_generate
-from chronostat.measure.statistics import PairedBootstrap
 from chronostat.models.anatomy import anatomy_of
 
 STAGES = ("vision_ms", "projector_ms", "llm_prefill_ms", "prefill_rest_ms", "decode_ms", "other_ms")
@@ -83,16 +83,16 @@ def sleeping(model: nn.Module, case: Case, sleep_ms: float) -> Generator[None]:
 
 
 def measure_rounds(
-    subject: Subject, cases: Mapping[str, Case], rounds: int, sleep_ms: float
+    built: BuiltModel, cases: Mapping[str, Case], rounds: int, sleep_ms: float
 ) -> list[dict[str, dict[str, float]]]:
     """For each round the stages of every case, in milliseconds."""
-    batch, rng = subject.batch(4), np.random.default_rng(0)
+    batch, rng = built.batch(4), np.random.default_rng(0)
     measured: list[dict[str, dict[str, float]]] = []
     for _ in range(rounds + 1):
         row: dict[str, dict[str, float]] = {}
         for name in rng.permutation(list(cases)):
-            with sleeping(subject.model, cases[name], sleep_ms):
-                timing = measure_generate(subject.model, batch, max_new_tokens=NEW_TOKENS).timing
+            with sleeping(built.model, cases[name], sleep_ms):
+                timing = measure_generate(built.model, batch, max_new_tokens=NEW_TOKENS).timing
             assert timing.source == "measured", timing.unseen
             row[str(name)] = {stage: getattr(timing, stage) for stage in STAGES}
         measured.append(row)
@@ -105,10 +105,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="measured rounds (default 20)")
     parser.add_argument("--sleep-ms", type=float, default=20.0, help="length of each sleep (default 20)")
     options = parser.parse_args()
-    subject = bundled_on_one_thread()
-    cases = cases_of(subject.model)
-    rounds = measure_rounds(subject, cases, options.rounds, options.sleep_ms)
-    conditions = read_conditions(subject.model)
+    built = bundled_on_one_thread()
+    cases = cases_of(built.model)
+    rounds = measure_rounds(built, cases, options.rounds, options.sleep_ms)
+    conditions = read_conditions(built.model)
     print(f"{options.rounds} rounds, sleep {options.sleep_ms} ms, {conditions.cpu}, {conditions.threads} thread")
     for name, case in list(cases.items())[1:]:
         print(f"sleep in {name}:")

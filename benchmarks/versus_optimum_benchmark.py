@@ -68,7 +68,7 @@ def by_optimum(caller: Caller) -> dict[str, float]:
 
 
 def _driven(tracker_class: Any, caller: Caller) -> dict[str, float]:  # noqa: ANN401
-    tracker = tracker_class(device=caller.subject.model.device.type, backend="pytorch")
+    tracker = tracker_class(device=caller.built.model.device.type, backend="pytorch")
     with tracker.session(), tracker.track():
         caller.generate(logits_processor=LogitsProcessorList([tracker]))
     return {

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from chronostat.cli import DEMO_SECONDS
+from chronostat.cli.demo import DEMO_SECONDS
 from chronostat.config import Config
 
 ROOT = Path(__file__).parents[1]

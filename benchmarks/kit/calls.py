@@ -8,12 +8,12 @@ from transformers import GenerationConfig
 
 from benchmarks.kit.batches import Batch
 from benchmarks.kit.listening import Edges, listening
-from benchmarks.kit.models import Subject
+from benchmarks.kit.models import BuiltModel
 from chronostat.errors import MeasurementError
+from chronostat.machine.disturbance import Watch
+from chronostat.machine.stabilise import collector_at_rest
 from chronostat.measure.clock import Clock
-from chronostat.measure.disturbance import Watch
 from chronostat.measure.generate import Measured, measure_generate
-from chronostat.measure.steady import collector_at_rest
 from chronostat.models.prepare import count_image_tokens
 from chronostat.records import StageTiming
 
@@ -24,7 +24,7 @@ class Caller:
     """One model with one request: all calls generate the same number of tokens.
 
     Args:
-        subject: the model.
+        built: the model.
         batch: the request.
         new_tokens: length of each answer.
         clock: of the model's device.
@@ -32,9 +32,9 @@ class Caller:
     """
 
     def __init__(
-        self, subject: Subject, batch: Batch, new_tokens: int, clock: Clock, *, static_cache: bool = False
+        self, built: BuiltModel, batch: Batch, new_tokens: int, clock: Clock, *, static_cache: bool = False
     ) -> None:
-        self.subject, self.batch, self.clock = subject, batch, clock
+        self.built, self.batch, self.clock = built, batch, clock
         self.new_tokens = new_tokens
         self._static = {"cache_implementation": "static"} if static_cache else {}
 
@@ -44,13 +44,13 @@ class Caller:
 
     def generate(self, new_tokens: int | None = None, **more: Any) -> Tensor:  # noqa: ANN401 - generate()'s own
         """A plain ``generate()``: prompt and answer."""
-        model: Any = self.subject.model
+        model: Any = self.built.model
         return model.generate(**self.batch, generation_config=self.config(new_tokens), **more)
 
     @property
     def image_tokens(self) -> int | None:
         """Of the request."""
-        return count_image_tokens(self.subject.model, self.batch)
+        return count_image_tokens(self.built.model, self.batch)
 
     @property
     def prompt_tokens(self) -> int:
@@ -73,7 +73,7 @@ class Caller:
 
     def prepared_ms(self) -> float:
         """``bare_ms`` right after what a measured call reads of the machine: whether that slows the call itself."""
-        with collector_at_rest(), Watch(self.subject.model.device):
+        with collector_at_rest(), Watch(self.built.model.device):
             return self.bare_ms()
 
     def measured(self, clock: Clock | None = None, new_tokens: int | None = None) -> tuple[Measured, float]:
@@ -86,7 +86,7 @@ class Caller:
         start_ns = self.clock.host_ns()
         length = new_tokens or self.new_tokens
         measured = measure_generate(
-            self.subject.model,
+            self.built.model,
             self.batch,
             max_new_tokens=length,
             generation_config=self.config(length),
@@ -105,7 +105,7 @@ class Caller:
         """
         clock = self.clock
         edges = Edges(clock)
-        with listening(self.subject.model, edges):
+        with listening(self.built.model, edges):
             clock.restart()
             clock.synchronize()
             start_ns, entry = clock.host_ns(), clock.mark()

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.kit.results import RESULTS
 from chronostat.errors import UnlikeConditions
-from chronostat.measure.conditions import read_conditions
+from chronostat.execution.conditions import read_conditions
 from chronostat.records import Conditions
 
 Cell = dict[str, Any]
@@ -43,7 +43,7 @@ class CellFile:
         """Where it is."""
         return self._path
 
-    def open(self, key: str, model: PreTrainedModel, **facts: Any) -> Cell:  # noqa: ANN401 - plain data
+    def open(self, key: str, model: PreTrainedModel, **metadata: Any) -> Cell:  # noqa: ANN401 - plain data
         """A cell to go on with: the earlier one if it was measured under like conditions with like facts, or a new one.
 
         Unlike conditions are not mixed: such a cell is begun again, and this is said; what there was is kept beside it.
@@ -52,14 +52,14 @@ class CellFile:
         conditions = asdict(read_conditions(model))
         earlier = self.cells.get(key)
         if earlier is not None:
-            differs = _difference(earlier.get("conditions", {}), conditions) or _other_facts(earlier, facts)
+            differs = _difference(earlier.get("conditions", {}), conditions) or _other_metadata(earlier, metadata)
             if not differs:
                 earlier.pop("failed", None)
                 return earlier
             print(f"{key}: begun again, the earlier part differs ({differs})", flush=True)
             if earlier.get("rows"):
                 self.cells[next(name for name in earlier_names(key) if name not in self.cells)] = earlier
-        self.cells[key] = {"commit": self._commit, "conditions": conditions, **facts}
+        self.cells[key] = {"commit": self._commit, "conditions": conditions, **metadata}
         return self.cells[key]
 
     def fail(self, key: str, error: Exception) -> None:
@@ -91,7 +91,7 @@ def without_earlier(key: str) -> str:
 
 def _difference(stored: dict[str, Any], now: dict[str, Any]) -> str | None:
     try:
-        Conditions(**stored).require_like(Conditions(**now))
+        Conditions(**stored).require_comparable(Conditions(**now))
     except UnlikeConditions as error:
         return str(error)
     except TypeError:
@@ -99,9 +99,9 @@ def _difference(stored: dict[str, Any], now: dict[str, Any]) -> str | None:
     return None
 
 
-def _other_facts(cell: Cell, facts: dict[str, Any]) -> str | None:
+def _other_metadata(cell: Cell, metadata: dict[str, Any]) -> str | None:
     return next(
-        (f"{name}: {cell.get(name)} != {value}" for name, value in facts.items() if cell.get(name) != value), None
+        (f"{name}: {cell.get(name)} != {value}" for name, value in metadata.items() if cell.get(name) != value), None
     )
 
 

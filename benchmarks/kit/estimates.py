@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from chronostat.measure.statistics import median_interval
+from chronostat.compare.statistics import median_interval
 from chronostat.records import Estimate
 
 _RESAMPLES = 2_000

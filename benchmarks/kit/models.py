@@ -22,7 +22,7 @@ from chronostat.models.prepare import prepare
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class BuiltModel:
     """A model that is measured.
 
     Attributes:
@@ -41,7 +41,7 @@ class Subject:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def build(name: str, device: str | torch.device, dtype: torch.dtype) -> Subject:
+def build(name: str, device: str | torch.device, dtype: torch.dtype) -> BuiltModel:
     """A model by name, ready to generate.
 
     Raises:
@@ -58,16 +58,16 @@ def build(name: str, device: str | torch.device, dtype: torch.dtype) -> Subject:
     with torch.device(device):
         model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     model.eval().generation_config.update(eos_token_id=None, pad_token_id=0, do_sample=False)
-    return Subject(name=name, model=model, batch=lambda tiles: _on(model, family.batch(model.config, tiles)))
+    return BuiltModel(name=name, model=model, batch=lambda tiles: _on(model, family.batch(model.config, tiles)))
 
 
-def bundled_on_one_thread() -> Subject:
+def bundled_on_one_thread() -> BuiltModel:
     """The bundled model in float32 on the CPU; torch uses one thread from now on."""
     torch.set_num_threads(1)
     return build("bundled", "cpu", torch.float32)
 
 
-def _bundled(device: str, dtype: str) -> Subject:
+def _bundled(device: str, dtype: str) -> BuiltModel:
     vlm = load_vlm(device=device, dtype=dtype)  # pyright: ignore[reportArgumentType] - names of torch dtypes
     vlm.model.generation_config.update(eos_token_id=None)  # answers of equal length
     sample = DemoTask(seed=0).split("train")[0]
@@ -82,7 +82,7 @@ def _bundled(device: str, dtype: str) -> Subject:
             image_arguments={"max_patches": tiles},
         )
 
-    return Subject(name="bundled", model=vlm.model, batch=batch, processor=vlm.processor)
+    return BuiltModel(name="bundled", model=vlm.model, batch=batch, processor=vlm.processor)
 
 
 def _on(model: PreTrainedModel, batch: Batch) -> Batch:

@@ -26,7 +26,7 @@ def open_pairs(work: Work, caller: Caller) -> Cell:
     return work.open(
         image_tokens=caller.image_tokens,
         prompt_tokens=caller.prompt_tokens,
-        parameters=work.subject.parameters,
+        parameters=work.built.parameters,
     )
 
 

@@ -13,12 +13,12 @@ import torch
 from benchmarks.kit.blocks import TimeBox
 from benchmarks.kit.calls import Caller
 from benchmarks.kit.cells import Cell, CellFile
-from benchmarks.kit.models import Subject, build
+from benchmarks.kit.models import BuiltModel, build
 from benchmarks.kit.options import resumable_parser
 from benchmarks.kit.results import commit
 from chronostat.errors import ChronostatError
+from chronostat.machine.stabilise import stabilised
 from chronostat.measure.clock import clock_for
-from chronostat.measure.steady import steady
 
 BUILD_S = 20.0  # the least that is worth building a model of real size for
 
@@ -29,7 +29,7 @@ class Work:
 
     Attributes:
         options: of the command line.
-        subject: the cell's model.
+        built: the cell's model.
         tiles: of its requests.
         key: the cell's name in the file.
         file: all cells.
@@ -37,20 +37,20 @@ class Work:
     """
 
     options: argparse.Namespace
-    subject: Subject
+    built: BuiltModel
     tiles: int
     key: str
     file: CellFile
     box: TimeBox
 
-    def open(self, **facts: Any) -> Cell:  # noqa: ANN401 - plain data
-        """The cell, to go on with; ``facts`` are what it must have in common with an earlier part, beside the tiles."""
-        return self.file.open(self.key, self.subject.model, tiles=self.tiles, new_tokens=self.options.tokens, **facts)
+    def open(self, **metadata: Any) -> Cell:  # noqa: ANN401 - plain data
+        """The cell, to go on with; ``metadata`` is what it must have in common with an earlier part, beside tiles."""
+        return self.file.open(self.key, self.built.model, tiles=self.tiles, new_tokens=self.options.tokens, **metadata)
 
     def caller(self, *, static_cache: bool = False) -> Caller:
         """Makes the calls that are held against each other."""
-        model, batch = self.subject.model, self.subject.batch(self.tiles)
-        return Caller(self.subject, batch, self.options.tokens, clock_for(model.device), static_cache=static_cache)
+        model, batch = self.built.model, self.built.batch(self.tiles)
+        return Caller(self.built, batch, self.options.tokens, clock_for(model.device), static_cache=static_cache)
 
     def say(self, text: str) -> None:
         """Print what became of the cell."""
@@ -134,9 +134,9 @@ class Question:
 
     def _measure(self, models: "_OneModel", model: str, **work: Any) -> None:  # noqa: ANN401 - the fields of Work
         """No name for the model outlives this, so that its memory is free when the next one is built."""
-        subject = models.named(model)
-        with steady():
-            self.measure(Work(subject=subject, **work))
+        built = models.named(model)
+        with stabilised():
+            self.measure(Work(built=built, **work))
 
 
 class _OneModel:
@@ -144,19 +144,19 @@ class _OneModel:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._subject: Subject | None = None
+        self._built: BuiltModel | None = None
 
-    def named(self, name: str) -> Subject:
+    def named(self, name: str) -> BuiltModel:
         """In bfloat16 on a GPU, in float32 on a CPU."""
-        if self._subject is None or self._subject.name != name:
-            self._subject = None
+        if self._built is None or self._built.name != name:
+            self._built = None
             gc.collect()
             torch.cuda.empty_cache()
             started_s = perf_counter()
-            self._subject = build(name, self._device, torch.bfloat16 if self._device == "cuda" else torch.float32)
-            weights = f"{self._subject.parameters / 1e9:.2f} G weights"
+            self._built = build(name, self._device, torch.bfloat16 if self._device == "cuda" else torch.float32)
+            weights = f"{self._built.parameters / 1e9:.2f} G weights"
             print(f"{name}: {weights} in {perf_counter() - started_s:.1f} s", flush=True)
-        return self._subject
+        return self._built
 
 
 def split_key(key: str, *, tiles: int) -> tuple[str, int]:

@@ -14,12 +14,12 @@ from chronostat.control.observation import Observer
 from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import Sample, Split
 from chronostat.errors import StoreError
-from chronostat.execution import request_for
+from chronostat.execution.execute import request_for
 from chronostat.knobs.space import ActionSpace
-from chronostat.material import Material
 from chronostat.records import Conditions, LatencyMetric, Phase, Trial
-from chronostat.session import Session, begin, reopen
-from chronostat.store import RunStore
+from chronostat.runs.session import Session, begin, reopen
+from chronostat.runs.store import RunStore
+from chronostat.runs.workload import Workload
 
 RUN_DIR = Path("runs/learners")
 PHASES: Mapping[Phase, Split] = {"train": "train", "select": "validation"}
@@ -102,33 +102,33 @@ def read(
         StoreError: nothing was recorded, or for another model.
     """
     store = RunStore.open(run_dir)
-    material = Material.load(load_config(None))
-    if store.facts["model"]["fingerprint"] != material.vlm.fingerprint:
+    workload = Workload.load(load_config(None))
+    if store.metadata["model"]["fingerprint"] != workload.vlm.fingerprint:
         raise StoreError(f"{run_dir} was recorded with another model; delete it and record anew")
     trials = [trial for trial in store.trials() if trial.phase in PHASES]
     if not {trial.phase for trial in trials} >= set(phases):
         raise StoreError(f"{run_dir} holds too little; record with --record")
-    metric = store.facts["metric"]
-    full_ms = _local_full_ms([_column(trial, material.space, metric)[0] for trial in trials])
-    observer = Observer(material.vlm.model, material.vlm.processor)
+    metric = store.metadata["metric"]
+    full_ms = _local_full_ms([_column(trial, workload.space, metric)[0] for trial in trials])
+    observer = Observer(workload.vlm.model, workload.vlm.processor)
     recordings: dict[Phase, Recording] = {
-        phase: _recording(phase, trials, full_ms, material, observer, metric) for phase in phases
+        phase: _recording(phase, trials, full_ms, workload, observer, metric) for phase in phases
     }
-    return recordings, material.space, Conditions.from_json(store.facts["conditions"])
+    return recordings, workload.space, Conditions.from_json(store.metadata["conditions"])
 
 
 def _recording(
     phase: Phase,
     trials: Sequence[Trial],
     full_ms: Floats,
-    material: Material,
+    workload: Workload,
     observer: Observer,
     metric: LatencyMetric,
 ) -> Recording:
-    space, samples = material.space, cast("Sequence[Sample]", material.dataset.split(PHASES[phase]))
-    processor = material.vlm.processor
+    space, samples = workload.space, cast("Sequence[Sample]", workload.dataset.split(PHASES[phase]))
+    processor = workload.vlm.processor
     assert processor is not None, "the bundled model has one"
-    score = quality_by_name(material.config.data.quality)
+    score = quality_by_name(workload.config.data.quality)
     rows = [i for i, trial in enumerate(trials) if trial.phase == phase]
     mine = [trials[i] for i in rows]
     requests = (request_for(samples[trial.index], processor, score) for trial in mine)

@@ -22,7 +22,7 @@ from benchmarks.kit.results import ROOT, commit, write_result
 from benchmarks.misranking.findings import demands, replay
 from benchmarks.misranking.series import LENGTHS, METRICS, conditions_of, load, record, save
 from benchmarks.misranking.tables import disturbances, draw, show
-from chronostat.measure.steady import steady
+from chronostat.machine.stabilise import stabilised
 
 _STRETCH_HELP = "enlarge the logarithms' deviations from the median: what a noisier machine would show (default 1)"
 
@@ -35,9 +35,9 @@ def main() -> None:
 
 def _record(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
-    subject = build(options.model, options.device, getattr(torch, options.dtype))
-    with steady():
-        series = record(subject, tiles=options.tiles, tokens=options.tokens, seconds=options.seconds, seed=0)
+    built = build(options.model, options.device, getattr(torch, options.dtype))
+    with stabilised():
+        series = record(built, tiles=options.tiles, tokens=options.tokens, seconds=options.seconds, seed=0)
     save(series, options.out)
     print(f"{options.out}: {len(series.rows)} executions in {series.seconds:.0f} s, {series.unseen} without stages")
 

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from chronostat.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
-from chronostat.report.picture import Axis
+from chronostat.report.run.picture import Axis
 
 COLOURS = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE, GREY)
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")

@@ -16,7 +16,7 @@ from benchmarks.misranking.replays import (
     summary,
 )
 from benchmarks.misranking.series import Series
-from chronostat.measure.judging import Rules
+from chronostat.compare.judging import Rules
 
 LIMITS = (1, 2, 3, 4, 6, 8, 12, 20)
 ACCEPTED_LIMIT = 6

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.misranking.series import Length, Row, Series
-from chronostat.measure.judging import Repeat, Rules, judge, ratio_of
-from chronostat.measure.sequential import Block
+from chronostat.compare.judging import Repeat, Rules, judge, ratio_of
+from chronostat.compare.sequential import Block
 from chronostat.records import Estimate, Verdict
 
 DIFFERENCES = (0.02, 0.05, 0.10, 0.20)

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import numpy as np
 from transformers import GenerationConfig
 
-from benchmarks.kit.models import Subject
+from benchmarks.kit.models import BuiltModel
 from benchmarks.kit.results import commit
+from chronostat.compare.reasons import kind_of
+from chronostat.execution.conditions import read_conditions
 from chronostat.measure.clock import clock_for
-from chronostat.measure.conditions import read_conditions
 from chronostat.measure.generate import measure_generate
-from chronostat.measure.reasons import kind_of
 from chronostat.records import Conditions
 
 Length = Literal["whole", "one"]
@@ -105,10 +105,10 @@ class Series:
 
 
 def record(
-    subject: Subject, *, tiles: int, tokens: int, seconds: float, seed: int = 0, say: Callable[[str], None] = print
+    built: BuiltModel, *, tiles: int, tokens: int, seconds: float, seed: int = 0, say: Callable[[str], None] = print
 ) -> Series:
     """Execute one request for ``seconds``: one whole and two of one token, in random order, again and again."""
-    model, batch, rng = subject.model, subject.batch(tiles), np.random.default_rng(seed)
+    model, batch, rng = built.model, built.batch(tiles), np.random.default_rng(seed)
     clock, rows, unseen = clock_for(model.device), list[Row](), 0
 
     def run(length: Length) -> Row | None:
@@ -142,7 +142,7 @@ def record(
             said += 1
             say(f"{clock.host_ms_since(begin_ns) / 1e3:.0f} of {seconds:g} s, {len(rows)} executions")
     return Series(
-        model=subject.name,
+        model=built.name,
         tokens=tokens,
         unseen=unseen,
         conditions=asdict(read_conditions(model)),

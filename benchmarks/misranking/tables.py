@@ -11,7 +11,7 @@ from benchmarks.misranking.curves import write_curves
 from benchmarks.misranking.findings import ACCEPTED_LIMIT, demands
 from benchmarks.misranking.replays import DIFFERENCES
 from benchmarks.misranking.series import Series
-from chronostat.measure.reasons import kind_of
+from chronostat.compare.reasons import kind_of
 
 
 def disturbances(series: Series, metric: str) -> str:

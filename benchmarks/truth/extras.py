@@ -57,7 +57,7 @@ def _extras(caller: Caller, tokens: int, call_s: float) -> Sequence[tuple[str, f
         ("parts", 2 * PARTS_CALLS * call_s, lambda: parts_of(caller)),
         ("timeline", (PROFILED_CALLS + 1) * PROFILED_S, lambda: _timeline(caller, tokens)),
     ]
-    if caller.subject.model.device.type == "cuda":
+    if caller.built.model.device.type == "cuda":
         extras += [
             ("waiting", 3 * WAITING_PAIRS * call_s, lambda: _waiting(caller)),
             ("wrong_stream", 2 * PROFILED_S, lambda: _planted(caller, tokens)),
@@ -76,7 +76,7 @@ def _timeline(caller: Caller, tokens: int) -> dict[str, Any]:
 
 def _waiting(caller: Caller) -> list[dict[str, Any]]:
     """Pairs of a measured call and one whose marks wait for the device."""
-    clocks = {"plain": None, "waiting": WaitingClock(caller.subject.model.device)}
+    clocks = {"plain": None, "waiting": WaitingClock(caller.built.model.device)}
     return [
         {arm: plain_timing(caller.measured(clocks[arm])[0]) for arm in shuffled(clocks, 1, index)}
         for index in range(WAITING_PAIRS)
@@ -85,7 +85,7 @@ def _waiting(caller: Caller) -> list[dict[str, Any]]:
 
 def _planted(caller: Caller, tokens: int) -> dict[str, Any]:
     """A kernel of some milliseconds in the last block's prefill, seen with marks on the right and on a wrong stream."""
-    model = caller.subject.model
+    model = caller.built.model
     clocks = {"right": caller.clock, "wrong": SideStreamClock(model.device)}
     found: dict[str, Any] = {}
     for name, clock in clocks.items():

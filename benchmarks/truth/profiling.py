@@ -41,7 +41,7 @@ def profiled(caller: Caller, clock: Clock, new_tokens: int) -> dict[str, Any]:
     Raises:
         MeasurementError: as ``Caller.measured``.
     """
-    model = caller.subject.model
+    model = caller.built.model
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if model.device.type == "cuda" else [])]
     with profile(activities=activities) as profiler:
         torch.ones(1, device=model.device).add_(1)  # the first kernels of a session can get lost

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chronostat.measure.intervals import Interval, length, outside, union
+from chronostat.measure.spans import Interval, length, outside, union
 
 PREFIX = "chronostat:"  # of our annotations in the trace
 _DEVICE_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}

@@ -88,10 +88,10 @@ def write_card(out: Path, vlm: Vlm, seeds: Sequence[Seed], costs: dict[str, Any]
     found = gaps(task)
     text = TEMPLATE.read_text()
     for name, value in {
-        **_model_facts(vlm),
-        **_data_facts(),
-        **_training_facts(shipped),
-        **_result_facts(shipped, task, found, costs),
+        **_model_metadata(vlm),
+        **_data_metadata(),
+        **_training_metadata(shipped),
+        **_result_metadata(shipped, task, found, costs),
         "seeds": _markdown(_seed_lines(seeds, costs)),
         "tried": tried,
     }.items():
@@ -99,7 +99,7 @@ def write_card(out: Path, vlm: Vlm, seeds: Sequence[Seed], costs: dict[str, Any]
     out.write_text(re.sub("\n{3,}", "\n\n", text).rstrip() + "\n")
 
 
-def _model_facts(vlm: Vlm) -> dict[str, object]:
+def _model_metadata(vlm: Vlm) -> dict[str, object]:
     text, vision = vlm.model.config.text_config, vlm.model.config.vision_config
     parameters = sum(weight.numel() for weight in vlm.model.parameters())
     return {
@@ -116,7 +116,7 @@ def _model_facts(vlm: Vlm) -> dict[str, object]:
     }
 
 
-def _data_facts() -> dict[str, object]:
+def _data_metadata() -> dict[str, object]:
     lines = [["kind", "share of the mix", "needs", "for example"]]
     lines += [
         [name, f"{kind.share:.0%}", _NEEDS[kind.needs], kind.wordings[0]] for name, kind in KINDS.items() if kind.share
@@ -133,7 +133,7 @@ def _data_facts() -> dict[str, object]:
     }
 
 
-def _training_facts(seed: Seed) -> dict[str, object]:
+def _training_metadata(seed: Seed) -> dict[str, object]:
     plan = seed.plan
     last = [line for line in seed.curve if line.get("stage") == 2 and "step" in line][-1]
     first = [line for line in seed.curve if line.get("stage") == 1 and "step" in line][-1]
@@ -153,7 +153,7 @@ def _training_facts(seed: Seed) -> dict[str, object]:
     }
 
 
-def _result_facts(seed: Seed, task: Measured, found: Sequence[Gap], costs: dict[str, Any]) -> dict[str, object]:
+def _result_metadata(seed: Seed, task: Measured, found: Sequence[Gap], costs: dict[str, Any]) -> dict[str, object]:
     page, conditions = seed.table.page, costs["conditions"]
     return {
         "per_kind": f"{page['per_kind']:,}",

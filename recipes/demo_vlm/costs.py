@@ -13,9 +13,9 @@ from recipes.demo_vlm.table import Setting
 
 from chronostat.data.samples import Sample
 from chronostat.errors import DataError, MeasurementError
-from chronostat.execution import execute, request_for
+from chronostat.execution.conditions import read_conditions
+from chronostat.execution.execute import execute, request_for
 from chronostat.knobs import find_space
-from chronostat.measure.conditions import read_conditions
 from chronostat.models.load import Vlm
 
 RESAMPLES = 2_000

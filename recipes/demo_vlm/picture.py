@@ -12,7 +12,7 @@ from chronostat import records
 from chronostat.data.quality import exact
 from chronostat.data.samples import Sample
 from chronostat.errors import DataError
-from chronostat.execution import execute, request_for
+from chronostat.execution.execute import execute, request_for
 from chronostat.models.load import Vlm
 
 KINDS_SHOWN = ("background", "read", "gap", "total")  # one of each: a glance, small print, reasoning, both

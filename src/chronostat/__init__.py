@@ -14,37 +14,37 @@ if TYPE_CHECKING:
     from chronostat.data.samples import Sample
     from chronostat.engine import graphed
     from chronostat.errors import ChronostatError
-    from chronostat.execution import BatchRequest, SampleRequest, execute, request_for
+    from chronostat.execution.execute import BatchRequest, SampleRequest, execute, request_for
     from chronostat.measure.generate import Measured, Measuring, measure_generate, measuring
     from chronostat.models.load import load_vlm
     from chronostat.records import Budget, Execution, Setting, StageTiming, Trial
     from chronostat.report import write_report
-    from chronostat.store import RunStore
+    from chronostat.runs.store import RunStore
 
 __version__ = version.VERSION
 
 _HOMES = {
-    "BatchRequest": "execution",
+    "BatchRequest": "execution.execute",
     "Budget": "records",
     "ChronostatError": "errors",
     "Controller": "control.controller",
     "Execution": "records",
     "Measured": "measure.generate",
     "Measuring": "measure.generate",
-    "RunStore": "store",
+    "RunStore": "runs.store",
     "Sample": "data.samples",
-    "SampleRequest": "execution",
+    "SampleRequest": "execution.execute",
     "Setting": "records",
     "StageTiming": "records",
     "Trainer": "control.trainer",
     "Trial": "records",
-    "execute": "execution",
+    "execute": "execution.execute",
     "graphed": "engine",
     "load_controller": "control.controller",
     "load_vlm": "models.load",
     "measure_generate": "measure.generate",
     "measuring": "measure.generate",
-    "request_for": "execution",
+    "request_for": "execution.execute",
     "write_report": "report",
 }
 

@@ -1,5 +1,5 @@
 """``python -m chronostat``."""
 
-from chronostat.cli import main
+from chronostat.cli.app import main
 
 main()

@@ -6,7 +6,7 @@ from chronostat.records import Phase
 
 
 class Progress(Protocol):
-    """Shows how far a run is. Called between trials, never inside a measured span."""
+    """Shows how far a run is. CallOutcome between trials, never inside a measured span."""
 
     def begin(self, phase: Phase, seconds: float) -> None:
         """A phase starts that may take up to ``seconds``."""

@@ -20,7 +20,7 @@ from benchmarks.misranking.replays import (
 from benchmarks.misranking.series import Row, Series, load, save
 from benchmarks.misranking.tables import disturbances
 
-from chronostat.measure.judging import Rules
+from chronostat.compare.judging import Rules
 
 
 @pytest.fixture

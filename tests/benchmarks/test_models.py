@@ -15,11 +15,11 @@ def test_models_see_as_many_image_tokens_as_they_are_asked_for(name, tokens):
     family, _ = MODELS[name]
     if not hasattr(transformers, family.config_class):
         pytest.skip(f"transformers {transformers.__version__} has no {family.config_class}")
-    subject = build(name, "cpu", torch.float32)
+    built = build(name, "cpu", torch.float32)
     for tiles, expected in zip((1, 5), tokens, strict=True):
-        batch = subject.batch(tiles)
-        assert (batch["input_ids"] == image_token_id(subject.model)).sum() == expected
-        timing = measure_generate(subject.model, batch, max_new_tokens=3).timing
+        batch = built.batch(tiles)
+        assert (batch["input_ids"] == image_token_id(built.model)).sum() == expected
+        timing = measure_generate(built.model, batch, max_new_tokens=3).timing
         assert timing.source == "measured", timing.unseen
         assert timing.new_tokens == 3
 

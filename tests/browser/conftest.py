@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +10,6 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))  # sample_run
 
 REQUIRE = "CHRONOSTAT_REQUIRE_BROWSER"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")

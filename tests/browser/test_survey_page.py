@@ -1,10 +1,10 @@
 """The page of ``chronostat measure`` in a browser without a network."""
 
 import pytest
-from survey_fixtures import a_survey, column, shot, timing
 
 from chronostat.measure.generate import Waterfall
-from chronostat.surveyed import survey_page
+from chronostat.report.survey import survey_page
+from stand_ins.survey_fixtures import a_survey, column, shot, timing
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from chronostat.errors import KnobError
-from chronostat.execution import execute, request_for
+from chronostat.execution.execute import execute, request_for
 from chronostat.knobs import KNOBS, applied, find_knob, find_space
 from chronostat.measure.generate import measure_generate
 from chronostat.models.anatomy import anatomy_of

@@ -11,7 +11,8 @@ from typer.main import get_command
 
 import chronostat
 from chronostat import errors
-from chronostat.cli import DEMO_SECONDS, app
+from chronostat.cli.app import app
+from chronostat.cli.demo import DEMO_SECONDS
 from chronostat.config import Config, load_config
 from e2e.commands import ENDLESS, FEW_SETTINGS
 
@@ -42,8 +43,8 @@ def code_of(document):
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """A working directory with the run that the documents speak of: ``runs/demo``, trained for three trials."""
-    from chronostat.session import begin
-    from chronostat.training import train
+    from chronostat.runs.session import begin
+    from chronostat.runs.training import train
 
     folder = tmp_path_factory.mktemp("docs")
     config = load_config(None, [*FEW_SETTINGS, *ENDLESS, "train.trials=3", "train.calibration_samples=1"])

@@ -44,7 +44,7 @@ class Said:
 
 def typed(*words: str | Path) -> Said:
     """A command in this process; whatever it does not handle itself rises."""
-    from chronostat.cli import app
+    from chronostat.cli.app import app
 
     result = CliRunner().invoke(app, [str(word) for word in words])
     if result.exception is not None and not isinstance(result.exception, SystemExit):

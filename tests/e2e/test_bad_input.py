@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from chronostat.models.load import BUNDLED
-from chronostat.store import RunStore
+from chronostat.runs.store import RunStore
 from e2e.commands import FEW_SETTINGS, refusal, sets, typed
 from stand_ins.controllers import policy_of
 
@@ -290,7 +290,7 @@ def test_an_image_that_turns_out_to_be_corrupt(tmp_path):
     message = refused(DATA, "train", "--run-dir", run, *sets(data, *FEW_SETTINGS, "train.trials=4"))
     assert message.startswith(f"cannot read the image {tmp_path / 'b.png'}: ")
     # what was measured before is there
-    assert RunStore.open(run).facts["phases"]["warmup"]["generate_calls"] == 6
+    assert RunStore.open(run).metadata["phases"]["warmup"]["generate_calls"] == 6
 
 
 def test_run_directories_that_cannot_be_used(tmp_path, trained_run):
@@ -311,9 +311,9 @@ def test_runs_that_are_none(tmp_path):
     assert "holds no run" in refused(STORE, "report", tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("facts", ["{", "[]", "{}", '{"config": {"speed": 3}}'])
-def test_runs_that_are_damaged(tmp_path, facts):
-    (tmp_path / "run.json").write_text(facts)
+@pytest.mark.parametrize("metadata", ["{", "[]", "{}", '{"config": {"speed": 3}}'])
+def test_runs_that_are_damaged(tmp_path, metadata):
+    (tmp_path / "run.json").write_text(metadata)
     for words in (("validate", tmp_path), ("train", "--resume", tmp_path)):
         assert str(tmp_path / "run.json") in refused(STORE, *words)
 
@@ -408,7 +408,7 @@ def test_a_full_disk_while_the_json_file_is_written():
 )
 def test_files_where_none_can_be_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, words):
     monkeypatch.setattr("chronostat.models.load.AutoConfig", None)
-    monkeypatch.setattr("chronostat.store.RunStore.open", None)
+    monkeypatch.setattr("chronostat.runs.store.RunStore.open", None)
     (tmp_path / "file").write_text("")
     for path, why in (
         (tmp_path / "none" / "stages", "No such file or directory"),

@@ -12,7 +12,7 @@ from PIL import Image
 from chronostat import __version__
 from chronostat.models.load import BUNDLED
 from chronostat.records import StageTiming
-from chronostat.store import RunStore
+from chronostat.runs.store import RunStore
 from e2e.commands import ENDLESS, FEW_SETTINGS, executions, refusal, run, sets, typed
 
 VERBS = ["demo", "train", "validate", "report", "measure", "doctor"]
@@ -20,7 +20,7 @@ VERBS = ["demo", "train", "validate", "report", "measure", "doctor"]
 WITHOUT_TORCH = """
 import sys
 from typer.testing import CliRunner
-from chronostat.cli import app
+from chronostat.cli.app import app
 
 def said(*words):
     return CliRunner().invoke(app, words)
@@ -84,7 +84,7 @@ def test_what_was_measured_is_written_also_if_nobody_reads_the_tables(tmp_path, 
     def closed(*_):
         raise SystemExit(1)
 
-    monkeypatch.setattr("chronostat.verbs.measuring._show", closed)
+    monkeypatch.setattr("chronostat.cli.actions.measure._show", closed)
     files = tmp_path / "stages.json", tmp_path / "stages.html"
     said = typed("measure", "--repeats", "1", "--new-tokens", "1", "--json", files[0], "--html", files[1])
     assert said.status == 1
@@ -141,7 +141,7 @@ def test_measure_each_image_of_a_folder(tmp_path):
 
 
 def test_measure_refuses_an_illegal_setting_before_it_measures(tmp_path, monkeypatch):
-    monkeypatch.setattr("chronostat.survey.arms.execute", lambda *_, **__: pytest.fail("executed"))
+    monkeypatch.setattr("chronostat.studies.survey.arms.execute", lambda *_, **__: pytest.fail("executed"))
     said = typed("measure", "--setting", "full", "--setting", "moe_topk=9")
     assert said.status == 5
     assert "moe_topk = 9" in refusal(said)
@@ -161,10 +161,10 @@ def test_a_dry_run_says_how_much_and_executes_no_trial(tmp_path, monkeypatch):
 def test_a_trained_run(trained_run):
     store = RunStore.open(trained_run)
     assert len(store.trials("train")) == 3
-    assert store.facts["command"].startswith("chronostat")
+    assert store.metadata["command"].startswith("chronostat")
     for phase in ("warmup", "calibrate", "train"):
-        assert store.facts["phases"][phase]["generate_calls"] == executions(store, phase)
-    assert store.facts["model"]["parameters"] < 5_900_000
+        assert store.metadata["phases"][phase]["generate_calls"] == executions(store, phase)
+    assert store.metadata["model"]["parameters"] < 5_900_000
     assert not store.holds("validation.json")
 
 
@@ -187,7 +187,7 @@ def test_validation_says_its_verdict_and_what_it_rests_on(validated):
     assert f"report: {folder / 'report.html'}" in said.out
     assert "permutation test p = " in said.out
     assert len({trial.sample_id for trial in store.trials("test")}) == len(store.trials("test")) == 5
-    assert store.facts["config"]["validation"]["samples"] == 5  # as it was judged
+    assert store.metadata["config"]["validation"]["samples"] == 5  # as it was judged
 
 
 @pytest.mark.slow
@@ -211,9 +211,9 @@ def test_a_second_validation_is_refused_but_goes_elsewhere(validated, tmp_path):
     assert said.status == 0, said.err
     assert (folder / "validation.json").read_bytes() == before
     again = RunStore.open(tmp_path / "again")
-    assert again.facts["trained_in"] == str(folder)
-    assert again.facts["config"]["validation"]["samples"] == 3
-    assert set(again.facts["phases"]) == {"warmup", "select", "test"}
+    assert again.metadata["trained_in"] == str(folder)
+    assert again.metadata["config"]["validation"]["samples"] == 3
+    assert set(again.metadata["phases"]) == {"warmup", "select", "test"}
     assert len(again.trials("test")) == 3
     assert again.holds("controller/controller.json")
     assert (tmp_path / "again" / "report.html").is_file()
@@ -271,6 +271,6 @@ def test_the_configuration_file_and_the_flags_that_override_it(tmp_path):
     folder = tmp_path / "run"
     said = typed("train", file, "--run-dir", folder, "--seed", "3", *sets(*FEW_SETTINGS, *ENDLESS, "train.trials=2"))
     assert said.status == 0, said.err
-    config = RunStore.open(folder).facts["config"]
+    config = RunStore.open(folder).metadata["config"]
     assert (config["seed"], config["train"]["learner"], config["train"]["trials"]) == (3, "rloo", 2)
     assert f"next: chronostat validate {folder}" in said.out

@@ -18,11 +18,11 @@ from chronostat.control.observation import Observer
 from chronostat.control.reward import overshoot
 from chronostat.control.trainer import Trainer
 from chronostat.errors import MeasurementError
-from chronostat.execution import execute
+from chronostat.execution.execute import execute
+from chronostat.execution.trials import TrialRunner
 from chronostat.measure.generate import measure_generate
 from chronostat.records import Budget, Setting
-from chronostat.training import train
-from chronostat.trials import TrialRunner
+from chronostat.runs.training import train
 from chronostat.validation import validate
 from stand_ins.molmo_like import PROMPT_TOKENS, MolmoLike, molmo_batch
 from stand_ins.observing import delay, hook_counts
@@ -73,7 +73,7 @@ def test_a_setting_is_applied_to_the_execution_that_is_measured(stand_in):
 
 def make_trainer(stand_in, kept, metric="prefill_ms", full_ms=FULL_MS):
     config = stand_in.config("reward.mean=overshoot", "train.learner=rloo")
-    space = stand_in.material().space
+    space = stand_in.workload().space
     runner = TrialRunner(
         model=stand_in.model,
         processor=None,
@@ -194,8 +194,8 @@ def test_a_run_under_any_metric_from_end_to_end(stand_in, calls, metric, full_ms
         trained = len(calls)
         verdict = validate(session, controller)
     store = stand_in.store()
-    assert store.facts["metric"] == verdict.metric == controller.metric == metric
-    assert store.facts["full_ms"]["calibrate"] == controller.full_ms == full_ms
+    assert store.metadata["metric"] == verdict.metric == controller.metric == metric
+    assert store.metadata["full_ms"]["calibrate"] == controller.full_ms == full_ms
     for score in verdict.scores:
         assert score.budget_ms == pytest.approx(score.budget.fraction * full_ms)
         if score.policy == "full":
@@ -234,9 +234,9 @@ def test_or_switch_the_whole_run_to_totals(stand_in, unseen, metric):
     with stand_in.session(f"measure.latency_metric={metric}", "measure.on_unmeasured=total", *budgets) as session:
         verdict = validate(session, train(session))
     store = stand_in.store()
-    assert (store.facts["source"], store.facts["metric"]) == ("total_only", "total_ms")
+    assert (store.metadata["source"], store.metadata["metric"]) == ("total_only", "total_ms")
     assert (verdict.source, verdict.metric) == ("total_only", "total_ms")
-    assert store.facts["calibration"]["full_ms"] == 38
+    assert store.metadata["calibration"]["full_ms"] == 38
     for trial in store.trials():
         for execution in trial.executions:
             # vision 6 ms, then the blocks twice: in the prefill and in one decode step

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from chronostat.store import RunStore
+from chronostat.runs.store import RunStore
 from e2e.commands import TINY, refusal, sets, typed
 
 
@@ -55,7 +55,7 @@ def test_a_run_trains_and_is_judged_by_its_engine(tmp_path):
     run = tmp_path / "run"
     assert typed("train", "--run-dir", run, *sets(*TINY, "model.engine=graph", "model.device=cpu")).status == 0
     store = RunStore.open(run)
-    assert store.facts["conditions"]["engine"] == "graph"
+    assert store.metadata["conditions"]["engine"] == "graph"
     executions = [e for trial in store.trials("train") for e in trial.executions]
     assert executions
     assert all(execution.invalid is None for execution in executions)

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from chronostat.cli import app
+from chronostat.cli.app import app
 from e2e.commands import ENDLESS, sets, typed
 
 
@@ -34,6 +34,6 @@ def test_the_estimator_beside_measuring_once(tmp_path):
     assert (found["requests"], found["executions"]) == (5, 60)  # under six settings, each twice
     assert 0 < found["estimated"]["prefill_error"] < 1
     assert 0 <= found["measured_once"]["wrong_order"] <= 1
-    facts = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**facts, "source": "total_only"}))
+    metadata = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**metadata, "source": "total_only"}))
     assert said(run).exit_code == 7

@@ -7,8 +7,8 @@ import time
 import pytest
 from PIL import Image
 
-from chronostat.importance import RANKING
-from chronostat.store import RunStore
+from chronostat.runs.store import RunStore
+from chronostat.studies.block_ranking.importance import RANKING
 from e2e.commands import ended, executions, refusal, sets, started, typed
 
 CONFIG, DATA, MODEL, KNOB, UNLIKE, STORE = 2, 3, 4, 5, 7, 8
@@ -103,7 +103,7 @@ def test_rank_blocks_prints_what_to_paste(ranked_run):
     assert [kept["keep"] for kept in ranking["kept"]] == [6]
     store = RunStore.open(folder)
     # 2 samples under full and 8 single blocks, 2 under full and the set
-    assert executions(store, "rank") == store.facts["phases"]["rank"]["generate_calls"] == 2 * 9 + 2 * 2
+    assert executions(store, "rank") == store.metadata["phases"]["rank"]["generate_calls"] == 2 * 9 + 2 * 2
 
 
 @pytest.mark.slow

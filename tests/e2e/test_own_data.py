@@ -5,7 +5,7 @@ import json
 import pytest
 
 from chronostat.data.demo import DemoTask
-from chronostat.store import RunStore
+from chronostat.runs.store import RunStore
 from e2e.commands import ENDLESS, FEW_SETTINGS, executions, sets, typed
 
 COUNTS = {"train": 12, "validation": 9, "test": 9}

@@ -12,7 +12,7 @@ from time import sleep
 import pytest
 
 from chronostat.errors import StoreError
-from chronostat.store import RunStore
+from chronostat.runs.store import RunStore
 from e2e.commands import FEW_SETTINGS, TINY, ended, executions, refusal, run, sets, started, typed
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def test_ctrl_c_says_one_thing_and_keeps_what_was_measured(interrupted):
     assert 3 <= len(stored) < TRIALS
     assert [trial.index for trial in stored] == list(range(len(stored)))
     store = RunStore.open(cwd / "run")
-    phase = store.facts["phases"]["train"]
+    phase = store.metadata["phases"]["train"]
     assert phase["generate_calls"] == executions(store, "train")
     assert executed(said, "train") == phase["generate_calls"] + phase.get("unfinished_calls", 0)
     assert not store.holds("controller/controller.json")
@@ -83,7 +83,7 @@ def test_kill_9_loses_no_stored_trial(interrupted, killed):
     assert [trial.index for trial in stored] == list(range(len(stored)))
     assert len(stored) < TRIALS
     # nobody could count the calls of a process that was killed
-    assert "generate_calls" not in RunStore.open(cwd / "run").facts["phases"]["train"]
+    assert "generate_calls" not in RunStore.open(cwd / "run").metadata["phases"]["train"]
 
 
 @pytest.fixture(scope="module")
@@ -103,16 +103,16 @@ def test_a_resumed_run_ends_at_the_same_step_and_executes_nothing_twice(killed, 
     # those that were stored are learned from without being executed again
     assert executed(said, "train") == sum(len(trial.executions) for trial in trials[len(before) :])
     assert {step.index for step in store.steps()} == set(range(TRIALS))
-    assert "generate_calls" not in store.facts["phases"]["train"]
-    facts = json.loads((cwd / "run" / "controller" / "controller.json").read_text())
-    assert facts["controller"]["trials"] == TRIALS
+    assert "generate_calls" not in store.metadata["phases"]["train"]
+    metadata = json.loads((cwd / "run" / "controller" / "controller.json").read_text())
+    assert metadata["controller"]["trials"] == TRIALS
 
 
 def test_budgets_and_samples_do_not_change_when_a_run_goes_on(finished):
     """The whole draw of a step follows from the seed and its number, whoever makes it."""
     cwd, _ = finished
     store = RunStore.open(cwd / "run")
-    low, high = store.facts["budget_range"]
+    low, high = store.metadata["budget_range"]
     budgets = {trial.budget for trial in store.trials("train")}
     assert all(low - 1e-9 <= budget.fraction <= high + 1e-9 for budget in budgets)
     assert len({trial.sample_id for trial in store.trials("train")}) == TRIALS
@@ -124,7 +124,7 @@ def test_a_resumed_run_can_be_judged_and_shown(finished):
     assert said.status == 0, said.err
     assert "4 paired test samples" in said.out
     store = RunStore.open(cwd / "run")
-    phases = store.facts["phases"]
+    phases = store.metadata["phases"]
     assert phases["select"]["generate_calls"] == executions(store, "select")
     assert phases["test"]["generate_calls"] == executions(store, "test")
     page = (cwd / "run" / "report.html").read_text()
@@ -135,7 +135,7 @@ def test_two_processes_do_not_write_one_run(trained_run, tmp_path):
     folder = shutil.copytree(trained_run, tmp_path / "run")
     (folder / "controller" / "controller.json").unlink()  # as if it had not ended yet
     with RunStore.open(folder) as store:
-        store.update_facts(writer="this process")
+        store.update_metadata(writer="this process")
         message = refusal(run("train", "--resume", "run", cwd=tmp_path))
     assert message.startswith(f"another process (id {os.getpid()}) is writing to the run run; wait until it ends")
 
@@ -165,11 +165,11 @@ def test_the_main_job(tmp_path):
     assert (folder / "report.html").is_file()
     assert (folder / "report.svg").is_file()
     store = RunStore.open(folder)
-    phases = store.facts["phases"]
+    phases = store.metadata["phases"]
     assert list(phases) == ["warmup", "calibrate", "train", "select", "test"]
-    for phase, facts in phases.items():
-        assert facts["generate_calls"] == executions(store, phase) > 0
-        assert "unfinished_calls" not in facts
+    for phase, metadata in phases.items():
+        assert metadata["generate_calls"] == executions(store, phase) > 0
+        assert "unfinished_calls" not in metadata
     assert sum(executions(store, phase) for phase in phases) == executions(store, *phases)
     assert "4 paired test samples" in said.out
     assert "In every phase the stored executions equal the generate() calls" in (folder / "report.html").read_text()
@@ -189,7 +189,7 @@ def test_a_disk_that_is_full(tmp_path):
     assert message.startswith("cannot write run/checkpoint.safetensors: ")
     assert "free some space or choose another run directory" in message
     store = RunStore.open(tmp_path / "run")
-    assert executions(store, "calibrate") == store.facts["phases"]["calibrate"]["generate_calls"] > 0
+    assert executions(store, "calibrate") == store.metadata["phases"]["calibrate"]["generate_calls"] > 0
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.endswith(".tmp")]
     # with space it goes on
     assert typed("train", "--resume", tmp_path / "run").status == 0
@@ -213,8 +213,8 @@ def press_at(monkeypatch, module, call):
 @pytest.mark.parametrize(
     ("words", "module"),
     [
-        (("measure", "--repeats", "2000"), "chronostat.survey.arms"),
-        (("doctor", "--device", "cpu", "--seconds", "1000000"), "chronostat.doctor"),
+        (("measure", "--repeats", "2000"), "chronostat.studies.survey.arms"),
+        (("doctor", "--device", "cpu", "--seconds", "1000000"), "chronostat.studies.doctor"),
     ],
 )
 def test_ctrl_c_shows_and_writes_what_was_measured_until_then(tmp_path, monkeypatch, words, module):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from chronostat.models.load import BUNDLED, load_vlm
-from chronostat.store import RunStore
+from chronostat.runs.store import RunStore
 from e2e.commands import TINY, refusal, sets, typed
 
 NOTE = "the checkpoint's generation_config asks for do_sample = True, temperature = 30.0, top_k = 0; answers are greedy"
@@ -105,7 +105,7 @@ def test_train_and_validate(checkpoint, data, tmp_path, flags, decoding):
     assert said.status == 0, said.err
     assert said_once(said) == (not flags)
     store = RunStore.open(folder)
-    assert store.facts["conditions"]["decoding"] == decoding
+    assert store.metadata["conditions"]["decoding"] == decoding
     if not flags:
         return
     assert all(len(set(trial.draws)) == len(trial.draws) for trial in store.trials("train"))

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from chronostat.measure import disturbance
-from chronostat.measure.conditions import read_conditions
-from chronostat.measure.disturbance import reader_for
+from chronostat.execution.conditions import read_conditions
+from chronostat.machine import disturbance
+from chronostat.machine.disturbance import reader_for
+from chronostat.machine.gpu import gpu_of, other_processes, own_pids
 from chronostat.measure.generate import measure_generate
-from chronostat.measure.gpu import gpu_of, other_processes, own_pids
 from chronostat.models.load import load_vlm
 from e2e.commands import typed
 
@@ -32,12 +32,12 @@ def card(vlm):
 
 
 def test_the_card_tells_clocks_modes_and_memory(card):
-    facts = card.facts()
-    assert facts.driver != "unknown"
-    assert facts.max_sm_clock_mhz > 0
-    assert facts.memory_total_mib > facts.memory_used_mib > 0
-    assert 0 < facts.temperature_c < 110
-    assert facts.persistence in {True, False}
+    properties = card.properties()
+    assert properties.driver != "unknown"
+    assert properties.max_sm_clock_mhz > 0
+    assert properties.memory_total_mib > properties.memory_used_mib > 0
+    assert 0 < properties.temperature_c < 110
+    assert properties.persistence in {True, False}
 
 
 def test_the_state_is_told_before_and_after_a_call(card):
@@ -55,9 +55,9 @@ def test_this_process_is_no_other_process(card, vlm):
 
 def test_conditions_name_the_card(vlm, card):
     conditions = read_conditions(vlm.model)
-    assert conditions.gpu == card.facts().uuid
-    assert conditions.max_sm_clock_mhz == card.facts().max_sm_clock_mhz
-    assert conditions.power_limit_w == card.facts().power_limit_w > 0
+    assert conditions.gpu == card.properties().uuid
+    assert conditions.max_sm_clock_mhz == card.properties().max_sm_clock_mhz
+    assert conditions.power_limit_w == card.properties().power_limit_w > 0
 
 
 def test_a_measured_call_is_watched(vlm, demo_batch, monkeypatch):

@@ -8,8 +8,8 @@ from chronostat import measuring
 from chronostat.data.demo import DemoTask
 from chronostat.errors import MeasurementError
 from chronostat.measure.clock import CpuClock, CudaClock
-from chronostat.measure.compiled import graphs_compiled
 from chronostat.measure.generate import measure_generate
+from chronostat.models.compiled import graphs_compiled
 from chronostat.models.load import load_vlm
 from stand_ins.batches import batch_of
 

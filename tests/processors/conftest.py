@@ -9,7 +9,7 @@ from benchmarks.processors.families import FAMILIES
 from PIL import Image
 
 from chronostat.data.samples import Sample
-from chronostat.execution import SampleRequest
+from chronostat.execution.execute import SampleRequest
 
 _OF_THE_LIBRARY = [  # its own use of numpy, and arguments that it renamed
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, MllamaForConditionalGeneration, MllamaImageProcessor, MllamaProcessor
 
-from chronostat.execution import execute
+from chronostat.execution.execute import execute
 from chronostat.knobs import applied, find_knob
 from chronostat.models.prepare import prepare
 from chronostat.records import Setting

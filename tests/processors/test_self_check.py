@@ -4,13 +4,13 @@ import pytest
 
 from chronostat.data.quality import QUALITIES
 from chronostat.data.samples import Sample
-from chronostat.execution import execute
+from chronostat.execution.execute import execute
+from chronostat.execution.trials import TrialRunner
 from chronostat.knobs import find_space
 from chronostat.measure.clock import CpuClock
-from chronostat.models.state import weights_checksum
+from chronostat.models.weights import weights_checksum
 from chronostat.records import Setting
-from chronostat.selfcheck import prove_knobs
-from chronostat.trials import TrialRunner
+from chronostat.runs.knob_check import prove_knobs
 from processors.conftest import picture, request
 
 

@@ -15,14 +15,14 @@ import torch
 import chronostat.measure.call
 from chronostat.config import Config, load_config
 from chronostat.errors import DataError
-from chronostat.execution import BatchRequest
-from chronostat.material import BareModel, Material
+from chronostat.execution.execute import BatchRequest
+from chronostat.machine.disturbance import Facts, Watch
 from chronostat.measure.clock import FakeClock
-from chronostat.measure.disturbance import Facts, Watch
 from chronostat.models.anatomy import SkippedBlock
 from chronostat.records import Setting
-from chronostat.session import Session, begin_with, reopen_with
-from chronostat.store import RunStore
+from chronostat.runs.session import Session, begin_with, reopen_with
+from chronostat.runs.store import RunStore
+from chronostat.runs.workload import BareModel, Workload
 from stand_ins.molmo_like import PROMPT_TOKENS, MolmoLike, molmo_batch, molmo_like
 from stand_ins.observing import delay
 
@@ -97,8 +97,8 @@ class StandIn:
             delay(monkeypatch, self.clock, block, BLOCK_MS)
             _delay_by_experts(monkeypatch, self.clock, block.mlp)
 
-    def material(self, *overrides: str) -> Material:
-        return Material.of(self.config(*overrides), BareModel(model=self.model, name="molmo-like"), self.batches)
+    def workload(self, *overrides: str) -> Workload:
+        return Workload.of(self.config(*overrides), BareModel(model=self.model, name="molmo-like"), self.batches)
 
     def config(self, *overrides: str) -> Config:
         return load_config(None, [*SMALL, *overrides])
@@ -106,7 +106,7 @@ class StandIn:
     def session(self, *overrides: str, name: str = "run", progress=None):
         """A new run in ``folder / name``."""
         return begin_with(
-            self.material(*overrides),
+            self.workload(*overrides),
             run_dir=self.folder / name,
             command="chronostat train",
             clock=self.clock,
@@ -115,7 +115,7 @@ class StandIn:
 
     def reopened(self, *overrides: str, name: str = "run"):
         """The same run, as another process would go on with it."""
-        return reopen_with(self.material(*overrides), RunStore.open(self.folder / name), clock=self.clock)
+        return reopen_with(self.workload(*overrides), RunStore.open(self.folder / name), clock=self.clock)
 
     def store(self, name: str = "run") -> RunStore:
         return RunStore.open(self.folder / name)

@@ -79,4 +79,4 @@ class SimulatedClock(CudaClock):
     def host_ns(self) -> int:
         return round(self._gpu.host_ms * 1e6)
 
-    witness_ns = host_ns
+    cross_check_ns = host_ns

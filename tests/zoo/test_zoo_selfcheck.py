@@ -3,12 +3,12 @@
 import pytest
 
 from chronostat.errors import KnobError
-from chronostat.execution import BatchRequest
+from chronostat.execution.execute import BatchRequest
+from chronostat.execution.trials import TrialRunner
 from chronostat.knobs import find_space
 from chronostat.measure.clock import FakeClock
-from chronostat.models.state import weights_checksum
-from chronostat.selfcheck import prove_knobs, varying_knobs
-from chronostat.trials import TrialRunner
+from chronostat.models.weights import weights_checksum
+from chronostat.runs.knob_check import prove_knobs, varying_knobs
 from zoo.cases import MEASURED, NEW_TOKENS, architecture
 
 

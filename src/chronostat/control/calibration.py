@@ -7,9 +7,9 @@ import numpy as np
 
 from chronostat.control.failures import Failures
 from chronostat.errors import MeasurementError
+from chronostat.execution.trials import TrialInput, TrialRunner
 from chronostat.knobs.space import ActionSpace
 from chronostat.records import Budget, Execution, LatencyMetric, Setting, Source, Trial
-from chronostat.trials import Subject, TrialRunner
 
 BUDGETS_PER_KIND = 8
 
@@ -69,7 +69,7 @@ def check_source(probe: Execution, on_unmeasured: str) -> Source:
 def calibrate(
     runner: TrialRunner,
     space: ActionSpace,
-    subjects: Sequence[Subject],
+    trial_inputs: Sequence[TrialInput],
     metric: LatencyMetric,
     seconds: float,
     advance: Callable[[float, str], None] = lambda fraction, note: None,
@@ -81,7 +81,7 @@ def calibrate(
     Args:
         runner: executes them.
         space: the settings.
-        subjects: samples or ready batches.
+        trial_inputs: samples or ready batches.
         metric: the latency that counts.
         seconds: no sample begins after this time.
         advance: told the share that is done, and a note for people, after each sample.
@@ -92,13 +92,13 @@ def calibrate(
     start_s = runner.elapsed_s
     trials: list[Trial] = []
     failures = Failures(space)
-    for index, subject in enumerate(subjects):
-        trial = runner.run("calibrate", index, runner.request(subject), failures.legal_settings)
+    for index, trial_input in enumerate(trial_inputs):
+        trial = runner.run("calibrate", index, runner.request(trial_input), failures.legal_settings)
         failures.add(trial)
         trials.append(trial)
         used = (runner.elapsed_s - start_s) / seconds
         note = f"{len(trials)} samples under {len(failures.legal_settings)} settings"
-        advance(max(used, len(trials) / len(subjects)), note)
+        advance(max(used, len(trials) / len(trial_inputs)), note)
         if used >= 1:
             break
     full_ms = [e.latency_ms(metric) for e in _executions(trials, space.full) if e.timing is not None]

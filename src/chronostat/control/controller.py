@@ -22,21 +22,21 @@ from chronostat.control.learners.limits import TooTightError
 from chronostat.control.observation import Observer
 from chronostat.data.samples import Sample
 from chronostat.errors import BudgetError, ChronostatError, ModelError, StoreError, UnlikeConditions
-from chronostat.execution import Request, SampleRequest, execute
+from chronostat.execution.conditions import as_it_was, read_conditions
+from chronostat.execution.execute import Request, SampleRequest, execute
 from chronostat.files import disk_errors, write_whole
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import Clock, clock_for
-from chronostat.measure.conditions import as_it_was, read_conditions
 from chronostat.measure.generate import device_of
 from chronostat.models.load import fingerprint
 from chronostat.records import Budget, BudgetKind, Conditions, Execution, KnobValue, LatencyMetric, Number, Setting
 from chronostat.tensors import read_tensors, tensors_content
 
-FACTS = "controller.json"
+METADATA = "controller.json"
 FOLDER = "controller"  # in the directory of a run
 
 
-class ControllerFacts(BaseModel):
+class ControllerMetadata(BaseModel):
     """What ``controller.json`` says: whom a controller is for, how it was trained, how its budgets are read.
 
     Attributes:
@@ -77,7 +77,7 @@ class _Saved(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    controller: ControllerFacts
+    controller: ControllerMetadata
     observation_size: int
     policy_sha256: str
 
@@ -96,27 +96,27 @@ class Controller:
 
     learner: Learner
     observer: Observer
-    facts: ControllerFacts
+    metadata: ControllerMetadata
 
     @cached_property
     def space(self) -> ActionSpace:
         """The settings that it chooses among."""
-        return ActionSpace(self.facts.levels, self.facts.pruned)
+        return ActionSpace(self.metadata.levels, self.metadata.pruned)
 
     @property
     def metric(self) -> LatencyMetric:
         """The latency that its budgets limit."""
-        return self.facts.metric
+        return self.metadata.metric
 
     @property
     def full_ms(self) -> float:
         """Median of that latency at ``full`` when it was calibrated last."""
-        return self.facts.full_ms
+        return self.metadata.full_ms
 
     def recalibrated(self, full_ms: float, model: PreTrainedModel) -> "Controller":
         """The same policy on another day or machine: budgets in ms are read against ``full_ms``, measured there."""
-        now = {"full_ms": full_ms, "conditions": read_conditions(model, sample=self.facts.config.measure.sample)}
-        return replace(self, facts=self.facts.model_copy(update=now))
+        now = {"full_ms": full_ms, "conditions": read_conditions(model, sample=self.metadata.config.measure.sample)}
+        return replace(self, metadata=self.metadata.model_copy(update=now))
 
     def renewed(
         self, latency_means: Sequence[float], observations: Tensor, full_ms: float, model: PreTrainedModel
@@ -135,8 +135,8 @@ class Controller:
     def without(self, settings: Sequence[Setting]) -> "Controller":
         """The same policy, which never chooses some settings; changes its learner."""
         self.learner.take_out([self.space.index(setting) for setting in settings])
-        taken_out = tuple(dict.fromkeys([*self.facts.taken_out, *map(str, settings)]))
-        return replace(self, facts=self.facts.model_copy(update={"taken_out": taken_out}))
+        taken_out = tuple(dict.fromkeys([*self.metadata.taken_out, *map(str, settings)]))
+        return replace(self, metadata=self.metadata.model_copy(update={"taken_out": taken_out}))
 
     def choose(self, request: Request, budget: Budget, clock: Clock) -> Choice:
         """The setting for a request under a budget.
@@ -221,7 +221,7 @@ class Controller:
 
     def _require_decoding(self, *, sampled: bool) -> None:
         """Accept answers of the kind that it was trained on: quality and length of the others are not what it knows."""
-        if sampled == self.facts.config.measure.sample:
+        if sampled == self.metadata.config.measure.sample:
             return
         if sampled:
             raise UnlikeConditions(
@@ -248,8 +248,8 @@ class Controller:
         digest = _digest(content)
         policy = policy_path(folder, digest)
         write_whole(policy, content)
-        saved = _Saved(controller=self.facts, observation_size=self.observer.size, policy_sha256=digest)
-        write_whole(folder / FACTS, f"{saved.model_dump_json(indent=2)}\n".encode())
+        saved = _Saved(controller=self.metadata, observation_size=self.observer.size, policy_sha256=digest)
+        write_whole(folder / METADATA, f"{saved.model_dump_json(indent=2)}\n".encode())
         with disk_errors(folder):
             for earlier in {*folder.glob("policy-*.safetensors"), *folder.glob(".policy-*.tmp")} - {policy}:
                 earlier.unlink()
@@ -273,10 +273,10 @@ def load_controller(
         ModelError: it belongs to another model, or sees requests through another processor.
     """
     saved, tensors = _read(Path(folder))
-    facts, given = saved.controller, fingerprint(model)
-    if facts.model_fingerprint != given:
+    metadata, given = saved.controller, fingerprint(model)
+    if metadata.model_fingerprint != given:
         raise ModelError(
-            f"the controller in {folder} was trained for model {facts.model} ({facts.model_fingerprint}), "
+            f"the controller in {folder} was trained for model {metadata.model} ({metadata.model_fingerprint}), "
             f"not for {given}; train one for this model"
         )
     observer = Observer(model, processor)
@@ -286,15 +286,15 @@ def load_controller(
             f"chronostat {observer.size}; train it anew"
         )
     try:
-        learner = _restore(facts, observer.size, tensors)
+        learner = _restore(metadata, observer.size, tensors)
     except (ChronostatError, RuntimeError, KeyError) as error:  # unknown learner, or tensors of other names or shapes
         raise StoreError(f"cannot read the controller in {folder}: {error}; train it anew") from error
-    controller = Controller(learner=learner, observer=observer, facts=facts)
+    controller = Controller(learner=learner, observer=observer, metadata=metadata)
     if full_ms is not None:
         return controller.recalibrated(full_ms, model)
     try:
-        now = read_conditions(model, sample=facts.config.measure.sample)
-        as_it_was(facts.conditions, model).require_like(now)
+        now = read_conditions(model, sample=metadata.config.measure.sample)
+        as_it_was(metadata.conditions, model).require_comparable(now)
     except UnlikeConditions as error:
         raise UnlikeConditions(
             f"the controller in {folder} counts in milliseconds of other conditions ({error}); set the same ones, or "
@@ -304,9 +304,9 @@ def load_controller(
 
 
 def _read(folder: Path) -> tuple[_Saved, dict[str, Tensor]]:
-    path = folder / FACTS
+    path = folder / METADATA
     if not path.is_file():
-        raise StoreError(f"{folder} holds no controller ({FACTS} is missing); name the controller folder of a run")
+        raise StoreError(f"{folder} holds no controller ({METADATA} is missing); name the controller folder of a run")
     try:
         saved = _Saved.model_validate_json(path.read_bytes())
     except (OSError, ValidationError, ChronostatError) as error:
@@ -314,7 +314,7 @@ def _read(folder: Path) -> tuple[_Saved, dict[str, Tensor]]:
     policy = policy_path(folder, saved.policy_sha256)
     tensors, _ = read_tensors(policy)
     if _digest(policy.read_bytes()) != saved.policy_sha256:
-        raise StoreError(f"{policy} was changed: it is not what {FACTS} beside it names; put back the whole folder")
+        raise StoreError(f"{policy} was changed: it is not what {METADATA} beside it names; put back the whole folder")
     return saved, tensors
 
 
@@ -323,20 +323,20 @@ def policy_path(folder: Path, sha256: str) -> Path:
     return folder / f"policy-{sha256[:12]}.safetensors"
 
 
-def _restore(facts: ControllerFacts, observation_size: int, tensors: Mapping[str, Tensor]) -> Learner:
+def _restore(metadata: ControllerMetadata, observation_size: int, tensors: Mapping[str, Tensor]) -> Learner:
     """The learner, deciding as it did when it was saved.
 
     Raises:
         ConfigError: there is no such learner.
         RuntimeError: the tensors are not those of this learner; so does KeyError.
     """
-    learner = learner_by_name(facts.learner)(
-        space=ActionSpace(facts.levels, facts.pruned),
+    learner = learner_by_name(metadata.learner)(
+        space=ActionSpace(metadata.levels, metadata.pruned),
         observation_size=observation_size,
-        config=facts.config,
-        seed=facts.config.seed,
-        latency_means=facts.latency_means,
-        budgets=facts.budgets,
+        config=metadata.config,
+        seed=metadata.config.seed,
+        latency_means=metadata.latency_means,
+        budgets=metadata.budgets,
     )
     learner.load_policy_state(tensors)
     return learner

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from chronostat.errors import DataError, ModelError
-from chronostat.execution import BatchRequest, Request
+from chronostat.execution.execute import BatchRequest, Request
 from chronostat.models.prepare import image_token_id
 
 THUMBNAIL_PX = 8

@@ -12,10 +12,10 @@ from chronostat.control.failures import Failures
 from chronostat.control.learners.base import Learner, Outcome
 from chronostat.control.observation import Observer
 from chronostat.errors import StoreError
-from chronostat.execution import Request, identity
+from chronostat.execution.execute import Request, identity
+from chronostat.execution.trials import TrialInput, TrialRunner
 from chronostat.knobs.space import ActionSpace
 from chronostat.records import Budget, Execution, LatencyMetric, Setting, Step, Trial
-from chronostat.trials import Subject, TrialRunner
 
 
 @dataclass(kw_only=True)
@@ -56,13 +56,13 @@ class Trainer:
     executed_ms: float = 0.0
     _stored: dict[int, Trial] = field(default_factory=dict, init=False)
 
-    def step(self, subject: Subject) -> Step:
+    def step(self, trial_input: TrialInput) -> Step:
         """One training step on one sample; a trial that is already stored is learned from without executing."""
         index = self.next_step
         numbers = np.random.default_rng([self.seed, index])
         generator = torch.Generator().manual_seed(int(numbers.integers(2**62)))
         budget = self.budgets[numbers.integers(len(self.budgets))]
-        request = self.runner.request(subject)
+        request = self.runner.request(trial_input)
 
         start_ns = self.runner.clock.host_ns()
         observation = self.observer(request)

@@ -19,8 +19,8 @@ from chronostat.engine.programs import Decoder, Pool, Program, Step, captured
 from chronostat.engine.replaying import CannotCapture, Capturing, capturing_on
 from chronostat.engine.state import state_of
 from chronostat.errors import ConfigError, ModelError
+from chronostat.measure.recorder import restorer
 from chronostat.measure.replays import Replayed, is_seen_in_replays, replaying, seen_in_replays, tell
-from chronostat.measure.stages import restorer
 from chronostat.models.anatomy import anatomy_of, running_blocks
 
 _ROOM_STEP = 64  # rooms are a multiple of this long: few of them, and whole tiles for the attention's kernels
@@ -210,12 +210,13 @@ class Engine:
         return output
 
     def _program(self, call: _Call, cache: RoomCache, arguments: dict[str, Any], inputs: Inputs) -> Program:
-        length = inputs.tokens
-        cache.room.require(cache.written.tokens + length)
-        if not cache.written.tokens:
+        length, before = inputs.tokens, cache.written.tokens
+        assert isinstance(before, int), "the host counts the tokens of a call"
+        cache.room.require(before + length)
+        if not before:
             length = self._padded(cache.room, inputs)
             call.ran.prompt_tokens, call.ran.padded_tokens = inputs.tokens, length - inputs.tokens
-        key = (call.state, bool(cache.written.tokens), cache.room.length, length, inputs.signature())
+        key = (call.state, bool(before), cache.room.length, length, inputs.signature())
         program = self._pool.find(key)
         if program is None:
             decoder = Decoder(module=self._module, forward=self._forward, blocks=self._blocks)

@@ -12,8 +12,8 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from chronostat.engine.state import skipped_hook
 from chronostat.errors import ModelError
-from chronostat.measure.compiled import is_compiled
 from chronostat.models.anatomy import anatomy_of
+from chronostat.models.compiled import is_compiled
 
 _ONE_BY_ONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from chronostat.measure.replays import is_seen_in_replays
-from chronostat.models.state import Same
+from chronostat.models.weights import Same
 
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 _OF_TORCH = frozenset(vars(nn.Module())) - {"training"}

@@ -30,7 +30,7 @@ class Generative(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class CallArguments:
     """One call of ``generate()``.
 
     Attributes:
@@ -71,7 +71,7 @@ ONE_PATH = {GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE}
 
 def read_call(
     model: PreTrainedModel, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Asked:
+) -> CallArguments:
     """What ``function(*args, **kwargs)`` asks the model for.
 
     Raises:
@@ -94,7 +94,7 @@ def read_call(
         if name in vars(config):
             setattr(config, name, value)
     length: Callable[[], int] | None = getattr(named.get("past_key_values"), "get_seq_length", None)
-    return Asked(
+    return CallArguments(
         batch=named,
         config=config,
         mode=config.get_generation_mode(named.get("assistant_model")),

@@ -12,16 +12,23 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel
 
 from chronostat.errors import ExecutionError, MeasurementError, ModelError
-from chronostat.measure.arguments import Asked, check_answers, check_batch, main_input_of, read_call, with_criterion
+from chronostat.machine.disturbance import Watch
+from chronostat.machine.stabilise import collector_at_rest
+from chronostat.measure.arguments import (
+    CallArguments,
+    check_answers,
+    check_batch,
+    main_input_of,
+    read_call,
+    with_criterion,
+)
 from chronostat.measure.clock import Clock, TimeLimit, clock_for
-from chronostat.measure.compiled import graphs_compiled, require_hooks_fire
-from chronostat.measure.disturbance import Watch
+from chronostat.measure.cross_checks import HostClockCheck, StreamCheck, TimedMark, span_doubt
+from chronostat.measure.recorder import StageRecorder, TokenMarks
 from chronostat.measure.replays import fell_back
-from chronostat.measure.stages import StageRecorder, TokenMarks
-from chronostat.measure.steady import collector_at_rest
-from chronostat.measure.timing import Called, Waterfall, timing_of, waterfall_of
-from chronostat.measure.witness import HostWitness, StreamWitness, Taken, span_doubt
+from chronostat.measure.stages import CallOutcome, Waterfall, timing_of, waterfall_of
 from chronostat.models.anatomy import Anatomy, anatomy_of
+from chronostat.models.compiled import graphs_compiled, require_hooks_fire
 from chronostat.models.locate import config_of
 from chronostat.records import StageTiming
 
@@ -82,7 +89,7 @@ def call_measured(
     check_answers(asked.config)
     clock = clock or clock_for(device)
     _require_following(clock, device)
-    limit, streams, host = TimeLimit(clock, time_limit_s), StreamWitness(device, clock), HostWitness(clock)
+    limit, streams, host = TimeLimit(clock, time_limit_s), StreamCheck(device, clock), HostClockCheck(clock)
     anatomy = anatomy_of(model)
     recorder = StageRecorder(model, anatomy, clock, limit=limit, streams=streams, chunked=asked.chunked)
     args, kwargs = with_criterion(model, function, args, kwargs, recorder.tokens)
@@ -91,10 +98,10 @@ def call_measured(
         clock.synchronize()
         graphs = graphs_compiled()
         start_ns = host.start_ns()
-        entry = Taken.by(clock)
+        entry = TimedMark.by(clock)
         limit.start(start_ns)
         output = function(*args, **kwargs)
-        end = Taken.by(clock)
+        end = TimedMark.by(clock)
         clock.synchronize()
         waited_ms = clock.host_ms_since(end.after_ns)
         total_ms = host.total_ms()
@@ -105,7 +112,7 @@ def call_measured(
         sequences, asked, recorder.tokens, encoder_decoder=getattr(config_of(model), "is_encoder_decoder", False)
     )
     _require_work(recorder, output_ids)
-    call = Called(
+    call = CallOutcome(
         entry=entry.mark,
         total_ms=total_ms,
         new_tokens=len(output_ids),
@@ -219,7 +226,9 @@ def _sequences(output: Any, tokens: TokenMarks) -> Tensor:  # noqa: ANN401 - ids
     return tokens.sequence
 
 
-def _new_tokens(sequences: Tensor, asked: Asked, tokens: TokenMarks, *, encoder_decoder: bool) -> tuple[int, ...]:
+def _new_tokens(
+    sequences: Tensor, asked: CallArguments, tokens: TokenMarks, *, encoder_decoder: bool
+) -> tuple[int, ...]:
     if tokens.first_length and not asked.assisted:  # an assisted round may add several tokens at once
         start = tokens.first_length - 1
     elif encoder_decoder:
@@ -247,7 +256,7 @@ def _compiling(graphs: int) -> str | None:
     return f"torch compiled {graphs} graph(s) meanwhile, as a first call does: warm up" if graphs else None
 
 
-def _doubts(asked: Asked, recorder: StageRecorder, anatomy: Anatomy) -> Iterator[str]:
+def _doubts(asked: CallArguments, recorder: StageRecorder, anatomy: Anatomy) -> Iterator[str]:
     if asked.sees_image:
         yield from anatomy.doubts
     if asked.kept_tokens:

@@ -42,7 +42,7 @@ class Clock(ABC):
     def host_ns(self) -> int:
         """Monotonic host time in nanoseconds."""
 
-    def witness_ns(self) -> int:
+    def cross_check_ns(self) -> int:
         """Host time of a second clock, which nobody sets or slews: what ``host_ns`` is checked against."""
         return clock_gettime_ns(CLOCK_MONOTONIC_RAW)
 
@@ -133,7 +133,7 @@ class FakeClock(CpuClock):
         """The fake time."""
         return self._now_ns
 
-    def witness_ns(self) -> int:
+    def cross_check_ns(self) -> int:
         """The fake time: there is no other."""
         return self._now_ns
 

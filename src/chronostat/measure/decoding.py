@@ -9,14 +9,14 @@ import json
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from chronostat.errors import ConfigError, MeasurementError
-from chronostat.measure.arguments import Generative, effective_config
+from chronostat.measure.arguments import effective_config
 from chronostat.records import Setting
 
 # what a checkpoint can ask for beside the most probable token each time, with the value that does not ask for it
@@ -94,24 +94,24 @@ def decoding_of(model: PreTrainedModel, *, sample: bool, given: GenerationConfig
         ConfigError: it shall sample and has nothing to sample with, or ``given`` samples and there is no seed.
         MeasurementError: beams, assisted decoding or whatever else does not follow one path, token by token.
     """
-    own = effective_config(cast("Generative", model), None)
+    own = effective_config(model, None)
     asked = _departing(own, _SEARCH)
     neutral = {"num_return_sequences": 1} if sample else {name: _SEARCH[name] for name in asked}
     changes = {name: value for name, value in neutral.items() if name in asked and _open(given, name)}
     if sample:
-        wanted = effective_config(cast("Generative", model), given)
+        wanted = effective_config(model, given)
         changes |= {"do_sample": wanted.do_sample, **{name: _value(wanted, name) for name in _SAMPLING}}
     elif asked or _departing(own, _SAMPLING):
         changes |= {name: value for name, value in {**_SAMPLING, **_BEAMS}.items() if _open(given, name)}
     changes = {name: value for name, value in changes.items() if value is not None}
-    config = effective_config(cast("Generative", model), _with(changes, given))
+    config = effective_config(model, _with(changes, given))
     _require(config.get_generation_mode(), sample=sample)
     return Decoding(text=_text(config, sample=sample), changes=changes, note=_note(own, asked, sample=sample))
 
 
 def own_decoding(model: PreTrainedModel) -> str:
     """The text of the decoding that the checkpoint asks for by itself: what older versions took over."""
-    own = effective_config(cast("Generative", model), None)
+    own = effective_config(model, None)
     mode = own.get_generation_mode()
     return _text(own, sample=mode == GenerationMode.SAMPLE) if mode in _ONE_PATH.values() else mode.value
 

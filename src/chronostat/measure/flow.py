@@ -17,7 +17,7 @@ from torch import nn
 
 from chronostat.measure.arguments import IMAGE_KEYS
 from chronostat.measure.colours import Colour, Colours, tensors_in
-from chronostat.measure.stages import restorer
+from chronostat.measure.recorder import restorer
 from chronostat.models.anatomy import Anatomy, anatomy_of, remember, running_blocks
 from chronostat.models.locate import library_part, within
 

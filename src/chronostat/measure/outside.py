@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from torch import nn
 
-from chronostat.measure.compiled import is_compiled
 from chronostat.measure.replays import seen_in_replays
 from chronostat.models.anatomy import Anatomy
+from chronostat.models.compiled import is_compiled
 from chronostat.models.locate import library_part, within
 
 

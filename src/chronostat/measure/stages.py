@@ -1,391 +1,151 @@
-"""The stage recorder: sees the stages of one ``generate()`` from hooks, and takes everything down afterwards.
+"""From the marks of one ``generate()`` to its stages, or to the reason why there are none.
 
-Definitions: docs/definitions.md. Hooks only note moments; nothing is computed or synchronised while the model runs.
+Definitions: docs/definitions.md.
 """
 
-import functools
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from threading import get_ident
-from types import TracebackType
-from typing import Any, Self
 
-import torch
-from torch import nn
-from transformers import GenerationMixin, PreTrainedModel, StoppingCriteria
+from chronostat.measure.clock import Clock, Mark
+from chronostat.measure.recorder import BLOCKS, ENCODE, FORWARD, PROJECTOR, VISION, StageRecorder
+from chronostat.measure.spans import Interval, length, length_outside
+from chronostat.records import StageTiming
 
-from chronostat.measure.clock import Clock, Mark, TimeLimit
-from chronostat.measure.compiled import leaves_outside_graphs, require_hooks_fire
-from chronostat.measure.outside import OutsideHooks, outermost
-from chronostat.measure.replays import Replayed, listen, seen_in_replays
-from chronostat.measure.witness import StreamWitness
-from chronostat.models.anatomy import Anatomy, running_blocks
-from chronostat.models.locate import ancestors, module_of
-
-ENCODE, FORWARD, VISION, PROJECTOR, BLOCKS = (
-    "image encoding",
-    "prefill forward",
-    "vision",
-    "projector",
-    "decoder blocks",
-)
+TOLERANCE_MS = 0.1  # by which device and host may disagree
+TOLERANCE_SHARE = 1e-3  # of a long call: NTP slews the host's clock by up to 500 ppm, and a GPU's own runs free
 
 
-class TokenMarks(StoppingCriteria):
-    """Takes a mark for each new token: ``generate()`` asks once per token whether to stop; this never says so.
+@dataclass(frozen=True, kw_only=True)
+class CallOutcome:
+    """What one ``generate()`` call was, and what the clock says of it as a whole.
 
     Attributes:
-        marks: one for each token, or for each round of beams and assisted decoding.
-        sequence: what it was asked about last, shape [batch, tokens].
-        first_length: tokens of the sequence when it was first asked: the prompt as the loop sees it, and the first
-            new token. Some models shorten or drop the prompt before their language model generates.
+        entry: mark at the entry of ``generate()``.
+        total_ms: host time of the whole call.
+        new_tokens: length of the answer in tokens.
+        sees_image: whether the batch holds an image that has to be encoded.
+        one_path: False for beams and assisted decoding, where decode per token has no meaning.
+        doubts: what else speaks against the numbers.
     """
 
-    def __init__(self, clock: Clock, limit: TimeLimit, streams: StreamWitness, at_first: Callable[[], None]) -> None:
-        self._clock = clock
-        self._limit = limit
-        self._streams = streams
-        self._at_first = at_first
-        self._never = torch.zeros(0, dtype=torch.bool)
-        self.marks: list[Mark] = []
-        self.sequence: torch.Tensor | None = None
-        self.first_length = 0
-
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - the base class is annotated for tuples
-        self, input_ids: torch.Tensor, scores: object, **_: object
-    ) -> torch.Tensor:
-        """Shape [batch], all False."""
-        first = not self.marks
-        if first:
-            self.first_length = input_ids.shape[1]
-            self._at_first()  # before the mark: taking hooks out is part of neither prefill nor decode
-        self.marks.append(self._streams.mark() if first else self._clock.mark())
-        self.sequence = input_ids
-        self._limit.check()
-        if len(self._never) != len(input_ids):  # one tensor for all tokens: each new one is a kernel to launch
-            self._never = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        return self._never
+    entry: Mark
+    total_ms: float
+    new_tokens: int
+    sees_image: bool
+    one_path: bool
+    doubts: tuple[str, ...] = ()
 
 
-@dataclass
-class Span:
-    """The calls of one stage before the first token: finished ones, and the depth of the one that is open.
+@dataclass(frozen=True)
+class Waterfall:
+    """When everything happened that was seen, in milliseconds since the entry of ``generate()``.
 
     Attributes:
-        missed: some of the stage's work ran while no call of it was open.
-        elsewhere: some of the stage's work ran in another thread.
-        called: modules whose calls were seen, by identity.
+        spans_ms: of each stage its calls before the first token, as (start, end).
+        tokens_ms: the token marks.
     """
 
-    finished: list[tuple[Mark, Mark]] = field(default_factory=list[tuple[Mark, Mark]])
-    depth: int = 0
-    start: Mark | None = None
-    missed: bool = False
-    elsewhere: bool = False
-    called: set[int] = field(default_factory=set[int])
+    spans_ms: Mapping[str, tuple[Interval, ...]] = field(default_factory=dict[str, tuple[Interval, ...]])
+    tokens_ms: tuple[float, ...] = ()
 
 
-class StageRecorder:
-    """Context manager around one ``generate()`` call.
-
-    Only calls before the first token are recorded, and of nested calls of one stage only the outermost. At the first
-    token all hooks are taken out, before a compiled decode step could trace them.
-
-    Args:
-        model: the model whose ``generate`` will run.
-        anatomy: its parts.
-        clock: takes the marks.
-        limit: on the whole call; looked at in every hook and at every token.
-        streams: takes the marks at the end of each stage and at the first token.
-        chunked: whether the prefill runs in chunks, which ``generate()`` compiles where it compiles decode steps.
-
-    Attributes:
-        spans: calls by stage.
-        tokens: the criterion to pass to ``generate()``.
-        must_be_called: stages, and modules of theirs that have to be called for every image, by identity.
-        ran: some part of the model was seen to run.
-        outside: modules with weights that ran while no stage was open, by path.
-        compiled: ``generate()`` compiled the decode step.
-        replayed: the blocks of the prefill ran in a replay.
-        captured: why the next call will be faster, where something was captured in this one.
-
-    Raises:
-        ModelError: a part lies in a compiled module.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        anatomy: Anatomy,
-        clock: Clock,
-        *,
-        limit: TimeLimit,
-        streams: StreamWitness,
-        chunked: bool,
-    ) -> None:
-        entries = (*anatomy.vision, *anatomy.projector)
-        modules = [path if module_of(model, path)[1] is None else path.rpartition(".")[0] for path in entries]
-        require_hooks_fire(model, (*modules, *anatomy.encoders, *anatomy.blocks))
-        self._clock = clock
-        self._limit = limit
-        self._streams = streams
-        self._chunked = chunked
-        self._installed = ExitStack()
-        self._model: nn.Module | None = model
-        self._anatomy = anatomy
-        self._thread = get_ident()
-        self.spans: defaultdict[str, Span] = defaultdict(Span)
-        self.must_be_called: list[tuple[str, int]] = []
-        self.tokens = TokenMarks(clock, limit, streams, self._first_token)
-        self.outside: dict[str, None] = {}
-        self.ran = False
-        self.compiled = False
-        self._wrapped: dict[int, str] = {}
-        self._past_wrapped = False
-        self.replayed = False
-        self.captured: str | None = None
-
-    def __enter__(self) -> Self:
-        assert self._model is not None
-        with ExitStack() as undo_if_interrupted:
-            undo_if_interrupted.callback(self._installed.close)
-            self._install(self._model)
-            self._stop_listening = listen(self._model, self._note_replay)
-            undo_if_interrupted.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._installed.close()
-        self._stop_listening()
-        self._model = None
-
-    def _first_token(self) -> None:
-        if all(span.depth == 0 for span in self.spans.values()):  # else a module is going through its hooks now
-            self._installed.close()
-
-    def _install(self, model: nn.Module) -> None:
-        anatomy = self._anatomy
-        self._hook(model, model, FORWARD)
-        if _generates_on_its_own(model):
-            self._install_beside_own_generate(model)
-        self._install_around_parts(model)
-        blocks = running_blocks(model, anatomy)
-        self._hook(blocks[0], blocks[-1], BLOCKS)
-        self._notice_running(blocks[0])
-        for module in model.modules():
-            if isinstance(module, PreTrainedModel):
-                self._see_compiling(module)
-        self._wrap_encoding(model)
-        outside = OutsideHooks(alone=self._alone, begin=lambda: self._open(ENCODE), end=lambda: self._close(ENCODE))
-        self.outside = outside.seen
-        for remove in outside.install(model, anatomy):
-            self._installed.callback(remove)
-
-    def _install_around_parts(self, model: nn.Module) -> None:
-        for stage in (VISION, PROJECTOR, ENCODE):
-            for path in self._paths(stage):
-                module, method = module_of(model, path)
-                if method is None:
-                    self._hook(module, module, stage)
-                else:
-                    self._wrap(module, method, stage)
-                if stage != ENCODE:  # a text encoder may share its embedding with the decoder
-                    self._watch(module, stage)
-        for path in self._anatomy.vision:
-            tower, _ = module_of(model, path)
-            if _is_image_tokenizer(tower):  # used through this method, never through its forward
-                self._wrap(tower, "encode", VISION)
-
-    def _wrap_encoding(self, model: nn.Module) -> None:
-        """Methods that encode images before the first forward, where ``generate()`` leads to them.
-
-        Of each module whose class has ``get_image_features``: an object that only passes attributes on has none, and
-        is never asked. And what a call that was followed has shown.
-        """
-        entries = {f"{path}.get_image_features".lstrip("."): module for path, module in model.named_modules()}
-        for entry, module in entries.items():
-            if hasattr(type(module), "get_image_features"):
-                self._wrapped[id(module)] = entry
-                self._wrap(module, "get_image_features", ENCODE)
-        for entry in self._anatomy.encode:
-            module, method = module_of(model, entry)
-            if method is not None and entries.get(entry) is not module:
-                self._wrapped[id(module)] = entry
-                self._wrap(module, method, ENCODE)
-
-    def _install_beside_own_generate(self, model: nn.Module) -> None:
-        """Some models encode image and text there, and leave the rest to the ``generate()`` of a model inside them.
-
-        Then the outer forward is never called.
-        """
-        for path in ancestors(self._anatomy.block_list):
-            around_blocks = model.get_submodule(path)
-            if around_blocks is not model and isinstance(around_blocks, GenerationMixin):
-                self._hook(around_blocks, around_blocks, FORWARD)
-
-    def _alone(self) -> bool:
-        """Whether no stage is open before the first token."""
-        return not self.tokens.marks and all(span.depth == 0 for span in self.spans.values())
-
-    def _hook(self, first: nn.Module, last: nn.Module, stage: str) -> None:
-        """Record from the entry of ``first`` to the exit of ``last``, also when the model raises."""
-        identity = id(first)
-
-        def enter(*_: object) -> None:
-            self._open(stage, identity)
-
-        def leave(*_: object) -> None:
-            self._close(stage)
-
-        if stage == BLOCKS:  # a replay tells of them
-            enter, leave = seen_in_replays(enter), seen_in_replays(leave)
-        before = first.register_forward_pre_hook(enter, prepend=True)
-        self._installed.callback(before.remove)
-        after = last.register_forward_hook(leave, always_call=True)
-        self._installed.callback(after.remove)
-
-    def _watch(self, module: nn.Module, stage: str) -> None:
-        """Notice when the inside of ``module`` runs although no call of its stage is open.
-
-        Hooks do not fire where a model calls ``module.forward()`` or a method of its own; those inside still do. With
-        nothing inside, the module has to be called for every image.
-        """
-        inside = next(leaves_outside_graphs(module), None)
-        if inside is None:
-            self.must_be_called.append((stage, id(module)))
-            return
-
-        def notice(*_: object) -> None:
-            span = self.spans[stage]
-            span.missed |= span.depth == 0 and not self.tokens.marks
-            span.elsewhere |= get_ident() != self._thread
-            self.ran = True
-
-        self._installed.callback(inside.register_forward_pre_hook(notice).remove)
-
-    def _notice_running(self, block: nn.Module) -> None:
-        """See that the model runs, also where it calls ``block.forward()``."""
-        inside = next(leaves_outside_graphs(block), None)
-        if inside is None:
-            return
-
-        @seen_in_replays
-        def notice(*_: object) -> None:
-            self.ran = True
-
-        self._installed.callback(inside.register_forward_pre_hook(notice).remove)
-
-    def _note_replay(self, replayed: Replayed) -> None:
-        """The blocks ran in a replay: where no hook of theirs fired, it brings their marks."""
-        self.ran = True
-        self.captured = self.captured or replayed.captured
-        if self.tokens.marks:
-            return
-        self.replayed = True
-        if replayed.blocks is not None:
-            self.spans[BLOCKS].finished.append(replayed.blocks)
-
-    def _see_compiling(self, module: PreTrainedModel) -> None:
-        """Notice that ``generate()`` compiles its decode step; a prefill in chunks it compiles as well."""
-        original = module.get_compiled_call
-
-        @seen_in_replays
-        @functools.wraps(original)
-        def seen(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passes through
-            self.compiled = True
-            if self._chunked:
-                self._installed.close()
-            return original(*args, **kwargs)
-
-        self._installed.callback(restorer(module, "get_compiled_call"))
-        module.get_compiled_call = seen
-
-    def _wrap(self, owner: nn.Module, name: str, stage: str) -> None:
-        """Record the calls of a method."""
-        original: Callable[..., Any] = getattr(owner, name)
-        identity = id(owner)
-
-        @functools.wraps(original)  # generate() reads the signature
-        def recorded(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passes through whatever the method takes
-            self._open(stage, identity)
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self._close(stage)
-
-        self._installed.callback(restorer(owner, name))
-        setattr(owner, name, recorded)
-
-    def _open(self, stage: str, caller: int | None = None) -> None:
-        self._limit.check()
-        self.ran = True
-        if self.tokens.marks:
-            return
-        span = self.spans[stage]
-        span.elsewhere |= get_ident() != self._thread
-        if caller is not None:
-            span.called.add(caller)
-        if stage in {VISION, PROJECTOR}:
-            self._past_wrapped |= not any(
-                self.spans[around].depth for around in (ENCODE, FORWARD) if around in self.spans
-            )
-        if span.depth == 0:
-            span.start = self._clock.mark()
-        span.depth += 1
-
-    def _close(self, stage: str) -> None:
-        span = self.spans[stage]
-        if self.tokens.marks or span.depth == 0:
-            return
-        span.depth -= 1
-        if span.depth == 0 and span.start is not None:
-            # of each stage: after the next wait of the host no stream shows which one a mark was on
-            span.finished.append((span.start, self._streams.mark()))
-
-    def _paths(self, stage: str) -> tuple[str, ...]:
-        """Where the modules of a stage are that may run anywhere before the first token."""
-        anatomy = self._anatomy
-        return {VISION: anatomy.vision, PROJECTOR: anatomy.projector, ENCODE: anatomy.encoders}[stage]
-
-    def _called(self, stage: str) -> set[int]:
-        return self.spans[stage].called if stage in self.spans else set()
-
-    def doubts(self) -> Iterator[str]:
-        """What ran where no stage was open; where the forward itself was not seen, that is the reason."""
-        outside = outermost(self.outside)
-        if outside and FORWARD in self.spans:
-            yield (
-                f"{', '.join(outside)} ran before the first token outside every stage; name what carries the image to "
-                f'the language model, as model.layout.projector = "{outside[0]}" or with --layout'
-            )
-        if self._past_wrapped and self._wrapped and not self._wrapped.keys() & self._called(ENCODE):
-            yield (
-                f"the image was encoded, but {', '.join(self._wrapped.values())} was not called: something takes the "
-                "place of the model; measure the model that generates itself"
-            )
-
-    @property
-    def with_parts(self) -> tuple[str, ...]:
-        """The stages, beside the forward and its blocks, that this model has modules for."""
-        return tuple(stage for stage in (ENCODE, VISION, PROJECTOR) if self._paths(stage))
-
-
-def restorer(owner: object, name: str) -> Callable[[], None]:
-    """What undoes a later ``setattr(owner, name, ...)`` on the object itself."""
-    own = vars(owner)
-    return (
-        functools.partial(setattr, owner, name, own[name]) if name in own else functools.partial(delattr, owner, name)
+def waterfall_of(recorder: StageRecorder, clock: Clock, entry: Mark) -> Waterfall:
+    """Read the marks, after the synchronize."""
+    return Waterfall(
+        spans_ms={
+            stage: tuple((clock.between_ms(entry, start), clock.between_ms(entry, end)) for start, end in span.finished)
+            for stage, span in recorder.spans.items()
+        },
+        tokens_ms=tuple(clock.between_ms(entry, mark) for mark in recorder.tokens.marks),
     )
 
 
-def _generates_on_its_own(model: nn.Module) -> bool:
-    definer = next((kind for kind in type(model).__mro__ if "generate" in vars(kind)), None)
-    return definer is not GenerationMixin
+def timing_of(recorder: StageRecorder, seen: Waterfall, call: CallOutcome) -> StageTiming:
+    """The stages of the call.
+
+    Returns:
+        Source ``measured``, or ``total_only`` where a stage that must have run was not seen as often as it ran, or
+        where the numbers contradict each other.
+    """
+    marks = seen.tokens_ms
+    steps = len(marks) - 1 if not call.one_path and marks else max(call.new_tokens - 1, 0)
+    unseen = _unseen(recorder, call)
+    timing = None if unseen else _stages(seen, call, steps)
+    reasons = [*call.doubts, *([f"not seen: {', '.join(unseen)}"] if unseen else [])]
+    if timing is not None:
+        reasons += _contradictions(seen, timing)
+    if timing is None or reasons:
+        return StageTiming(
+            source="total_only",
+            total_ms=call.total_ms,
+            new_tokens=call.new_tokens,
+            decode_steps=steps,
+            unseen="; ".join(reasons),
+        )
+    return timing
 
 
-def _is_image_tokenizer(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "quantize", None), nn.Module) and hasattr(module, "encode")
+def _stages(seen: Waterfall, call: CallOutcome, steps: int) -> StageTiming:
+    vision, projector, blocks = (list(seen.spans_ms.get(stage, ())) for stage in (VISION, PROJECTOR, BLOCKS))
+    prefill = [*seen.spans_ms.get(ENCODE, ()), *seen.spans_ms.get(FORWARD, ()), *vision, *projector]
+    prefill_ms, decode_ms = length(prefill), seen.tokens_ms[-1] - seen.tokens_ms[0]
+    return StageTiming(
+        source="measured",
+        total_ms=call.total_ms,
+        new_tokens=call.new_tokens,
+        decode_steps=steps,
+        ttft_ms=seen.tokens_ms[0],
+        prefill_ms=prefill_ms,
+        vision_ms=length_outside(vision, projector) if vision else None,
+        projector_ms=length(projector) if projector else None,
+        llm_prefill_ms=length(blocks),
+        prefill_rest_ms=length_outside(prefill, [*vision, *projector, *blocks]),
+        decode_ms=decode_ms if steps else None,
+        decode_ms_per_token=decode_ms / steps if steps and call.one_path else None,
+        other_ms=call.total_ms - prefill_ms - decode_ms,
+    )
+
+
+def _unseen(recorder: StageRecorder, call: CallOutcome) -> list[str]:
+    """What must have happened and was not seen as often as it did."""
+    spans, with_parts = recorder.spans, recorder.with_parts
+    must_run = [FORWARD, BLOCKS, *(stage for stage in with_parts if call.sees_image or stage == ENCODE)]
+    reasons = [stage for stage, span in spans.items() if span.missed or span.depth > 0]
+    if call.sees_image and not with_parts:
+        why = "found neither a vision tower nor a projector; name them with model.layout or --layout"
+        reasons.append(f"{VISION} ({why})")
+    reasons += [stage for stage in must_run if not spans[stage].finished and stage not in reasons]
+    silent = {stage for stage, module in recorder.must_be_called if module not in spans[stage].called}
+    reasons += sorted(silent.difference(reasons)) if call.sees_image else []
+    reasons += [f"{stage}, which ran in another thread" for stage, span in spans.items() if span.elsewhere]
+    passes, forwards = len(spans[BLOCKS].finished), len(spans[FORWARD].finished)
+    if 0 < passes < forwards:
+        reasons.append(f"{BLOCKS} in {forwards - passes} of {forwards} forwards")
+    marks = len(recorder.tokens.marks)
+    if not marks or (call.one_path and marks != call.new_tokens):
+        reasons.append(f"{marks} token marks for {call.new_tokens} tokens")
+    return reasons
+
+
+def _contradictions(seen: Waterfall, timing: StageTiming) -> list[str]:
+    """Where the numbers cannot all be true: a stage that ends before it starts, or parts longer than the whole."""
+    first, last = seen.tokens_ms[0], seen.tokens_ms[-1]
+    tolerance_ms = max(TOLERANCE_MS, TOLERANCE_SHARE * timing.total_ms)
+    reasons = [
+        f"{stage} lies from {start:.3f} to {end:.3f} ms, the first token at {first:.3f} ms"
+        for stage, spans in seen.spans_ms.items()
+        for start, end in spans
+        if not -TOLERANCE_MS <= start <= end <= first + TOLERANCE_MS
+    ]
+    if any(later < earlier for earlier, later in zip(seen.tokens_ms, seen.tokens_ms[1:], strict=False)):
+        reasons.append("the token marks are not in the order of the tokens")
+    outside_ms = length_outside(seen.spans_ms[BLOCKS], seen.spans_ms[FORWARD])
+    if outside_ms > TOLERANCE_MS:
+        reasons.append(f"the {BLOCKS} ran {outside_ms:.3f} ms outside the {FORWARD}")
+    if last > timing.total_ms + tolerance_ms:
+        reasons.append(f"the last token lies {last:.3f} ms after the entry, the return {timing.total_ms:.3f} ms")
+    if timing.other_ms is not None and timing.other_ms < -tolerance_ms:
+        reasons.append(
+            f"the stages take {timing.total_ms - timing.other_ms:.3f} ms together, the whole call {timing.total_ms:.3f}"
+        )
+    return [f"the stages contradict each other: {reason}" for reason in reasons]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from chronostat.measure.stages import restorer
+from chronostat.measure.recorder import restorer
 from chronostat.models.anatomy import SkippedBlock, anatomy_of, running_blocks
 from chronostat.models.locate import module_of
 from chronostat.models.prepare import count_image_tokens

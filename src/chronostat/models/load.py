@@ -92,8 +92,8 @@ def load_vlm(
         where = "" if Path(source).exists() else f"there is no directory {source} here, and as a hub model: "
         option = "\non the command line: --trust-remote-code" if "trust_remote_code=True" in str(error) else ""
         raise ModelError(f"cannot load {source} as an image-text-to-text model: {where}{error}{option}") from error
-    model, facts = loaded
-    _check_complete(source, facts["missing_keys"])
+    model, metadata = loaded
+    _check_complete(source, metadata["missing_keys"])
     model = model.to(place).eval()  # pyright: ignore[reportArgumentType] - a decorated method of the library
     anatomy_of(model, layout)
     return Vlm(model=model, processor=processor, name=_name(source), fingerprint=fingerprint(model))

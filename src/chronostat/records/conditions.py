@@ -99,7 +99,7 @@ class Conditions:
         texts = {name: f"{name}: {mine[name]} != {theirs[name]}" for name in unequal}
         return [texts[n] for n in unequal if n not in _ONLY_TOLD], [texts[n] for n in unequal if n in _ONLY_TOLD]
 
-    def require_like(self, other: "Conditions") -> None:
+    def require_comparable(self, other: "Conditions") -> None:
         """Accept conditions under which latencies can be compared.
 
         Raises:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from chronostat.records import Estimate, LatencyMetric, Setting, Source, knob_value
-from chronostat.store import NoiseFloor
+from chronostat.runs.store import NoiseFloor
 
 ABSENT = "not recorded"
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from chronostat.compare.sequential import is_look
 from chronostat.control.controller import FOLDER, Controller
 from chronostat.errors import ConfigError, MeasurementError, UnlikeConditions
-from chronostat.execution import Request, identity
-from chronostat.measure.sequential import is_look
+from chronostat.execution.execute import Request, identity
 from chronostat.records import Budget, Decision, Setting
-from chronostat.session import Session
-from chronostat.store import Validation
-from chronostat.store.run import VALIDATION
+from chronostat.runs.session import Session
+from chronostat.runs.store import Validation
+from chronostat.runs.store.run import VALIDATION
 from chronostat.validation.policies import Measurements
 from chronostat.validation.selection import Selection, select_rivals
 from chronostat.validation.summary import Judged, compared, summary
@@ -38,16 +38,16 @@ def validate(session: Session, controller: Controller) -> Validation:
     """
     budgets = judged_budgets(session)
     _check(session, controller, budgets)
-    if session.runner.drift is None and "calibration" in session.store.facts:
-        session.follow_drift(session.store.facts["calibration"]["full_ms"])
+    if session.runner.drift is None and "calibration" in session.store.metadata:
+        session.follow_drift(session.store.metadata["calibration"]["full_ms"])
     selection = select_rivals(
         session,
         budgets,
         lambda request: controller.choose(request, budgets[0], session.clock).controller_ms,
-        [Setting.parse(text) for text in controller.facts.taken_out],
+        [Setting.parse(text) for text in controller.metadata.taken_out],
     )
     renewed = controller.without(selection.taken_out).renewed(
-        selection.latency_means, session.unseen_observations(), selection.full_ms, session.material.vlm.model
+        selection.latency_means, session.unseen_observations(), selection.full_ms, session.workload.vlm.model
     )
     _check(session, renewed, budgets)  # as long as the controller of the training is still there
     renewed.save(session.store.folder / FOLDER)

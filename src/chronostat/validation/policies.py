@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from chronostat.compare.reasons import that_count
+from chronostat.compare.statistics import PairedBootstrap, weighted_quantile
 from chronostat.knobs.space import ActionSpace
-from chronostat.measure.reasons import that_count
-from chronostat.measure.statistics import PairedBootstrap, weighted_quantile
 from chronostat.records import DEADLINE_SHARE, Budget, LatencyMetric, PolicyScore, Trial
 
 Floats = NDArray[np.float64]

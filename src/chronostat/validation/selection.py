@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from chronostat.compare.reasons import that_count
 from chronostat.control.failures import IN_A_ROW, Failures
 from chronostat.errors import MeasurementError
-from chronostat.execution import Request
-from chronostat.measure.reasons import that_count
+from chronostat.execution.execute import Request
 from chronostat.records import Budget, Setting
-from chronostat.session import Session
+from chronostat.runs.session import Session
 from chronostat.validation.policies import Flags, Floats, Measurements, Mix, Pool, best_fixed, best_mix
 
 FINALISTS = 3  # settings per budget that stay in the race

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chronostat.measure.reasons import kind_of
-from chronostat.measure.statistics import PairedBootstrap, dependence_p_value
+from chronostat.compare.reasons import kind_of
+from chronostat.compare.statistics import PairedBootstrap, dependence_p_value
 from chronostat.records import Budget, Execution, PolicyScore
-from chronostat.session import Session
-from chronostat.store import (
+from chronostat.runs.session import Session
+from chronostat.runs.store import (
     Counted,
     FixedScore,
     KindScore,
@@ -64,7 +64,7 @@ def summary(session: Session, selection: Selection, judged: Judged, verdicts: Ve
         verdicts: after the last look.
         ended: why judging ended, in words.
     """
-    counts = session.store.facts["phases"]
+    counts = session.store.metadata["phases"]
     phases = [counts[phase] for phase in ("select", "test")]
     trials = [trial for phase in ("select", "test") for trial in session.store.trials(phase)]
     called = sum(execution.called for trial in trials for execution in trial.executions)

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from chronostat.measure.judging import verdict_of
-from chronostat.measure.reasons import kind_of
-from chronostat.measure.sequential import (
+from chronostat.compare.judging import verdict_of
+from chronostat.compare.reasons import kind_of
+from chronostat.compare.sequential import (
     FIRST_LOOK_AT_SAMPLES,
     bounded_mean_interval,
     is_look,
@@ -19,9 +19,9 @@ from chronostat.measure.sequential import (
     sample_interval,
     shows_something,
 )
-from chronostat.measure.statistics import PairedBootstrap
+from chronostat.compare.statistics import PairedBootstrap
 from chronostat.records import Budget, Comparison, Estimate, LatencyMetric, Verdict
-from chronostat.store.validation import AccuracyVerdict
+from chronostat.runs.store.validation import AccuracyVerdict
 from chronostat.validation.policies import Floats, Played
 
 ALPHA = 0.05  # of each verdict
@@ -91,7 +91,7 @@ class Verdicts:
 
     With ``fixed`` there is one look, at the end: a bootstrap interval of the gain, and Wilcoxon's interval of the
     typical latency ratio. With ``decided`` there may be any number: the intervals hold however often one looks
-    (``chronostat.measure.sequential``), and are wider for it.
+    (``chronostat.compare.sequential``), and are wider for it.
 
     Attributes:
         metric: the latency that is compared.

@@ -14,7 +14,7 @@ import numpy as np
 from chronostat.data.demo.scenes import SHAPE_RADII_PX, Scene, Shape
 
 
-class Asked(NamedTuple):
+class CallArguments(NamedTuple):
     """What a question is about: the words for its blanks, and the answer."""
 
     words: dict[str, str]
@@ -46,7 +46,7 @@ class Kind:
     share: float
     wordings: tuple[str, str, str]
     unseen_wording: str
-    ask: Callable[[np.random.Generator, Scene], Asked]
+    ask: Callable[[np.random.Generator, Scene], CallArguments]
 
     def draw(self, rng: np.random.Generator, scene: Scene, *, unseen: bool = False) -> Question:
         """One question about the scene in one of the wordings, or in the one that training never draws."""
@@ -67,74 +67,74 @@ def _worth_of_size(scene: Scene, size: str) -> int:
     return _worth(shape for shape in scene.shapes if shape.size == size)
 
 
-def _background(_: np.random.Generator, scene: Scene) -> Asked:
-    return Asked({}, scene.background)
+def _background(_: np.random.Generator, scene: Scene) -> CallArguments:
+    return CallArguments({}, scene.background)
 
 
-def _count(_: np.random.Generator, scene: Scene) -> Asked:
-    return Asked({}, str(len(scene.shapes)))
+def _count(_: np.random.Generator, scene: Scene) -> CallArguments:
+    return CallArguments({}, str(len(scene.shapes)))
 
 
-def _size(rng: np.random.Generator, scene: Scene) -> Asked:
+def _size(rng: np.random.Generator, scene: Scene) -> CallArguments:
     shape = _a_shape(rng, scene)
-    return Asked({"colour": shape.colour}, shape.size)
+    return CallArguments({"colour": shape.colour}, shape.size)
 
 
-def _colour(rng: np.random.Generator, scene: Scene) -> Asked:
+def _colour(rng: np.random.Generator, scene: Scene) -> CallArguments:
     shape = _a_shape(rng, scene)
-    return Asked({"shape": shape.name}, shape.colour)
+    return CallArguments({"shape": shape.name}, shape.colour)
 
 
-def _points(rng: np.random.Generator, scene: Scene) -> Asked:
+def _points(rng: np.random.Generator, scene: Scene) -> CallArguments:
     shape = _a_shape(rng, scene)
-    return Asked({"shape": shape.name}, str(shape.points))
+    return CallArguments({"shape": shape.name}, str(shape.points))
 
 
-def _digit(rng: np.random.Generator, scene: Scene) -> Asked:
+def _digit(rng: np.random.Generator, scene: Scene) -> CallArguments:
     digit = scene.digits[int(rng.integers(len(scene.digits)))]
-    return Asked({"colour": digit.colour}, str(digit.value))
+    return CallArguments({"colour": digit.colour}, str(digit.value))
 
 
-def _read(_: np.random.Generator, scene: Scene) -> Asked:
-    return Asked({}, "".join(str(digit.value) for digit in scene.digits))
+def _read(_: np.random.Generator, scene: Scene) -> CallArguments:
+    return CallArguments({}, "".join(str(digit.value) for digit in scene.digits))
 
 
-def _hop(rng: np.random.Generator, scene: Scene) -> Asked:
+def _hop(rng: np.random.Generator, scene: Scene) -> CallArguments:
     by_colour = {digit.colour: digit for digit in scene.digits}
     matching = [shape for shape in scene.shapes if shape.colour in by_colour]
     shape = matching[int(rng.integers(len(matching)))]
-    return Asked({"shape": shape.name}, str(by_colour[shape.colour].value))
+    return CallArguments({"shape": shape.name}, str(by_colour[shape.colour].value))
 
 
-def _order(_: np.random.Generator, scene: Scene) -> Asked:
-    return Asked({}, "".join(str(points) for points in sorted(shape.points for shape in scene.shapes)))
+def _order(_: np.random.Generator, scene: Scene) -> CallArguments:
+    return CallArguments({}, "".join(str(points) for points in sorted(shape.points for shape in scene.shapes)))
 
 
-def _all_worth(_: np.random.Generator, scene: Scene) -> Asked:
-    return Asked({}, str(_worth(scene.shapes)))
+def _all_worth(_: np.random.Generator, scene: Scene) -> CallArguments:
+    return CallArguments({}, str(_worth(scene.shapes)))
 
 
-def _part_worth(rng: np.random.Generator, scene: Scene) -> Asked:
+def _part_worth(rng: np.random.Generator, scene: Scene) -> CallArguments:
     size = str(rng.choice(list(SHAPE_RADII_PX)))
-    return Asked({"size": size}, str(_worth_of_size(scene, size)))
+    return CallArguments({"size": size}, str(_worth_of_size(scene, size)))
 
 
-def _compare(_: np.random.Generator, scene: Scene) -> Asked:
+def _compare(_: np.random.Generator, scene: Scene) -> CallArguments:
     big, small = (_worth_of_size(scene, size) for size in ("big", "small"))
-    return Asked({}, "same" if big == small else "big" if big > small else "small")
+    return CallArguments({}, "same" if big == small else "big" if big > small else "small")
 
 
-def _gap(_: np.random.Generator, scene: Scene) -> Asked:
-    return Asked({}, str(abs(_worth_of_size(scene, "big") - _worth_of_size(scene, "small"))))
+def _gap(_: np.random.Generator, scene: Scene) -> CallArguments:
+    return CallArguments({}, str(abs(_worth_of_size(scene, "big") - _worth_of_size(scene, "small"))))
 
 
-def _sum(rng: np.random.Generator, scene: Scene) -> Asked:
+def _sum(rng: np.random.Generator, scene: Scene) -> CallArguments:
     one, other = (scene.digits[int(i)] for i in rng.permutation(len(scene.digits))[:2])
-    return Asked({"one": one.colour, "other": other.colour}, str(one.value + other.value))
+    return CallArguments({"one": one.colour, "other": other.colour}, str(one.value + other.value))
 
 
-def _total(_: np.random.Generator, scene: Scene) -> Asked:
-    return Asked({}, str(sum(digit.value for digit in scene.digits)))
+def _total(_: np.random.Generator, scene: Scene) -> CallArguments:
+    return CallArguments({}, str(sum(digit.value for digit in scene.digits)))
 
 
 KINDS: dict[str, Kind] = {

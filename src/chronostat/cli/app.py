@@ -1,0 +1,51 @@
+"""The command line: the list of verbs.
+
+A verb's own file says how it is typed and imports no torch, so that ``--help`` and mistakes answer at once; the file of
+the same name in ``actions`` says what it then does.
+"""
+
+from typing import Annotated
+
+import typer
+
+from chronostat.cli.demo import demo
+from chronostat.cli.doctor import doctor
+from chronostat.cli.estimator import evaluate_estimator
+from chronostat.cli.knobs import knobs
+from chronostat.cli.measure import measure
+from chronostat.cli.rank_blocks import rank_blocks
+from chronostat.cli.report import report
+from chronostat.cli.terminal import out
+from chronostat.cli.train import train
+from chronostat.cli.validate import validate
+from chronostat.version import VERSION
+
+app = typer.Typer(
+    name="chronostat",
+    help="Measure a vision-language model inside generate(), and teach a controller to keep a latency budget.",
+    epilog="Start with: chronostat demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run one verb and end the process with its exit status."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        out.print(VERSION)
+        raise typer.Exit
+
+
+for verb in (demo, train, validate, report, measure, knobs, rank_blocks):
+    app.command()(verb)
+estimator = typer.Typer(help="The fallback for models whose stages cannot be measured.", no_args_is_help=True)
+estimator.command("evaluate")(evaluate_estimator)
+app.add_typer(estimator, name="estimator")
+app.command()(doctor)

@@ -1,0 +1,1 @@
+"""Which is faster, and how sure: judging, repeats, intervals."""

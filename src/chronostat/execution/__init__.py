@@ -1,0 +1,1 @@
+"""One execution, and one trial of several."""

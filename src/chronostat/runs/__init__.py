@@ -1,0 +1,1 @@
+"""A run from beginning to end: what it works on, its session, training, and the store."""

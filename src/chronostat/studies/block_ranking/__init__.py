@@ -1,0 +1,1 @@
+"""Decoder blocks ordered by what is lost without them: chronostat rank-blocks."""

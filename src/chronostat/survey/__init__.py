@@ -1,7 +1,0 @@
-"""The stages of requests under one or several arms, a model with a setting each: what ``chronostat measure`` shows."""
-
-from chronostat.survey.arms import Arm, Plan, Shot
-from chronostat.survey.protocol import repeated, survey
-from chronostat.survey.result import STAGES, Column, Survey
-
-__all__ = ["STAGES", "Arm", "Column", "Plan", "Shot", "Survey", "repeated", "survey"]

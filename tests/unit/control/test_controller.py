@@ -1,0 +1,259 @@
+"""The controller on the disk and on the bundled model."""
+
+import copy
+import json
+import re
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import chronostat.control.controller as controller_module
+from chronostat.config import Config
+from chronostat.control.controller import METADATA, Controller, ControllerMetadata, load_controller
+from chronostat.control.learners import LEARNERS, learner_by_name
+from chronostat.control.observation import Observer
+from chronostat.data.demo import DemoTask
+from chronostat.errors import BudgetError, ModelError, StoreError, UnlikeConditions
+from chronostat.execution.conditions import read_conditions
+from chronostat.execution.execute import request_for
+from chronostat.files import write_whole
+from chronostat.knobs import find_space
+from chronostat.measure.clock import CpuClock
+from chronostat.records import Budget
+from stand_ins.controllers import policy_of
+
+FULL_MS = 80.0
+BUDGETS = tuple(Budget(kind=kind, fraction=f) for kind in ("mean", "deadline") for f in (0.3, 0.6, 0.9))
+
+
+@pytest.fixture(scope="module", params=LEARNERS)
+def controller(request, bundled):
+    """A controller that was settled and never taught, with the latencies of each setting falling evenly to .2."""
+    space, _ = find_space(bundled.model, bundled.processor, {})
+    observer = Observer(bundled.model, bundled.processor)
+    latency_means = tuple(torch.linspace(1, 0.2, len(space)).tolist())
+    config = Config(seed=3)
+    learner = learner_by_name(request.param)(space, observer.size, config, 3, latency_means, BUDGETS)
+    learner.settle(torch.stack([observer(each) for each in requests(bundled, 8)]))
+    metadata = ControllerMetadata(
+        levels=space.levels,
+        metric="prefill_ms",
+        full_ms=FULL_MS,
+        learner=request.param,
+        config=config,
+        latency_means=latency_means,
+        budgets=BUDGETS,
+        model=bundled.name,
+        model_fingerprint=bundled.fingerprint,
+        conditions=read_conditions(bundled.model),
+        trials=0,
+    )
+    return Controller(learner=learner, observer=observer, metadata=metadata)
+
+
+@pytest.fixture
+def folder(controller, tmp_path):
+    controller.save(tmp_path / "controller")
+    return tmp_path / "controller"
+
+
+def requests(bundled, count):
+    samples = DemoTask().split("validation")[:count]
+    return [request_for(sample, bundled.processor, None) for sample in samples]
+
+
+def edit(folder, **changes):
+    saved = json.loads((folder / METADATA).read_text())
+    saved["controller"] |= changes
+    (folder / METADATA).write_text(json.dumps(saved))
+
+
+def test_it_decides_the_same_after_loading(controller, folder, bundled):
+    loaded = load_controller(folder, bundled.model, bundled.processor)
+    assert loaded.metadata == controller.metadata
+    assert loaded.space.settings == controller.space.settings
+    for request in requests(bundled, 6):
+        for budget in BUDGETS:
+            chosen = controller.choose(request, budget, CpuClock())
+            assert loaded.choose(request, budget, CpuClock()).setting == chosen.setting
+            assert chosen.controller_ms > 0
+
+
+def test_the_directory_is_readable_json_and_tensors(controller, folder, bundled):
+    assert set(folder.iterdir()) == {folder / METADATA, policy_of(folder)}
+    metadata = json.loads((folder / METADATA).read_text())["controller"]
+    assert metadata["levels"]["vision_tokens"] == [272, 160, 80, 16]
+    assert metadata["model_fingerprint"] == bundled.fingerprint
+    assert (metadata["metric"], metadata["full_ms"], metadata["learner"]) == (
+        "prefill_ms",
+        80.0,
+        controller.metadata.learner,
+    )
+    assert metadata["budgets"][0] == {"kind": "mean", "fraction": 0.3}
+    assert metadata["conditions"]["torch"] == torch.__version__
+    assert load_file(policy_of(folder)).keys() == controller.learner.policy_state().keys()
+
+
+def test_it_can_be_saved_again_and_recalibrated(controller, folder, bundled):
+    controller.recalibrated(160.0, bundled.model).save(folder)
+    loaded = load_controller(folder, bundled.model, bundled.processor)
+    assert loaded.full_ms == 160.0
+    assert controller.full_ms == FULL_MS
+
+
+def test_milliseconds_of_other_conditions_are_refused_unless_full_is_given(folder, bundled):
+    edit(folder, conditions=asdict(replace(read_conditions(bundled.model), threads=7)))
+    with pytest.raises(UnlikeConditions, match=r"other conditions \(.*threads: 7 != 1\); .* pass it as full_ms"):
+        load_controller(folder, bundled.model, bundled.processor)
+    loaded = load_controller(folder, bundled.model, bundled.processor, full_ms=99.0)
+    assert loaded.full_ms == 99.0
+    assert loaded.metadata.conditions == read_conditions(bundled.model)
+
+
+def test_another_model_is_refused(folder, bundled):
+    weight = next(bundled.model.parameters())
+    with torch.no_grad():
+        weight.add_(1)
+    try:
+        with pytest.raises(
+            ModelError, match=rf"was trained for model {bundled.name} \({bundled.fingerprint}\), not for"
+        ):
+            load_controller(folder, bundled.model, bundled.processor)
+    finally:
+        with torch.no_grad():
+            weight.sub_(1)
+
+
+def test_another_view_of_requests_is_refused(folder, bundled, monkeypatch):
+    class Smaller(Observer):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.size -= 1
+
+    monkeypatch.setattr(controller_module, "Observer", Smaller)
+    with pytest.raises(ModelError, match="observes 388 values of a request, this version of chronostat 387"):
+        load_controller(folder, bundled.model, bundled.processor)
+
+
+def test_a_folder_without_a_controller(tmp_path, bundled):
+    with pytest.raises(
+        StoreError, match=r"holds no controller \(controller.json is missing\); name the controller fol"
+    ):
+        load_controller(tmp_path, bundled.model, bundled.processor)
+
+
+def test_an_unknown_learner(folder, bundled):
+    edit(folder, learner="ppo")
+    with pytest.raises(StoreError, match="unknown learner 'ppo'; known learners: rloo, direct"):
+        load_controller(folder, bundled.model, bundled.processor)
+
+
+def test_another_space_than_the_tensors(folder, bundled):
+    edit(folder, levels={"moe_topk": [4, 1]}, latency_means=[1.0, 0.5])
+    with pytest.raises(StoreError, match="cannot read the controller"):
+        load_controller(folder, bundled.model, bundled.processor)
+
+
+@pytest.mark.parametrize(
+    "change", [{"full_ms": -1.0}, {"metric": "speed"}, {"budgets": [{"kind": "mean", "fraction": 0}]}]
+)
+def test_facts_that_cannot_be(folder, bundled, change):
+    edit(folder, **change)
+    with pytest.raises(StoreError, match=re.escape(f"cannot read {folder / METADATA}")):
+        load_controller(folder, bundled.model, bundled.processor)
+
+
+def test_damaged_files(folder, bundled):
+    whole = (folder / METADATA).read_text()
+    (folder / METADATA).write_text(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match="not written by this version"):
+        load_controller(folder, bundled.model, bundled.processor)
+    (folder / METADATA).write_text(whole)
+    policy = policy_of(folder)
+    policy.write_bytes(policy.read_bytes()[:100])
+    with pytest.raises(StoreError, match=re.escape(str(policy))):
+        load_controller(folder, bundled.model, bundled.processor)
+    policy.unlink()
+    with pytest.raises(StoreError, match=re.escape(str(policy))):
+        load_controller(folder, bundled.model, bundled.processor)
+
+
+def test_tensors_of_another_training(folder, bundled):
+    tensors = load_file(policy_of(folder))
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, policy_of(folder), {"chronostat": "{}"})
+    with pytest.raises(StoreError, match=r"was changed: it is not what controller.json beside it names"):
+        load_controller(folder, bundled.model, bundled.processor)
+
+
+@pytest.mark.parametrize("name", ["policy", METADATA])
+def test_killed_while_it_is_saved_again_the_earlier_one_is_whole(controller, folder, bundled, monkeypatch, name):
+    other = replace(controller, learner=copy.deepcopy(controller.learner))
+    other.learner.take_out([1])
+
+    def killed(path, content):
+        if path.name.startswith(name):
+            path.with_name(f".{path.name}.tmp").write_bytes(content[:9])
+            raise KeyboardInterrupt
+        write_whole(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(controller_module, "write_whole", killed)
+        with pytest.raises(KeyboardInterrupt):
+            other.save(folder)
+    assert load_controller(folder, bundled.model, bundled.processor).learner.policy_state()["limits.legal"].all()
+    other.save(folder)
+    assert not load_controller(folder, bundled.model, bundled.processor).learner.policy_state()["limits.legal"][1]
+    assert set(folder.iterdir()) == {folder / METADATA, policy_of(folder)}
+
+
+def test_an_earlier_policy_that_cannot_be_removed(controller, folder, monkeypatch):
+    (folder / "policy-0123.safetensors").mkdir()
+    with pytest.raises(StoreError, match=r"cannot write .*controller: Is a directory"):
+        controller.save(folder)
+
+
+def test_a_folder_that_cannot_be_made(controller, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot write .*controller: Not a directory; a file stands where a folder"):
+        controller.save(tmp_path / "file" / "controller")
+
+
+def test_a_request_is_answered_within_its_budget(controller, bundled):
+    image, prompt = requests(bundled, 1)[0].images[0], "what is the background?"
+    execution = controller.generate(
+        bundled.model, bundled.processor, image, prompt, budget_ms=0.5 * FULL_MS, max_new_tokens=3
+    )
+    assert execution.setting in controller.space.settings
+    assert (
+        execution.setting
+        == controller.choose(request_of(bundled, image, prompt), Budget(kind="mean", fraction=0.5), CpuClock()).setting
+    )
+    assert execution.timing.prefill_ms > 0
+    assert execution.controller_ms > 0
+    assert execution.request_ms == pytest.approx(
+        execution.preprocess_ms + execution.controller_ms + execution.timing.total_ms
+    )
+    assert execution.answer is not None
+    assert execution.quality is None
+
+
+def request_of(bundled, image, prompt):
+    from dataclasses import replace
+
+    template = requests(bundled, 1)[0]
+    return replace(template, images=[image], sample=replace(template.sample, prompt=prompt))
+
+
+def test_a_budget_that_no_setting_can_meet_names_the_cheapest_in_ms(controller, bundled):
+    expected = r"budget mean 0.125 of full; the cheapest needs 0.2\d+ of full, .*\(16.\d ms where full takes 80.0 ms; "
+    with pytest.raises(BudgetError, match=expected + "asked for were 10.0 ms"):
+        controller.generate(bundled.model, bundled.processor, Image.new("RGB", (128, 128)), "x", budget_ms=10.0)
+
+
+@pytest.mark.parametrize("budget_ms", [-1.0, 0, float("nan"), float("inf"), "20", None])
+def test_a_budget_is_a_length_of_time(controller, bundled, budget_ms):
+    with pytest.raises(BudgetError, match=f"budget_ms = {budget_ms!r}: give a number of milliseconds above 0"):
+        controller.generate(bundled.model, bundled.processor, Image.new("RGB", (8, 8)), "x", budget_ms=budget_ms)
