@@ -34,7 +34,7 @@ from benchmarks.kit.pairs import add_pair_options, fill_pairs, open_pairs, ratio
 from benchmarks.kit.question import Question, Work
 from chronostat.measure.clock import Clock, CpuClock, CudaClock, Mark, TimeLimit
 from chronostat.measure.cross_checks import StreamCheck
-from chronostat.measure.recorder import FORWARD, StageRecorder, TokenMarks
+from chronostat.measure.hooks import FORWARD, StageRecorder, TokenMarks
 from chronostat.models.anatomy import anatomy_of
 
 CELLS = "bundled:4,cpu-5m:4,cpu-30m:4,cpu-300m:4"

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, StoppingCriteriaList
 
 from chronostat.measure.clock import Clock, Mark
-from chronostat.models.anatomy import anatomy_of, running_blocks
+from chronostat.models.anatomy import anatomy_of
+from chronostat.models.blocks import running_blocks
 
 
 class Listener(Protocol):
@@ -58,7 +59,7 @@ class Edges:
 def listening(model: PreTrainedModel, listener: Listener) -> Generator[None]:
     """Tell ``listener`` of the stages before the first token, and of all tokens, for the length of the ``with``."""
     anatomy = anatomy_of(model)
-    blocks = running_blocks(model, anatomy)
+    blocks = running_blocks(model, anatomy.blocks)
     state = {"tokens": 0}
 
     def enter(stage: str, *_: object) -> None:

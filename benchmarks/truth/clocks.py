@@ -7,7 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from chronostat.measure.clock import CudaClock
-from chronostat.models.anatomy import anatomy_of, running_blocks
+from chronostat.models.anatomy import anatomy_of
+from chronostat.models.blocks import running_blocks
 
 
 class WaitingClock(CudaClock):
@@ -42,7 +43,7 @@ def planted(model: PreTrainedModel, cycles: int) -> Generator[None]:
             state["left"] = 0
             torch.cuda._sleep(cycles)  # pyright: ignore[reportPrivateUsage] - the one kernel that takes as long as it is told
 
-    handle = running_blocks(model, anatomy_of(model))[-1].register_forward_pre_hook(sleep)
+    handle = running_blocks(model, anatomy_of(model).blocks)[-1].register_forward_pre_hook(sleep)
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from chronostat.errors import DataError
 from chronostat.execution.execute import BatchRequest
 from chronostat.machine.disturbance import Facts, Watch
 from chronostat.measure.clock import FakeClock
-from chronostat.models.anatomy import SkippedBlock
+from chronostat.models.blocks import SkippedBlock
 from chronostat.records import Setting
 from chronostat.runs.session import Session, begin_with, reopen_with
 from chronostat.runs.store import RunStore

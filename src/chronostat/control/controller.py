@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from chronostat.config import Config
 from chronostat.control.learners import learner_by_name
 from chronostat.control.learners.base import Learner
-from chronostat.control.learners.limits import TooTightError
+from chronostat.control.learners.means_and_tail import TooTightError
 from chronostat.control.observation import Observer
 from chronostat.data.samples import Sample
 from chronostat.errors import BudgetError, ChronostatError, ModelError, StoreError, UnlikeConditions

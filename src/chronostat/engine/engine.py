@@ -19,9 +19,10 @@ from chronostat.engine.programs import Decoder, Pool, Program, Step, captured
 from chronostat.engine.replaying import CannotCapture, Capturing, capturing_on
 from chronostat.engine.state import state_of
 from chronostat.errors import ConfigError, ModelError
-from chronostat.measure.recorder import restorer
+from chronostat.measure.hooks import restorer
 from chronostat.measure.replays import Replayed, is_seen_in_replays, replaying, seen_in_replays, tell
-from chronostat.models.anatomy import anatomy_of, running_blocks
+from chronostat.models.anatomy import anatomy_of
+from chronostat.models.blocks import running_blocks
 
 _ROOM_STEP = 64  # rooms are a multiple of this long: few of them, and whole tiles for the attention's kernels
 _PREPARE = "_prepare_cache_for_generation"  # where generate() has settled everything and makes its cache
@@ -234,7 +235,7 @@ class Engine:
         return length if length <= room.length else inputs.tokens
 
     def _blocks(self) -> tuple[nn.Module, nn.Module]:
-        blocks = running_blocks(self._model, anatomy_of(self._model))
+        blocks = running_blocks(self._model, anatomy_of(self._model).blocks)
         return blocks[0], blocks[-1]
 
     def _tell(self, program: Program, made: int) -> None:

@@ -10,7 +10,8 @@ from transformers.cache_utils import CacheLayerMixin
 
 from chronostat.engine.cache import RoomCache
 from chronostat.knobs.block_form import BlockForm, Part, Slot, is_keys_and_values
-from chronostat.models.anatomy import SkippedBlock, anatomy_of
+from chronostat.models.anatomy import anatomy_of
+from chronostat.models.blocks import SkippedBlock
 
 
 class CacheKeepingBlock(SkippedBlock):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chronostat.errors import KnobError
-from chronostat.models.anatomy import anatomy_of, running_blocks
+from chronostat.models.anatomy import anatomy_of
+from chronostat.models.blocks import running_blocks
 from chronostat.models.locate import ancestors
 
 PROBED_TOKENS = 7  # a number that no other dimension of the hidden states is likely to have
@@ -70,7 +71,7 @@ def _failure(model: PreTrainedModel, module: nn.Module, arguments: Mapping[str, 
     def note(*output: object) -> None:
         calls.append(output)
 
-    handles = [block.register_forward_hook(note) for block in running_blocks(model, anatomy_of(model))]
+    handles = [block.register_forward_hook(note) for block in running_blocks(model, anatomy_of(model).blocks)]
     try:
         _call(model, module, arguments)
     except FAILURES as error:

@@ -24,7 +24,7 @@ from chronostat.measure.arguments import (
 )
 from chronostat.measure.clock import Clock, TimeLimit, clock_for
 from chronostat.measure.cross_checks import HostClockCheck, StreamCheck, TimedMark, span_doubt
-from chronostat.measure.recorder import StageRecorder, TokenMarks
+from chronostat.measure.hooks import StageRecorder, TokenMarks
 from chronostat.measure.replays import fell_back
 from chronostat.measure.stages import CallOutcome, Waterfall, timing_of, waterfall_of
 from chronostat.models.anatomy import Anatomy, anatomy_of

@@ -17,8 +17,9 @@ from torch import nn
 
 from chronostat.measure.arguments import IMAGE_KEYS
 from chronostat.measure.colours import Colour, Colours, tensors_in
-from chronostat.measure.recorder import restorer
-from chronostat.models.anatomy import Anatomy, anatomy_of, remember, running_blocks
+from chronostat.measure.hooks import restorer
+from chronostat.models.anatomy import Anatomy, anatomy_of, remember
+from chronostat.models.blocks import running_blocks
 from chronostat.models.locate import library_part, within
 
 _LIBRARY = "transformers.generation"  # its methods surround the whole call
@@ -192,7 +193,7 @@ class _Follower:
                 self._around(undo, module, None, self._leave_text)
             elif self._lies_beside(path, module):
                 self._around(undo, module, functools.partial(self._enter, path), self._leave)
-        first = running_blocks(self._model, self._anatomy)[0]
+        first = running_blocks(self._model, self._anatomy.blocks)[0]
         undo.callback(first.register_forward_pre_hook(self.stop, prepend=True).remove)
 
     def stop(self, *_: object) -> None:

@@ -16,7 +16,7 @@ from chronostat.errors import ConfigError, MeasurementError
 from chronostat.measure.arguments import Batch, Generative, check_batch, main_input_of
 from chronostat.measure.call import Measured, call_measured, check_model, device_of, sole_measurement
 from chronostat.measure.clock import Clock
-from chronostat.measure.recorder import restorer
+from chronostat.measure.hooks import restorer
 from chronostat.measure.stages import Waterfall
 from chronostat.records import StageTiming
 

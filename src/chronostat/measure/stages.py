@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from chronostat.measure.clock import Clock, Mark
-from chronostat.measure.recorder import BLOCKS, ENCODE, FORWARD, PROJECTOR, VISION, StageRecorder
+from chronostat.measure.hooks import BLOCKS, ENCODE, FORWARD, PROJECTOR, VISION, StageRecorder
 from chronostat.measure.spans import Interval, length, length_outside
 from chronostat.records import StageTiming
 

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from chronostat.measure.recorder import restorer
-from chronostat.models.anatomy import SkippedBlock, anatomy_of, running_blocks
+from chronostat.measure.hooks import restorer
+from chronostat.models.anatomy import anatomy_of
+from chronostat.models.blocks import SkippedBlock, running_blocks
 from chronostat.models.locate import module_of
 from chronostat.models.prepare import count_image_tokens
 
@@ -127,7 +128,8 @@ def _hooked(model: nn.Module, tally: _Tally) -> Generator[None]:
         for path in anatomy.vision:
             tally.vision_inputs = 0
             on_call(module_of(model, path)[0], functools.partial(_note_vision, tally))
-        for index, block in enumerate(running_blocks(model, anatomy)):  # before its parts: a block begins its pass
+        # before its parts: a block begins its pass
+        for index, block in enumerate(running_blocks(model, anatomy.blocks)):
             on_call(block, functools.partial(_note_block, tally, index))
             for holder, experts in expert_groups(block):
                 _hook_experts(holder, experts, on_call, tally)

@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from chronostat.errors import ModelError
+from chronostat.models.blocks import block_paths, find_block_list
 from chronostat.models.locate import (
     ancestors,
     called_paths,
-    find_block_list,
     find_encoders,
     find_head,
     find_projector,
@@ -22,10 +22,6 @@ from chronostat.models.locate import (
     find_vision,
     module_of,
 )
-
-
-class SkippedBlock(nn.Module):
-    """Stands in a list of decoder blocks where one was taken out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +65,7 @@ def find_anatomy(model: nn.Module, layout: Mapping[str, str | Sequence[str]] | N
     encoders = find_encoders(model)
     # a wrong tower must not move the blocks: then what is wrong could not be told
     block_list = given["blocks"][0] if "blocks" in given else find_block_list(model, (found or vision) + encoders)
-    blocks = _block_paths(model, block_list)
+    blocks = block_paths(model, block_list)
     anatomy = Anatomy(
         vision=called_paths(model, vision),
         projector=called_paths(model, given["projector"])
@@ -105,12 +101,6 @@ def anatomy_of(model: nn.Module, layout: Mapping[str, str | Sequence[str]] | Non
 def remember(model: nn.Module, anatomy: Anatomy) -> None:
     """What ``anatomy_of`` returns from now on."""
     _known[model] = anatomy
-
-
-def running_blocks(model: nn.Module, anatomy: Anatomy) -> list[nn.Module]:
-    """The decoder blocks that run, in order: those that no knob has taken out."""
-    blocks = [model.get_submodule(path) for path in anatomy.blocks]
-    return [block for block in blocks if not isinstance(block, SkippedBlock)]
 
 
 def _check_layout(model: nn.Module, layout: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -178,13 +168,3 @@ def _require_outside_of_decoder(anatomy: Anatomy, found: Sequence[str]) -> None:
                     f"layout: {name} = {path!r} lies in {decoder!r} with the decoder blocks, but {', '.join(found)} "
                     f"encodes the images, beside it; name the module of {name}, or leave it out of layout"
                 )
-
-
-def _block_paths(model: nn.Module, block_list: str) -> tuple[str, ...]:
-    blocks = model.get_submodule(block_list)
-    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
-        raise ModelError(
-            f"layout: blocks = {block_list!r} is a {type(blocks).__name__}; name the list (nn.ModuleList) that holds "
-            "the decoder blocks"
-        )
-    return tuple(f"{block_list}.{name}" for name, _ in blocks.named_children())

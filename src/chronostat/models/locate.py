@@ -9,8 +9,6 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from chronostat.errors import ModelError
-
 VISION_NAMES = (  # the library's own (PreTrainedModel.get_encoder), then those of its older models and of Molmo
     "vision_tower",
     "visual",
@@ -22,7 +20,6 @@ VISION_NAMES = (  # the library's own (PreTrainedModel.get_encoder), then those 
     "vqmodel",
 )
 PIXEL_INPUTS = ("pixel_values", "flattened_patches", "image_patches")
-LAYER_COUNTS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layers")  # first two: encoder-decoders
 PROJECTOR_NAME = re.compile(r"proj|connector|merger|align|adapter|resampler|qformer|embed_vision|visual_embed")
 TOWER_NAME = re.compile(r"vision|visual|image")  # of further towers beside the first
 PATCH_EMBEDDER_NAME = re.compile(r"embed_vision|vision_embed")  # of models without a vision tower
@@ -76,48 +73,9 @@ def find_encoders(model: nn.Module) -> tuple[str, ...]:
     return () if path is None else (path,)
 
 
-def find_block_list(model: nn.Module, encoders: tuple[str, ...]) -> str:
-    """The shallowest list of modules that is as long as the text config says, first inside the decoder.
-
-    Args:
-        model: the model.
-        encoders: of images and text; the blocks are in none of them.
-
-    Raises:
-        ModelError: there is none.
-    """
-    count_name, count = _layer_count(model)
-    decoder = library_part(model, "get_decoder")
-    outside = [
-        (path, module)
-        for path, module in by_depth(model)
-        if isinstance(module, nn.ModuleList) and not any(within(path, encoder) for encoder in encoders)
-    ]
-    fitting = [path for path, module in outside if len(module) == count]
-    inside_decoder = [path for path in fitting if decoder and within(path, decoder)]
-    if inside_decoder or fitting:
-        return (inside_decoder or fitting)[0]
-    candidates = ", ".join(f"{path} ({len(module)} modules)" for path, module in outside) or "none"
-    raise ModelError(
-        f"cannot find the decoder blocks of {type(model).__name__}: no list of {count} modules "
-        f"({count_name}); lists there are: {candidates}. Name the right one with model.layout.blocks or --layout"
-    )
-
-
 def config_of(model: nn.Module) -> object:
     """The configuration of the model, or of the first model inside an object that only wraps one."""
     return next((each.config for each in model.modules() if getattr(each, "config", None) is not None), None)
-
-
-def _layer_count(model: nn.Module) -> tuple[str, int | None]:
-    config = config_of(model)
-    find_text_config = getattr(config, "get_text_config", None)
-    text_config = find_text_config(decoder=True) if find_text_config else config
-    for name in LAYER_COUNTS:
-        count = getattr(text_config, name, None)
-        if isinstance(count, int):
-            return name, count
-    return "num_hidden_layers", None
 
 
 def find_routers(model: nn.Module, block: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from chronostat.execution.trials import TrialRunner
-from chronostat.measure.recorder import restorer
+from chronostat.measure.hooks import restorer
 from chronostat.progress import Progress
 from chronostat.records import Phase
 from chronostat.runs.store import RunStore

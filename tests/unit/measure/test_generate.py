@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from chronostat.errors import ConfigError, DataError, MeasurementError, ModelError
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.generate import device_of, measure_generate
-from chronostat.measure.recorder import StageRecorder
+from chronostat.measure.hooks import StageRecorder
 from stand_ins.batches import batch_of
 from stand_ins.molmo_like import molmo_batch, molmo_like
 from stand_ins.observing import Snapshot, delay

@@ -6,7 +6,8 @@ from torch import nn
 
 from chronostat.errors import ModelError
 from chronostat.knobs import applied
-from chronostat.models.anatomy import anatomy_of, find_anatomy, running_blocks
+from chronostat.models.anatomy import anatomy_of, find_anatomy
+from chronostat.models.blocks import running_blocks
 from chronostat.records import Setting
 from stand_ins.molmo_like import molmo_like
 
@@ -116,5 +117,5 @@ def test_running_blocks_leave_out_those_that_a_knob_took_out():
     blocks = list(model.model.transformer["blocks"])
     anatomy = anatomy_of(model)
     with applied(Setting(block_skip=(0, 3)), model, None):
-        assert running_blocks(model, anatomy) == blocks[1:3]
-    assert running_blocks(model, anatomy) == blocks
+        assert running_blocks(model, anatomy.blocks) == blocks[1:3]
+    assert running_blocks(model, anatomy.blocks) == blocks

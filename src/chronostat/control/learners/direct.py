@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from chronostat.config import Config
 from chronostat.control.learners.base import Learner, Outcome
 from chronostat.control.learners.frozen import frozen_state, load_frozen_state
-from chronostat.control.learners.limits import Limits
+from chronostat.control.learners.means_and_tail import Limits
 from chronostat.control.learners.memory import Scale, Trials
 from chronostat.control.learners.tensors import (
     load_training_state,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from chronostat.control.learners.limits import Limits
+from chronostat.control.learners.means_and_tail import Limits
 from chronostat.control.learners.memory import Scale
 from chronostat.control.learners.tensors import model_state, with_prefix, without_prefix
 

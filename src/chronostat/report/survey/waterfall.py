@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from chronostat.measure.recorder import BLOCKS, ENCODE, FORWARD, PROJECTOR, VISION
+from chronostat.measure.hooks import BLOCKS, ENCODE, FORWARD, PROJECTOR, VISION
 from chronostat.measure.spans import Interval, outside, union
 from chronostat.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from chronostat.report.run.picture import Axis

@@ -20,7 +20,8 @@ from chronostat.measure.clock import Clock, Mark, TimeLimit
 from chronostat.measure.cross_checks import StreamCheck
 from chronostat.measure.outside import OutsideHooks, outermost
 from chronostat.measure.replays import Replayed, listen, seen_in_replays
-from chronostat.models.anatomy import Anatomy, running_blocks
+from chronostat.models.anatomy import Anatomy
+from chronostat.models.blocks import running_blocks
 from chronostat.models.compiled import leaves_outside_graphs, require_hooks_fire
 from chronostat.models.locate import ancestors, module_of
 
@@ -173,7 +174,7 @@ class StageRecorder:
         if _generates_on_its_own(model):
             self._install_beside_own_generate(model)
         self._install_around_parts(model)
-        blocks = running_blocks(model, anatomy)
+        blocks = running_blocks(model, anatomy.blocks)
         self._hook(blocks[0], blocks[-1], BLOCKS)
         self._notice_running(blocks[0])
         for module in model.modules():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chronostat.control.learners.limits import LatencyMeans, Limits, TooTightError
+from chronostat.control.learners.means_and_tail import LatencyMeans, Limits, TooTightError
 from chronostat.errors import BudgetError
 from chronostat.records import Budget
 

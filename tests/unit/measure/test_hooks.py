@@ -110,7 +110,7 @@ def test_the_delays_above_notice_a_boundary_that_moved_by_one_block(
     assert stages(measured(bundled.model, demo_batch, clock)) == expected
     monkeypatch.undo()
     slow(path)
-    monkeypatch.setattr("chronostat.measure.recorder.running_blocks", lambda model, _: moved(model, **wrong))
+    monkeypatch.setattr("chronostat.measure.hooks.running_blocks", lambda model, _: moved(model, **wrong))
     assert stages(measured(bundled.model, demo_batch, clock)) != expected
 
 
