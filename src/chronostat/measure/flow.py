@@ -254,9 +254,12 @@ class _Follower:
         return self._lies_beside(path, self._model.get_submodule(path))
 
     def _frames(self) -> Generator[_Frame]:
-        """Methods of the model's modules that are running, the innermost first."""
+        """Methods of the model's modules that are running, the innermost first.
+
+        The caller's frames are left alone: one whose locals were looked at keeps them alive for as long as it runs.
+        """
         frame: FrameType | None = inspect.currentframe()
-        while frame is not None:
+        while frame is not None and not _is_entrance(frame):
             first = next(iter(frame.f_code.co_varnames), None)
             owner = frame.f_locals.get(first) if first and frame.f_code.co_argcount else None
             path = self._paths.get(id(owner)) if isinstance(owner, nn.Module) else None
@@ -265,3 +268,8 @@ class _Follower:
             if path is not None and method not in _ENTRANCES and not in_library and hasattr(type(owner), method):
                 yield _Frame(id(frame), path, method)
             frame = frame.f_back
+
+
+def _is_entrance(frame: FrameType) -> bool:
+    """Whether a frame is where ``generate()`` is followed from."""
+    return frame.f_globals is globals() and frame.f_code.co_name == "followed"

@@ -1,7 +1,7 @@
 """An arm, what is asked of it, and one shot: one execution with all that was seen of it."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from transformers import GenerationConfig
@@ -100,6 +100,21 @@ class Shot:
         return getattr(self.timing, name)
 
 
+def execute_arm(
+    arm: Arm, asked: SampleRequest, plan: Plan, *, number: int = 0, seen: Callable[[Measured], None] | None = None
+) -> Execution:
+    """One execution of a request under an arm; ``number`` counts those before it, which sampled answers depend on."""
+    return execute(
+        arm.vlm.model,
+        asked,
+        setting=arm.setting,
+        max_new_tokens=plan.max_new_tokens,
+        generation_config=plan.generation_config,
+        sampling_seed=draw_seed(plan.seed, asked.sample.id, arm.setting, number) if plan.sample else None,
+        seen=seen,
+    )
+
+
 def shoot(arms: Sequence[Arm], arm: int, request: int, plan: Plan, drawn: Counter[tuple[int, int]]) -> Shot:
     """Execute once.
 
@@ -115,25 +130,15 @@ def shoot(arms: Sequence[Arm], arm: int, request: int, plan: Plan, drawn: Counte
         MeasurementError: the model raised something else, or fell back from the engine that it runs by.
     """
     measured: list[Measured] = []
-    model, asked, setting = arms[arm].vlm.model, arms[arm].requests[request], arms[arm].setting
-    number = drawn[arm, request]
+    asked, number = arms[arm].requests[request], drawn[arm, request]
     drawn[arm, request] += 1
-
-    def run() -> Execution:
-        return execute(
-            model,
-            asked,
-            setting=setting,
-            max_new_tokens=plan.max_new_tokens,
-            generation_config=plan.generation_config,
-            sampling_seed=draw_seed(plan.seed, asked.sample.id, setting, number) if plan.sample else None,
-            seen=measured.append,
-        )
-
-    with explaining_errors(f"{arms[arm].name}: {asked.sample.id}"), PeakMemory(model.device) as peak:
-        execution = run()
+    with (
+        explaining_errors(f"{arms[arm].name}: {asked.sample.id}"),
+        PeakMemory(arms[arm].vlm.model.device) as peak,
+    ):
+        execution = execute_arm(arms[arm], asked, plan, number=number, seen=measured.append)
         if measured[-1].captured:  # what it took is the time of capturing
-            execution = run()
+            execution = execute_arm(arms[arm], asked, plan, number=number, seen=measured.append)
     if measured[-1].fell_back is not None:
         raise MeasurementError(
             f"{arms[arm].name}: {asked.sample.id} fell back from the engine 'graph' ({measured[-1].fell_back}); "

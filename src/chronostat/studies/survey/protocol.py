@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from chronostat.compare.judging import Judged, Repeat, Rules, judge
+from chronostat.execution.execute import explaining_errors
 from chronostat.knobs.registry import applied
 from chronostat.machine.stabilise import stabilised
 from chronostat.measure.flow import parts_followed
-from chronostat.studies.survey.arms import Arm, Plan, Shot, like_conditions, shoot
+from chronostat.studies.survey.arms import Arm, Plan, Shot, execute_arm, like_conditions, shoot
 from chronostat.studies.survey.result import STAGES, Survey, column_of, refuse_unequal
 
 Advance = Callable[[float, str], None]
@@ -65,10 +66,10 @@ def survey(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT, stopp
 
 def _follow_parts(arms: Sequence[Arm], plan: Plan) -> None:
     """One call of each model that does not count, to find its parts by what flows through them."""
-    first = {id(arm.vlm.model): index for index, arm in reversed(list(enumerate(arms)))}
-    for index in first.values():
-        with parts_followed(arms[index].vlm.model):
-            shoot(arms, index, 0, plan, Counter())
+    first = {id(arm.vlm.model): arm for arm in reversed(arms)}
+    for arm in first.values():
+        with explaining_errors(f"{arm.name}: {arm.requests[0].sample.id}"), parts_followed(arm.vlm.model):
+            execute_arm(arm, arm.requests[0], plan)
 
 
 def repeated(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT, stopped: Stopped = _NEVER) -> list[Shot]:
