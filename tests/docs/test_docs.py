@@ -58,7 +58,8 @@ def workplace(tmp_path_factory):
     from chronostat.runs.training import train
 
     folder = tmp_path_factory.mktemp("docs")
-    config = load_config(None, [*FEW_SETTINGS, *ENDLESS, "train.trials=3", "train.calibration_samples=1"])
+    cheap = "knobs.block_skip=[[], [2, 3, 4, 5]]"  # far below the budgets of the documents, also where time is noisy
+    config = load_config(None, [*FEW_SETTINGS, cheap, *ENDLESS, "train.trials=3", "train.calibration_samples=4"])
     with begin(config, run_dir=folder / "runs" / "demo", command="chronostat demo --run-dir runs/demo") as session:
         train(session)
         session.store.compact()
@@ -88,6 +89,14 @@ def test_the_example_of_a_controller_runs(workplace, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["answer_within_budget.py", str(workplace / "runs" / "demo" / "controller")])
     runpy.run_path(str(ROOT / "examples" / "answer_within_budget.py"), run_name="__main__")
     assert capsys.readouterr().out.count("mean budget") == 3
+
+
+def test_the_example_of_a_controller_says_what_a_budget_would_need(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["answer_within_budget.py", str(workplace / "runs" / "demo" / "controller")])
+    example = runpy.run_path(str(ROOT / "examples" / "answer_within_budget.py"))
+    monkeypatch.setitem(example["main"].__globals__, "FRACTIONS", (1e-3,))
+    example["main"]()
+    assert "no setting can meet the budget mean 0.001 of full; the cheapest needs" in capsys.readouterr().out
 
 
 def test_the_example_of_measuring_runs(monkeypatch, capsys):
