@@ -10,6 +10,7 @@ import torch
 
 from chronostat import ChronostatError, load_controller, load_vlm
 from chronostat.data.demo import DemoTask
+from chronostat.errors import BudgetError
 
 FRACTIONS = (1.0, 0.5, 0.3)  # of the latency of full
 
@@ -26,7 +27,11 @@ def main() -> None:
     print(f"{sample.prompt} (right: {sample.references[0]}); full takes {controller.full_ms:.1f} ms")
     for fraction in FRACTIONS:
         budget_ms = fraction * controller.full_ms
-        execution = controller.generate(vlm.model, vlm.processor, image, sample.prompt, budget_ms=budget_ms)
+        try:
+            execution = controller.generate(vlm.model, vlm.processor, image, sample.prompt, budget_ms=budget_ms)
+        except BudgetError as error:  # says what the cheapest setting needs
+            print(f"mean budget {budget_ms:.1f} ms: {error}")
+            continue
         used_ms = execution.charged_ms(controller.metric)
         print(f"mean budget {budget_ms:.1f} ms: {execution.answer!r} in {used_ms:.1f} ms, {execution.setting}")
 

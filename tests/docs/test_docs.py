@@ -1,5 +1,6 @@
 """The documents: complete, up to date, linked rightly, and their code runs on the bundled model."""
 
+import pkgutil
 import re
 import runpy
 import sys
@@ -20,6 +21,16 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+WRITTEN = [*DOCUMENTS, ROOT / "benchmarks" / "README.md", *ROOT.glob("recipes/**/*.md"), *ROOT.glob("examples/*.py")]
+WRITTEN += [ROOT / "Makefile", *ROOT.glob("configs/*.toml")]
+PACKAGE = ROOT / "src" / "chronostat"
+ROOMS = [path.name for path in PACKAGE.iterdir() if path.is_dir()]
+FROM_THE_ROOT = re.compile(
+    r"(?<![\w./-])(?:(?:src|tests|benchmarks|docs|recipes|examples|configs)/[\w./-]*\w"
+    rf"|(?:{'|'.join(ROOMS)})/[\w./-]*(?<![A-Z])\.py)\b"  # cli/VERB.py stands for many
+)
+MODULE = re.compile(r"(?<![\w./-])chronostat(?:\.[a-z_]\w*)+")
+TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
 REGISTRY = re.compile(r"pypi\.org|pythonhosted|download\.pytorch|npmjs|huggingface\.co|hf\.co|conda\.io|anaconda\.org")
 VERBS = {
     " ".join(filter(None, (name, inner))): command
@@ -47,7 +58,8 @@ def workplace(tmp_path_factory):
     from chronostat.runs.training import train
 
     folder = tmp_path_factory.mktemp("docs")
-    config = load_config(None, [*FEW_SETTINGS, *ENDLESS, "train.trials=3", "train.calibration_samples=1"])
+    cheap = "knobs.block_skip=[[], [2, 3, 4, 5]]"  # far below the budgets of the documents, also where time is noisy
+    config = load_config(None, [*FEW_SETTINGS, cheap, *ENDLESS, "train.trials=3", "train.calibration_samples=4"])
     with begin(config, run_dir=folder / "runs" / "demo", command="chronostat demo --run-dir runs/demo") as session:
         train(session)
         session.store.compact()
@@ -77,6 +89,14 @@ def test_the_example_of_a_controller_runs(workplace, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["answer_within_budget.py", str(workplace / "runs" / "demo" / "controller")])
     runpy.run_path(str(ROOT / "examples" / "answer_within_budget.py"), run_name="__main__")
     assert capsys.readouterr().out.count("mean budget") == 3
+
+
+def test_the_example_of_a_controller_says_what_a_budget_would_need(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["answer_within_budget.py", str(workplace / "runs" / "demo" / "controller")])
+    example = runpy.run_path(str(ROOT / "examples" / "answer_within_budget.py"))
+    monkeypatch.setitem(example["main"].__globals__, "FRACTIONS", (1e-3,))
+    example["main"]()
+    assert "no setting can meet the budget mean 0.001 of full; the cheapest needs" in capsys.readouterr().out
 
 
 def test_the_example_of_measuring_runs(monkeypatch, capsys):
@@ -113,6 +133,27 @@ def test_links_lead_somewhere(document):
         assert linked.exists(), f"{name_of(document)}: {target}"
         if anchor:
             assert anchor in anchors_of(linked), f"{name_of(document)}: {target}"
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=name_of)
+def test_every_path_of_the_repository_that_is_named_exists(path):
+    for named in FROM_THE_ROOT.findall(path.read_text()):
+        places = (ROOT / named, PACKAGE / named, ROOT / "tests" / named)
+        assert any(place.exists() for place in places), f"{name_of(path)}: {named}"
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=name_of)
+def test_every_module_that_is_named_can_be_imported(path):
+    for named in MODULE.findall(path.read_text()):
+        pkgutil.resolve_name(named)
+
+
+def test_every_test_that_the_page_of_trust_names_exists():
+    named = TEST.findall((ROOT / "docs" / "trust.md").read_text())
+    assert len(named) > 100
+    for file, function in named:
+        path = ROOT / "tests" / ("" if "/" in file else "unit/measure") / file
+        assert f"\ndef {function}(" in path.read_text(), f"{file}::{function}"
 
 
 def anchors_of(document):

@@ -81,7 +81,7 @@ class Learner(ABC):
         """Length of the last update's gradient at what chooses the values of each knob, by the knob's name.
 
         Knobs with one value have none. Empty before the first update, and for a learner without gradients; the
-        start-up check of a run stops where one of them is 0 (``selfcheck.py``).
+        start-up check of a run stops where one of them is 0 (``runs/knob_check.py``).
         """
         return {}
 
