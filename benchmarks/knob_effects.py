@@ -28,7 +28,7 @@ from benchmarks.kit.models import BuiltModel
 from benchmarks.kit.question import Question, Work, add_blocks
 from chronostat.errors import KnobError, MeasurementError
 from chronostat.execution.execute import BatchRequest, execute
-from chronostat.knobs import find_knob
+from chronostat.knobs.registry import find_knob
 from chronostat.measure.work import counted_work
 from chronostat.records import Estimate, Setting, StageTiming
 

@@ -16,6 +16,7 @@ from chronostat.data.samples import Sample, Split
 from chronostat.errors import StoreError
 from chronostat.execution.execute import request_for
 from chronostat.knobs.space import ActionSpace
+from chronostat.models.identity import unlike
 from chronostat.records import Conditions, LatencyMetric, Phase, Trial
 from chronostat.runs.session import Session, begin, reopen
 from chronostat.runs.store import RunStore
@@ -103,7 +104,7 @@ def read(
     """
     store = RunStore.open(run_dir)
     workload = Workload.load(load_config(None))
-    if store.metadata["model"]["fingerprint"] != workload.vlm.fingerprint:
+    if unlike(store.metadata["model"]["fingerprint"], workload.vlm.model) is not None:
         raise StoreError(f"{run_dir} was recorded with another model; delete it and record anew")
     trials = [trial for trial in store.trials() if trial.phase in PHASES]
     if not {trial.phase for trial in trials} >= set(phases):

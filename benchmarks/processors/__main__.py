@@ -18,7 +18,7 @@ from benchmarks.processors.families import FAMILIES, Pair
 from chronostat.data.samples import Sample
 from chronostat.errors import KnobError
 from chronostat.execution.execute import SampleRequest, execute
-from chronostat.knobs import applied, find_knob
+from chronostat.knobs.registry import applied, find_knob
 from chronostat.measure.arguments import IMAGE_KEYS
 from chronostat.models.load import load_vlm
 from chronostat.models.prepare import prepare

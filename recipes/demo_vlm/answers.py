@@ -23,7 +23,7 @@ from chronostat.data.demo.task import UNSEEN_SUFFIX
 from chronostat.data.quality import exact
 from chronostat.data.samples import Split
 from chronostat.errors import DataError
-from chronostat.knobs import applied, find_space
+from chronostat.knobs.registry import applied, find_space
 from chronostat.models.load import Vlm
 from chronostat.models.prepare import prepare
 from chronostat.records import Setting

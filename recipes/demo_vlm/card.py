@@ -17,6 +17,7 @@ from chronostat.data.demo.scans import scans_of
 from chronostat.data.demo.scenes import DIGIT_SIZES_PX, SHAPE_RADII_PX
 from chronostat.data.demo.task import SAMPLES_PER_SPLIT, UNSEEN_SUFFIX, UNSEEN_WORDING_SAMPLES
 from chronostat.errors import DataError
+from chronostat.models.identity import unlike
 from chronostat.models.load import Vlm
 
 TEMPLATE = Path(__file__).parent / "card.md"
@@ -77,8 +78,8 @@ def write_card(out: Path, vlm: Vlm, seeds: Sequence[Seed], costs: dict[str, Any]
     Raises:
         DataError: tables or costs are of other weights than those that ship.
     """
-    shipped = next((seed for seed in seeds if seed.table.page["fingerprint"] == vlm.fingerprint), None)
-    if shipped is None or costs["fingerprint"] != vlm.fingerprint:
+    shipped = next((seed for seed in seeds if unlike(seed.table.page["fingerprint"], vlm.model) is None), None)
+    if shipped is None or unlike(costs["fingerprint"], vlm.model) is not None:
         measured_on = ", ".join(f"{seed.name}: {seed.table.page['fingerprint']}" for seed in seeds)
         raise DataError(
             f"the shipped model is {vlm.fingerprint}, but the tables are of {measured_on} and the costs of "

@@ -15,7 +15,7 @@ from chronostat.data.samples import Sample
 from chronostat.errors import DataError, MeasurementError
 from chronostat.execution.conditions import read_conditions
 from chronostat.execution.execute import execute, request_for
-from chronostat.knobs import find_space
+from chronostat.knobs.registry import find_space
 from chronostat.models.load import Vlm
 
 RESAMPLES = 2_000

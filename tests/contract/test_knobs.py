@@ -11,7 +11,7 @@ from torch import nn
 
 from chronostat.errors import KnobError
 from chronostat.execution.execute import execute, request_for
-from chronostat.knobs import KNOBS, applied, find_knob, find_space
+from chronostat.knobs.registry import KNOBS, applied, find_knob, find_space
 from chronostat.measure.generate import measure_generate
 from chronostat.models.anatomy import anatomy_of
 from chronostat.models.prepare import image_token_id

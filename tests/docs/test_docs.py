@@ -56,7 +56,7 @@ def workplace(tmp_path_factory):
 
 @pytest.fixture
 def restored_knobs(monkeypatch):
-    from chronostat import knobs
+    from chronostat.knobs import registry as knobs
 
     known = dict(knobs.KNOBS)
     yield

@@ -16,7 +16,7 @@ from chronostat.data.samples import Sample
 from chronostat.errors import DataError, ModelError
 from chronostat.execution.conditions import read_conditions
 from chronostat.execution.execute import execute, request_for
-from chronostat.knobs import applied, find_space
+from chronostat.knobs.registry import applied, find_space
 from chronostat.measure.clock import CudaClock, clock_for
 from chronostat.measure.generate import measure_generate
 from chronostat.models.anatomy import anatomy_of

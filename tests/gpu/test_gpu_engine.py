@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from chronostat.data.demo.task import DemoTask
 from chronostat.engine import PlainCapturing, graphed
 from chronostat.execution.execute import execute, request_for
-from chronostat.knobs import applied
+from chronostat.knobs.registry import applied
 from chronostat.measure.generate import measure_generate
 from chronostat.models.load import load_vlm
 from chronostat.models.prepare import prepare

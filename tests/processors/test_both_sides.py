@@ -5,7 +5,7 @@ import torch
 from transformers import GenerationConfig, MllamaForConditionalGeneration, MllamaImageProcessor, MllamaProcessor
 
 from chronostat.execution.execute import execute
-from chronostat.knobs import applied, find_knob
+from chronostat.knobs.registry import applied, find_knob
 from chronostat.models.prepare import prepare
 from chronostat.records import Setting
 from processors.conftest import picture, request

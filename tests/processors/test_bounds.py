@@ -3,7 +3,7 @@
 import pytest
 from benchmarks.processors.families import FAMILIES
 
-from chronostat.knobs import find_knob
+from chronostat.knobs.registry import find_knob
 from chronostat.models.prepare import count_image_tokens
 from chronostat.records import Setting
 from processors.conftest import families, picture

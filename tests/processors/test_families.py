@@ -6,7 +6,7 @@ from benchmarks.processors.families import FAMILIES
 
 from chronostat.errors import DataError, KnobError
 from chronostat.execution.execute import execute
-from chronostat.knobs import applied, find_knob, find_space
+from chronostat.knobs.registry import applied, find_knob, find_space
 from chronostat.measure.work import counted_work
 from chronostat.models.prepare import count_image_tokens, prepare
 from chronostat.models.weights import first_difference, state_of, weights_checksum, without_memory

@@ -6,7 +6,7 @@ from chronostat.data.quality import QUALITIES
 from chronostat.data.samples import Sample
 from chronostat.execution.execute import execute
 from chronostat.execution.trials import TrialRunner
-from chronostat.knobs import find_space
+from chronostat.knobs.registry import find_space
 from chronostat.measure.clock import CpuClock
 from chronostat.models.weights import weights_checksum
 from chronostat.records import Setting

@@ -14,7 +14,7 @@ from recipes.demo_vlm.table import accuracies, pack_bits, read_table, shares, un
 
 from chronostat.data.demo.task import UNSEEN_SUFFIX
 from chronostat.errors import DataError
-from chronostat.knobs import applied
+from chronostat.knobs.registry import applied
 from chronostat.models.load import Vlm, fingerprint, load_vlm
 from chronostat.records import Setting
 

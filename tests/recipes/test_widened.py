@@ -9,7 +9,7 @@ from recipes.widened.axes import Spreader, heads, repeated
 from recipes.widened.widen import rule_for, widen, widened_config
 
 from chronostat.errors import ModelError
-from chronostat.knobs import applied
+from chronostat.knobs.registry import applied
 from chronostat.models.load import load_vlm
 from chronostat.records import Setting
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chronostat.errors import KnobError
-from chronostat.knobs import applied, find_knob
+from chronostat.knobs.registry import applied, find_knob
 from chronostat.measure.generate import measure_generate
 from chronostat.models.anatomy import anatomy_of
 from chronostat.records import Setting

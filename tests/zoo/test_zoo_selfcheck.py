@@ -5,7 +5,7 @@ import pytest
 from chronostat.errors import KnobError
 from chronostat.execution.execute import BatchRequest
 from chronostat.execution.trials import TrialRunner
-from chronostat.knobs import find_space
+from chronostat.knobs.registry import find_space
 from chronostat.measure.clock import FakeClock
 from chronostat.models.weights import weights_checksum
 from chronostat.runs.knob_check import prove_knobs, varying_knobs

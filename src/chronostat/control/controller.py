@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import ceil, inf
+from math import ceil, inf, isnan
 from numbers import Real
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import torch
@@ -16,19 +17,21 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from chronostat.config import Config
+from chronostat.control.calibration import calibrate
 from chronostat.control.learners import learner_by_name
 from chronostat.control.learners.base import Learner
 from chronostat.control.learners.means_and_tail import TooTightError
 from chronostat.control.observation import Observer
 from chronostat.data.samples import Sample
-from chronostat.errors import BudgetError, ChronostatError, ModelError, StoreError, UnlikeConditions
+from chronostat.errors import BudgetError, ChronostatError, ConfigError, ModelError, StoreError, UnlikeConditions
 from chronostat.execution.conditions import as_it_was, read_conditions
 from chronostat.execution.execute import Request, SampleRequest, execute
+from chronostat.execution.trials import TrialInput, TrialRunner
 from chronostat.files import disk_errors, write_whole
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.generate import device_of
-from chronostat.models.load import fingerprint
+from chronostat.models.identity import fingerprint, unlike
 from chronostat.records import Budget, BudgetKind, Conditions, Execution, KnobValue, LatencyMetric, Number, Setting
 from chronostat.tensors import read_tensors, tensors_content
 
@@ -114,9 +117,30 @@ class Controller:
         return self.metadata.full_ms
 
     def recalibrated(self, full_ms: float, model: PreTrainedModel) -> "Controller":
-        """The same policy on another day or machine: budgets in ms are read against ``full_ms``, measured there."""
-        now = {"full_ms": full_ms, "conditions": read_conditions(model, sample=self.metadata.config.measure.sample)}
+        """The same policy on another day or machine: budgets in ms are read against ``full_ms``, measured there.
+
+        Raises:
+            UnlikeConditions: ``full`` alone does not tell what the other settings take there; says what to measure.
+        """
+        differing = self.metadata.conditions.shaping_differences(self._conditions_here(model))
+        if differing:
+            raise UnlikeConditions(
+                f"the controller knows what settings take beside full under other conditions ({'; '.join(differing)}), "
+                "and full_ms alone does not renew that; measure every setting here: pass samples to load_controller "
+                "instead (docs/controller.md), or train anew here"
+            )
+        return self._here(full_ms, model)
+
+    def _here(self, full_ms: float, model: PreTrainedModel) -> "Controller":
+        now = {
+            "full_ms": full_ms,
+            "conditions": self._conditions_here(model),
+            "model_fingerprint": fingerprint(model),
+        }
         return replace(self, metadata=self.metadata.model_copy(update=now))
+
+    def _conditions_here(self, model: PreTrainedModel) -> Conditions:
+        return read_conditions(model, sample=self.metadata.config.measure.sample)
 
     def renewed(
         self, latency_means: Sequence[float], observations: Tensor, full_ms: float, model: PreTrainedModel
@@ -130,7 +154,7 @@ class Controller:
             model: the model it is used with.
         """
         self.learner.settle(observations, torch.tensor(latency_means, dtype=torch.float64))
-        return self.recalibrated(full_ms, model)
+        return self._here(full_ms, model)
 
     def without(self, settings: Sequence[Setting]) -> "Controller":
         """The same policy, which never chooses some settings; changes its learner."""
@@ -256,7 +280,12 @@ class Controller:
 
 
 def load_controller(
-    folder: str | Path, model: PreTrainedModel, processor: ProcessorMixin | None, *, full_ms: float | None = None
+    folder: str | Path,
+    model: PreTrainedModel,
+    processor: ProcessorMixin | None,
+    *,
+    full_ms: float | None = None,
+    samples: Sequence[TrialInput] = (),
 ) -> Controller:
     """Read a controller for the model it was trained for.
 
@@ -266,18 +295,26 @@ def load_controller(
         processor: the model's processor; None for ready batches.
         full_ms: the metric's median at ``full``, measured here and now. Without it, budgets in ms are read against the
             one of the training, so that the conditions have to be those of the training.
+        samples: executed here under every setting, some dozens of the kind to come or as many ready batches, where the
+            device, dtype, attention ... is another one: there settings relate to ``full`` in another way.
 
     Raises:
-        UnlikeConditions: without ``full_ms``, on another machine, thread count, library version ...; names them.
+        ConfigError: both ``full_ms`` and ``samples``.
+        UnlikeConditions: without either, on another machine, thread count, library version ...; with ``full_ms`` alone,
+            on another device, with another dtype or attention ...; names them and what to measure.
+        MeasurementError: ``full`` could not be measured on ``samples``.
         StoreError: the directory holds no controller, or a damaged one.
         ModelError: it belongs to another model, or sees requests through another processor.
     """
+    if full_ms is not None and samples:
+        raise ConfigError("full_ms is measured on the samples that are given; give samples or full_ms, not both")
     saved, tensors = _read(Path(folder))
-    metadata, given = saved.controller, fingerprint(model)
-    if metadata.model_fingerprint != given:
+    metadata = saved.controller
+    differing = unlike(metadata.model_fingerprint, model)
+    if differing is not None:
         raise ModelError(
             f"the controller in {folder} was trained for model {metadata.model} ({metadata.model_fingerprint}), "
-            f"not for {given}; train one for this model"
+            f"not for {fingerprint(model)}: {differing} differ; train one for this model"
         )
     observer = Observer(model, processor)
     if observer.size != saved.observation_size:
@@ -290,17 +327,48 @@ def load_controller(
     except (ChronostatError, RuntimeError, KeyError) as error:  # unknown learner, or tensors of other names or shapes
         raise StoreError(f"cannot read the controller in {folder}: {error}; train it anew") from error
     controller = Controller(learner=learner, observer=observer, metadata=metadata)
+    if samples:
+        return _measured_on(controller, model, processor, samples)
     if full_ms is not None:
         return controller.recalibrated(full_ms, model)
+    here = read_conditions(model, sample=metadata.config.measure.sample)
     try:
-        now = read_conditions(model, sample=metadata.config.measure.sample)
-        as_it_was(metadata.conditions, model).require_comparable(now)
+        as_it_was(metadata.conditions, model).require_comparable(here)
     except UnlikeConditions as error:
+        every = metadata.conditions.shaping_differences(here)
+        what = "every setting here: pass samples" if every else "full here and pass it as full_ms"
         raise UnlikeConditions(
             f"the controller in {folder} counts in milliseconds of other conditions ({error}); set the same ones, or "
-            "measure full here and pass it as full_ms"
+            f"measure {what}"
         ) from None
     return controller
+
+
+def _measured_on(
+    controller: Controller, model: PreTrainedModel, processor: ProcessorMixin | None, samples: Sequence[TrialInput]
+) -> Controller:
+    """The same policy, held to its budgets by what every setting takes here on some samples."""
+    space, clock = controller.space, clock_for(device_of(model))
+    runner = TrialRunner(
+        model=model,
+        processor=processor,
+        quality=None,
+        full=space.full,
+        max_new_tokens=controller.metadata.config.measure.max_new_tokens,
+        clock=clock,
+        seed=controller.metadata.config.seed,
+        keep=lambda _: None,
+        anchor_every_s=inf,
+    )
+    runner.run("warmup", 0, runner.request(samples[0]), space.settings)
+    took = calibrate(runner, space, samples, controller.metric, inf)
+    failed = [setting for setting, share in zip(space.settings, took.fractions, strict=True) if isnan(share)]
+    requests = [runner.request(sample) for sample in samples]
+    loosest = max(controller.metadata.budgets, key=lambda budget: budget.fraction)
+    chosen_ms = fmean(controller.choose(request, loosest, clock).controller_ms for request in requests)
+    observations = torch.stack([controller.observer(request) for request in requests])
+    charged = replace(took, controller_ms=chosen_ms).charged
+    return controller.without(failed).renewed(charged, observations, took.full_ms, model)
 
 
 def _read(folder: Path) -> tuple[_Saved, dict[str, Tensor]]:

@@ -4,12 +4,15 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import PreTrainedModel
 
 from chronostat.machine.gpu import GpuProperties, gpu_of
@@ -62,6 +65,7 @@ def read_conditions(model: PreTrainedModel, *, sample: bool = False) -> Conditio
         compiled=any(map(is_compiled, model.modules())),
         cache=_cache_name(model),
         engine=engine_of(model),
+        adapter=_adapter(model),
         python=platform.python_version(),
         decoding=decoding_of(model, sample=sample).text,
         affinity=_ranges(cpus),
@@ -90,6 +94,17 @@ def _cuda_driver(card: GpuProperties) -> str:
 
 def _cache_name(model: PreTrainedModel) -> str:
     return str(getattr(getattr(model, "generation_config", None), "cache_implementation", None) or "default")
+
+
+def _adapter(model: nn.Module) -> str:
+    """Names of the PEFT adapters that are active, with their kind: ``answers (LORA)``."""
+    kinds: Mapping[str, Any] = getattr(model, "peft_config", None) or {}
+    active: set[str] = set()
+    for module in model.modules():
+        if hasattr(module, "base_layer") and not getattr(module, "disable_adapters", True):  # a tuner layer of PEFT
+            active.update(getattr(module, "active_adapters", ()))
+    named = [f"{name} ({kinds[name].peft_type.value})" if name in kinds else name for name in sorted(active)]
+    return ", ".join(named) or "none"
 
 
 def _ranges(numbers: list[int]) -> str:

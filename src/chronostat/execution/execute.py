@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 from chronostat.data.quality import Quality
 from chronostat.data.samples import Sample
 from chronostat.errors import ChronostatError, ConfigError, DataError, KnobError, MeasurementError
-from chronostat.knobs import applied, find_knob
+from chronostat.knobs.registry import applied, find_knob
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.decoding import decoding_of, seeded
 from chronostat.measure.generate import Batch, Measured, check_batch, device_of, measure_alone, sole_measurement

@@ -1,21 +1,19 @@
 """Loading a model and its processor. Model files are data: safetensors only, and no remote code unless asked for."""
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from chronostat.errors import ModelError
+from chronostat.models.adapters import WITHOUT_ADAPTER, adapter_of, check_no_adapter_alone, load_adapter
 from chronostat.models.anatomy import anatomy_of
+from chronostat.models.identity import fingerprint
 from chronostat.models.molmo import first_molmo_class
 
 if TYPE_CHECKING:  # loading a model needs no pydantic, which the configuration is made of
@@ -24,8 +22,6 @@ if TYPE_CHECKING:  # loading a model needs no pydantic, which the configuration 
 BUNDLED = Path(__file__).parent.parent / "assets" / "demo_vlm"
 # refused by name: reading them would run whatever code they hold
 _PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
-_SAMPLED = 64  # values of each weight that enter the fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +30,7 @@ class Vlm:
 
     Attributes:
         name: where it came from, for people.
-        fingerprint: of configuration and weights; a controller is bound to it.
+        fingerprint: who it is (``models/identity.py``); a controller is bound to it.
     """
 
     model: PreTrainedModel
@@ -55,6 +51,7 @@ def load_vlm(
 ) -> Vlm:
     """Load a directory in the ``save_pretrained`` format, or a hub name; the bundled model if ``path`` is None.
 
+    A PEFT adapter beside the weights is loaded too; the conditions of what is measured name it.
     Code for transformers 4 is repaired where it is that of the first Molmo generation (``models/molmo.py``).
 
     Args:
@@ -69,7 +66,8 @@ def load_vlm(
     Raises:
         ModelError: not a model directory, only pickled weights, missing weights, no processor, not an
             image-text-to-text model, own code without ``trust_remote_code``, no such device, an attention that the
-            model or this machine does not have, a revision of a directory, or a wrong ``layout``.
+            model or this machine does not have, a revision of a directory, an adapter that cannot be loaded or that has
+            no model beside it, or a wrong ``layout``.
     """
     source = str(BUNDLED if path is None else path)
     place = _device(device)
@@ -78,12 +76,13 @@ def load_vlm(
         _check_directory(Path(source), revision)
     named: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
     try:
+        adapter = adapter_of(source, revision)
         config = AutoConfig.from_pretrained(source, **named)
         kind_of_model = _model_class(source, config, trusted=trust_remote_code, revision=revision)
         processor = _load_processor(source, **named)
         chosen = {} if attention == "auto" else {"attn_implementation": attention}
         loaded: Any = kind_of_model.from_pretrained(
-            source, dtype=kind, use_safetensors=True, output_loading_info=True, **named, **chosen
+            source, dtype=kind, use_safetensors=True, output_loading_info=True, **named, **chosen, **WITHOUT_ADAPTER
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         # what transformers and safetensors raise for unusable directories
@@ -94,6 +93,8 @@ def load_vlm(
         raise ModelError(f"cannot load {source} as an image-text-to-text model: {where}{error}{option}") from error
     model, metadata = loaded
     _check_complete(source, metadata["missing_keys"])
+    if adapter is not None:
+        load_adapter(model, source, revision)
     model = model.to(place).eval()  # pyright: ignore[reportArgumentType] - a decorated method of the library
     anatomy_of(model, layout)
     return Vlm(model=model, processor=processor, name=_name(source), fingerprint=fingerprint(model))
@@ -111,29 +112,6 @@ def _unusable_attention(source: str, attention: str, error: Exception) -> ModelE
         f"attention {attention!r} cannot be used for {source}: it is not installed, or this model or device has none "
         f"({str(error).rstrip('.')}); choose another, such as --attention {other} (model.attention = {other!r})"
     )
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Twelve hex digits of configuration and weights (of each weight its shape and up to 64 values spread over it)."""
-    digest = hashlib.sha256(json.dumps(_stable(_config_of(model)), sort_keys=True, default=str).encode())
-    for name, weight in sorted(model.named_parameters()):
-        flat = weight.detach().flatten()
-        picked = flat[:: max(1, ceil(flat.numel() / _SAMPLED))].float().cpu()
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(picked.numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
-def _config_of(model: nn.Module) -> dict[str, Any]:
-    config = getattr(model, "config", None)
-    return config.to_dict() if config is not None else {}
-
-
-def _stable(value: object) -> object:
-    """The configuration without what says where and by which version it was saved."""
-    if isinstance(value, dict):
-        return {str(key): _stable(item) for key, item in value.items() if key not in _VOLATILE}
-    return value
 
 
 def _device(name: "DeviceName") -> torch.device:
@@ -160,8 +138,9 @@ def _check_directory(path: Path, revision: str | None) -> None:
     if not path.is_dir():
         raise ModelError(f"{path} is no directory; name a save_pretrained folder or a hub model")
     if not (path / "config.json").is_file():
+        check_no_adapter_alone(path)
         raise ModelError(f"{path} is no model directory: it holds no config.json; name a save_pretrained folder")
-    if not any(path.glob("*.safetensors")):
+    if all(file.name.startswith("adapter_") for file in path.glob("*.safetensors")):
         pickled = [file.name for pattern in _PICKLES for file in path.glob(pattern)]
         found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
         raise ModelError(f"{path} holds {found}; Chronostat loads safetensors only, save it with safe serialization")

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
+from chronostat.models.storage import plain_tensors
+
 _COLUMNS = 1021  # a prime: equal numbers that change places change a sum of columns
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PLAIN = (int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
@@ -33,10 +35,19 @@ class Same:
 
 @torch.no_grad()
 def weights_checksum(model: nn.Module) -> Mapping[str, int]:
-    """A number for the bits of each weight and stored buffer, by name; each is read once, where it lies."""
-    sums = {name: _checksum(weight) for name, weight in model.state_dict().items() if weight.numel()}
-    read = torch.stack(list(sums.values())).tolist() if sums else []
-    return dict(zip(sums, read, strict=True))
+    """A number for the bits of each weight and stored buffer, by name; each is read once, where it lies.
+
+    A weight that is made of several tensors, as quantised ones are, has a number for each.
+
+    Raises:
+        ModelError: see ``plain_tensors``.
+    """
+    sums = {name: _checksum(weight) for name, weight in plain_tensors(model).items() if weight.numel()}
+    read: dict[str, int] = {}
+    for device in {each.device for each in sums.values()}:  # small parts may lie on the CPU beside a model on a card
+        names = [name for name, each in sums.items() if each.device == device]
+        read.update(zip(names, torch.stack([sums[name] for name in names]).tolist(), strict=True))
+    return {name: read[name] for name in sums}
 
 
 def _checksum(weight: Tensor) -> Tensor:

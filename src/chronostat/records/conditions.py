@@ -10,6 +10,9 @@ from chronostat.errors import UnlikeConditions
 
 NOT_RECORDED = "not recorded"
 _ONLY_TOLD = frozenset({"affinity", "commit"})
+_YOUNGER = frozenset({"adapter"})  # not compared with records that are older than the field
+# how a setting relates to full: under other ones a latency of full says nothing about the others
+_SHAPING = ("device", "dtype", "attention", "cache", "compiled", "engine", "adapter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class Conditions:
         engine: "eager", or "graph" where the decoder is replayed (``chronostat.engine``); before it was recorded there
             was no other than "eager".
         cache: ``cache_implementation`` of the model's generation configuration; ``default`` where it names none.
+        adapter: names of the active PEFT adapters with their kind; ``none``; None: the record is older than this field.
         python: version of the interpreter, whose speed counts in every decode step.
         decoding: how tokens were chosen: ``greedy`` or ``sampled``, and what the checkpoint sets for it.
         affinity: the CPUs, by number.
@@ -60,6 +64,7 @@ class Conditions:
     compiled: bool | None = None
     cache: str = NOT_RECORDED
     python: str = NOT_RECORDED
+    adapter: str | None = None
     engine: str = "eager"
     decoding: str = NOT_RECORDED
     affinity: str = NOT_RECORDED
@@ -95,9 +100,18 @@ class Conditions:
     def differences(self, other: "Conditions") -> tuple[list[str], list[str]]:
         """Fields that refuse a comparison, and fields that are only told, as ``name: mine != theirs``."""
         mine, theirs = asdict(self), asdict(other)
-        unequal = [name for name in mine if mine[name] != theirs[name]]
+        unknown = {name for name in _YOUNGER if None in {mine[name], theirs[name]}}
+        unequal = [name for name in mine if mine[name] != theirs[name] and name not in unknown]
         texts = {name: f"{name}: {mine[name]} != {theirs[name]}" for name in unequal}
         return [texts[n] for n in unequal if n not in _ONLY_TOLD], [texts[n] for n in unequal if n in _ONLY_TOLD]
+
+    def shaping_differences(self, other: "Conditions") -> list[str]:
+        """The fields among ``differences`` under which settings relate to ``full`` in another way.
+
+        The device is the card, and on a CPU the CPU.
+        """
+        names = {*_SHAPING, *(("cpu",) if self.device == other.device == "cpu" else ())}
+        return [text for text in self.differences(other)[0] if text.partition(":")[0] in names]
 
     def require_comparable(self, other: "Conditions") -> None:
         """Accept conditions under which latencies can be compared.

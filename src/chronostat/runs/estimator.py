@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from torch import nn
 
 from chronostat.errors import StoreError, UnlikeConditions
+from chronostat.models.identity import unlike
 from chronostat.records import Conditions, Execution, Setting, StageTiming
 from chronostat.runs.store import RunStore
 
@@ -97,7 +99,7 @@ class Estimator:
         return features
 
 
-def estimator_from(run: Path, *, fingerprint: str, conditions: Conditions) -> Estimator:
+def estimator_from(run: Path, *, model: nn.Module, conditions: Conditions) -> Estimator:
     """An estimator learned from a stored run of the same model under the same conditions.
 
     Raises:
@@ -105,7 +107,7 @@ def estimator_from(run: Path, *, fingerprint: str, conditions: Conditions) -> Es
         UnlikeConditions: the run is of another model, of other conditions, or was not measured itself.
     """
     store = RunStore.open(run)
-    require_measured(store, fingerprint=fingerprint, conditions=conditions)
+    require_measured(store, model=model, conditions=conditions)
     return Estimator(stored_executions(store))
 
 
@@ -114,7 +116,7 @@ def stored_executions(store: RunStore) -> list[Execution]:
     return [e for trial in store.trials() if trial.phase != "warmup" for e in trial.executions]
 
 
-def require_measured(store: RunStore, *, fingerprint: str, conditions: Conditions) -> None:
+def require_measured(store: RunStore, *, model: nn.Module, conditions: Conditions) -> None:
     """Accept a stored run that was measured on this model under these conditions.
 
     Raises:
@@ -126,10 +128,11 @@ def require_measured(store: RunStore, *, fingerprint: str, conditions: Condition
             f"the latencies of {store.folder} are {metadata.get('source', 'not known yet')}; an estimator learns from "
             "measured ones only, name a measured run"
         )
-    if metadata["model"]["fingerprint"] != fingerprint:
+    differing = unlike(metadata["model"]["fingerprint"], model)
+    if differing is not None:
         raise UnlikeConditions(
-            f"{store.folder} was measured on model {metadata['model']['fingerprint']}, this is {fingerprint}; name a "
-            "run of this model"
+            f"{store.folder} was measured on model {metadata['model']['fingerprint']}, this is another: {differing} "
+            "differ; name a run of this model"
         )
     Conditions.from_json(metadata.get("conditions", {})).require_comparable(conditions)
 

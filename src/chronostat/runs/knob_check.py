@@ -15,8 +15,8 @@ from chronostat.control.learners.base import Learner
 from chronostat.errors import KnobError, MeasurementError
 from chronostat.execution.execute import SampleRequest
 from chronostat.execution.trials import TrialInput, TrialRunner
-from chronostat.knobs import applied, find_knob
 from chronostat.knobs.base import Knob
+from chronostat.knobs.registry import applied, find_knob
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.work import Work, WorkName, changed, counted_work
 from chronostat.models.prepare import prepare

@@ -25,6 +25,7 @@ from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.decoding import own_decoding
 from chronostat.measure.flow import parts_followed
+from chronostat.models.identity import unlike
 from chronostat.models.weights import weights_checksum
 from chronostat.progress import Progress, Silent
 from chronostat.records import Conditions, LatencyMetric, Phase, Setting, Source, Trial
@@ -222,10 +223,11 @@ def require_comparable(workload: Workload, store: RunStore) -> None:
         UnlikeConditions: names what differs.
     """
     metadata = store.metadata
-    if metadata["model"]["fingerprint"] != workload.vlm.fingerprint:
+    differing = unlike(metadata["model"]["fingerprint"], workload.vlm.model)
+    if differing is not None:
         raise UnlikeConditions(
             f"the run in {store.folder} belongs to model {metadata['model']['fingerprint']}, but {workload.vlm.name} "
-            f"is {workload.vlm.fingerprint}; begin a new run"
+            f"is {workload.vlm.fingerprint}: {differing} differ; begin a new run"
         )
     stored = as_it_was(Conditions.from_json(metadata.get("conditions", {})), workload.vlm.model)
     stored.require_comparable(workload.conditions())
@@ -357,7 +359,7 @@ def _estimator(workload: Workload) -> Estimator:
     config = workload.config.measure
     assert config.estimate_from is not None, "the configuration pairs it with 'estimate'"
     run, like = Path(config.estimate_from), workload.conditions()
-    return estimator_from(run, fingerprint=workload.vlm.fingerprint, conditions=like)
+    return estimator_from(run, model=workload.vlm.model, conditions=like)
 
 
 def _first_metadata(config: Config, command: str) -> dict[str, Any]:

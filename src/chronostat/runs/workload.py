@@ -20,11 +20,12 @@ from chronostat.errors import ConfigError
 from chronostat.execution.conditions import read_conditions
 from chronostat.execution.execute import BatchRequest, execute, explaining_errors, request_for
 from chronostat.execution.trials import TrialInput
-from chronostat.knobs import find_space
+from chronostat.knobs.registry import find_space
 from chronostat.knobs.space import ActionSpace
 from chronostat.machine.stabilise import stabilised
 from chronostat.measure.decoding import Decoding, decoding_of
-from chronostat.models.load import Vlm, fingerprint, load_vlm
+from chronostat.models.identity import fingerprint
+from chronostat.models.load import Vlm, load_vlm
 from chronostat.records import Conditions
 from chronostat.runs.store import RunStore
 
@@ -47,7 +48,7 @@ class BareModel:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of configuration and weights; a controller is bound to it."""
+        """Who it is (``models/identity.py``); a controller is bound to it."""
         return fingerprint(self.model)
 
 

@@ -10,8 +10,8 @@ from chronostat.compare.judging import Judged, Repeat, Rules, judge
 from chronostat.errors import MeasurementError
 from chronostat.execution.conditions import read_conditions
 from chronostat.execution.execute import Request, execute, explaining_errors
-from chronostat.knobs import find_knob
 from chronostat.knobs.base import Knob
+from chronostat.knobs.registry import find_knob
 from chronostat.knobs.space import ActionSpace
 from chronostat.machine.stabilise import stabilised
 from chronostat.measure.clock import Clock

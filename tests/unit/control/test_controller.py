@@ -16,12 +16,13 @@ from chronostat.control.controller import METADATA, Controller, ControllerMetada
 from chronostat.control.learners import LEARNERS, learner_by_name
 from chronostat.control.observation import Observer
 from chronostat.data.demo import DemoTask
-from chronostat.errors import BudgetError, ModelError, StoreError, UnlikeConditions
+from chronostat.errors import BudgetError, ConfigError, ModelError, StoreError, UnlikeConditions
 from chronostat.execution.conditions import read_conditions
 from chronostat.execution.execute import request_for
 from chronostat.files import write_whole
-from chronostat.knobs import find_space
+from chronostat.knobs.registry import find_space
 from chronostat.measure.clock import CpuClock
+from chronostat.models.load import load_vlm
 from chronostat.records import Budget
 from stand_ins.controllers import policy_of
 
@@ -111,6 +112,58 @@ def test_milliseconds_of_other_conditions_are_refused_unless_full_is_given(folde
     loaded = load_controller(folder, bundled.model, bundled.processor, full_ms=99.0)
     assert loaded.full_ms == 99.0
     assert loaded.metadata.conditions == read_conditions(bundled.model)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("device", "NVIDIA H200"), ("dtype", "bfloat16"), ("attention", "eager"), ("cpu", "Z80")]
+)
+def test_where_fractions_are_others_full_alone_does_not_do(controller, folder, bundled, field, value):
+    here = read_conditions(bundled.model)
+    edit(folder, conditions=asdict(replace(here, **{field: value})))
+    differing = re.escape(f"{field}: {value} != {getattr(here, field)}")
+    with pytest.raises(UnlikeConditions, match=rf"{differing}.*; .* measure every setting here: pass samples$"):
+        load_controller(folder, bundled.model, bundled.processor)
+    with pytest.raises(
+        UnlikeConditions, match=rf"\({differing}\), and full_ms alone does not .* pass samples to load_c"
+    ):
+        load_controller(folder, bundled.model, bundled.processor, full_ms=99.0)
+    assert controller.recalibrated(99.0, bundled.model).full_ms == 99.0
+
+
+def test_full_is_not_given_beside_samples(folder, bundled):
+    samples = DemoTask().split("validation")[:2]
+    with pytest.raises(ConfigError, match="give samples or full_ms, not both"):
+        load_controller(folder, bundled.model, bundled.processor, full_ms=99.0, samples=samples)
+
+
+def test_a_controller_in_another_dtype_is_of_this_model_and_measured_on_samples(folder, bundled):
+    vlm = load_vlm(device="cpu", dtype="bfloat16")
+    with pytest.raises(
+        UnlikeConditions, match=r"dtype: float32 != bfloat16\); set the same ones, or measure every setting"
+    ):
+        load_controller(folder, vlm.model, vlm.processor)
+    samples = DemoTask().split("validation")[:2]
+    loaded = load_controller(folder, vlm.model, vlm.processor, samples=samples)
+    assert loaded.metadata.conditions == read_conditions(vlm.model)
+    assert loaded.full_ms not in {FULL_MS, 0.0}
+
+
+def test_a_controller_of_the_first_rule_loads_and_is_saved_by_the_second(folder, bundled):
+    edit(folder, model_fingerprint="2e29f80f8ab1")
+    loaded = load_controller(folder, bundled.model, bundled.processor)
+    loaded.recalibrated(90.0, bundled.model).save(folder)
+    saved = json.loads((folder / METADATA).read_text())["controller"]
+    assert (saved["model_fingerprint"], saved["full_ms"]) == (bundled.fingerprint, 90.0)
+
+
+def test_conditions_from_before_adapters_were_recorded_are_not_unlike(folder, bundled):
+    old = asdict(read_conditions(bundled.model))
+    del old["adapter"]
+    edit(folder, conditions=old)
+    load_controller(folder, bundled.model, bundled.processor)
+    edit(folder, conditions={**old, "adapter": "default (LORA)"})
+    with pytest.raises(UnlikeConditions, match=r"adapter: default \(LORA\) != none.* measure every setting"):
+        load_controller(folder, bundled.model, bundled.processor)
 
 
 def test_another_model_is_refused(folder, bundled):

@@ -14,7 +14,7 @@ from chronostat.engine.causal import causal_masks_left_out
 from chronostat.engine.inputs import padded_length
 from chronostat.engine.replaying import CannotCapture, PlainReplay
 from chronostat.errors import ConfigError, ExecutionError, ModelError
-from chronostat.knobs import applied
+from chronostat.knobs.registry import applied
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.generate import measure_generate
 from chronostat.measure.replays import seen_in_replays

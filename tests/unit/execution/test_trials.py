@@ -10,7 +10,7 @@ from chronostat.data.quality import exact
 from chronostat.errors import DataError, KnobError, MeasurementError
 from chronostat.execution.execute import BatchRequest
 from chronostat.execution.trials import TrialRunner
-from chronostat.knobs import applied
+from chronostat.knobs.registry import applied
 from chronostat.measure.clock import FakeClock
 from chronostat.records import Budget, Estimate, Setting
 from stand_ins.molmo_like import molmo_batch, molmo_like

@@ -6,11 +6,11 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from chronostat.errors import KnobError
-from chronostat.knobs import applied, find_knob, find_space
 from chronostat.knobs.block_form import BlockForm
 from chronostat.knobs.block_limits import BlockLimits
 from chronostat.knobs.block_skip import BlockSkip
 from chronostat.knobs.cache_keeping import CacheKeepingBlock
+from chronostat.knobs.registry import applied, find_knob, find_space
 from chronostat.records import Setting
 from stand_ins.molmo_like import Block, MolmoLike, molmo_batch, molmo_like
 

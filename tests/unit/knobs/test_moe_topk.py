@@ -10,8 +10,8 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from chronostat.errors import KnobError
-from chronostat.knobs import applied, find_knob, find_space
 from chronostat.knobs.moe_topk import MoeTopk
+from chronostat.knobs.registry import applied, find_knob, find_space
 from chronostat.knobs.routing import Place, RoutedBlock
 from chronostat.models.anatomy import anatomy_of
 from chronostat.records import Setting

@@ -8,7 +8,7 @@ from chronostat.config import Config
 from chronostat.control.learners import LEARNERS
 from chronostat.control.learners.base import Outcome
 from chronostat.errors import KnobError
-from chronostat.knobs import find_space
+from chronostat.knobs.registry import find_space
 from chronostat.knobs.space import ActionSpace, pruning
 from chronostat.records import Budget, Setting
 from stand_ins.molmo_like import molmo_like

@@ -14,7 +14,7 @@ from chronostat.cli.actions.knobs import nearest_values
 from chronostat.data.samples import Sample
 from chronostat.errors import DataError, KnobError
 from chronostat.execution.execute import SampleRequest, execute, request_for
-from chronostat.knobs import find_knob, find_space
+from chronostat.knobs.registry import find_knob, find_space
 from chronostat.knobs.vision import find_mechanism
 from chronostat.knobs.vision.mechanism import span, steps
 from chronostat.models.load import load_vlm

@@ -4,7 +4,7 @@ import pytest
 
 from chronostat.config import load_config
 from chronostat.execution.execute import BatchRequest, execute, request_for
-from chronostat.knobs import find_space
+from chronostat.knobs.registry import find_space
 from chronostat.measure.clock import FakeClock
 from chronostat.models.anatomy import anatomy_of, find_anatomy, remember
 from chronostat.models.load import load_vlm

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from chronostat.knobs import applied
+from chronostat.knobs.registry import applied
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.generate import measure_generate
 from chronostat.models.anatomy import anatomy_of

@@ -5,7 +5,7 @@ import pytest
 from torch import nn
 
 from chronostat.errors import ModelError
-from chronostat.knobs import applied
+from chronostat.knobs.registry import applied
 from chronostat.models.anatomy import anatomy_of, find_anatomy
 from chronostat.models.blocks import running_blocks
 from chronostat.records import Setting

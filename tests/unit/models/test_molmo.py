@@ -10,7 +10,7 @@ from transformers import GenerationConfig, dynamic_module_utils
 
 from chronostat.errors import ModelError
 from chronostat.execution.execute import BatchRequest, execute
-from chronostat.knobs import applied, find_knob
+from chronostat.knobs.registry import applied, find_knob
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.generate import measure_generate
 from chronostat.models.anatomy import anatomy_of

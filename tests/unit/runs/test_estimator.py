@@ -18,6 +18,7 @@ from chronostat.runs.workload import Workload
 from chronostat.studies.estimator.evaluation import Known, errors, ordered_pairs
 from chronostat.studies.estimator.remeasure import evaluate
 from chronostat.validation import validate
+from stand_ins.molmo_like import molmo_like
 from unit.runs.test_session import break_hooks
 
 LONG = ("train.calibration_seconds=1e6", "train.calibration_samples=10", "train.trials=3")  # executions enough to learn
@@ -206,10 +207,12 @@ def test_a_measured_run_never_comes_near_the_estimator(stand_in, monkeypatch):
 def test_it_learns_from_measurements_of_this_model_under_these_conditions_only(stand_in):
     a_measured_run(stand_in)
     run, workload = stand_in.folder / "earlier", stand_in.workload()
-    mine = {"fingerprint": workload.vlm.fingerprint, "conditions": read_conditions(workload.vlm.model)}
+    mine = {"model": workload.vlm.model, "conditions": read_conditions(workload.vlm.model)}
     estimator_from(run, **mine)
-    with pytest.raises(UnlikeConditions, match=r"measured on model .*, this is other; name a run of this model"):
-        estimator_from(run, **{**mine, "fingerprint": "other"})
+    with pytest.raises(
+        UnlikeConditions, match=r"measured on model .*, this is another: .* differ; name a run of this model"
+    ):
+        estimator_from(run, **{**mine, "model": molmo_like(blocks=3)})
     with pytest.raises(UnlikeConditions, match="threads: "):
         estimator_from(run, **{**mine, "conditions": replace(mine["conditions"], threads=64)})
     metadata = json.loads((run / "run.json").read_text())

@@ -13,7 +13,7 @@ import stand_ins.knobs
 from chronostat.data.demo import DemoTask
 from chronostat.errors import KnobError, MeasurementError
 from chronostat.execution.trials import TrialRunner
-from chronostat.knobs import KNOBS
+from chronostat.knobs.registry import KNOBS
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.work import Work

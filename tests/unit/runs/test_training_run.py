@@ -1,5 +1,6 @@
 """A whole training on the stand-in: what is executed, what is saved, and how a run that ended early goes on."""
 
+import json
 import shutil
 from itertools import pairwise
 from math import inf
@@ -7,6 +8,7 @@ from math import inf
 import pytest
 import torch
 
+import chronostat.control.controller as controller_module
 import chronostat.execution.trials
 import chronostat.runs.training
 from chronostat.cli.actions.train import _limits
@@ -79,6 +81,25 @@ def test_the_controller_is_in_the_run_and_decides_as_the_one_that_was_returned(s
     assert [loaded.choose(s, b, stand_in.clock).setting for s in trial_inputs for b in budgets] == chosen
     assert loaded.metadata.trials == 6
     assert (loaded.metadata.metric, loaded.metadata.full_ms, loaded.metadata.model) == ("prefill_ms", 22, "molmo-like")
+
+
+def test_under_other_conditions_every_setting_is_measured_on_samples(stand_in, monkeypatch):
+    with stand_in.session() as session:
+        train(session)
+    file = stand_in.store().folder / FOLDER / "controller.json"
+    saved = json.loads(file.read_text())
+    saved["controller"]["conditions"]["dtype"] = "bfloat16"
+    file.write_text(json.dumps(saved))
+    monkeypatch.setattr(controller_module, "clock_for", lambda _: stand_in.clock)
+    delay(monkeypatch, stand_in.clock, stand_in.model.model.vision_backbone, 22.0)  # 28 ms of vision instead of 6
+    samples = stand_in.batches.split("validation")[:3]
+    loaded = load_controller(file.parent, stand_in.model, None, samples=samples)
+    assert loaded.full_ms == 22 + 22
+    assert loaded.metadata.conditions.dtype == "float32"
+    # the cheapest setting took 13 of 22 ms in training, and 13 + 22 of 44 ms here
+    assert loaded.choose(samples[0], Budget(kind="deadline", fraction=0.9), stand_in.clock)
+    with pytest.raises(BudgetError, match=r"budget deadline 0.7 of full; the cheapest needs 0\.[78]"):
+        loaded.choose(samples[0], Budget(kind="deadline", fraction=0.7), stand_in.clock)
 
 
 @pytest.mark.parametrize("learner", ["direct", pytest.param("rloo", marks=pytest.mark.slow)])

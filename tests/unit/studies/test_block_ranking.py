@@ -312,12 +312,14 @@ def test_the_box_of_time_ends_a_round_but_not_before_two_samples(stand_in):
 def test_a_ranking_of_another_model_is_refused(stand_in):
     ranking = ranked(stand_in, plan_for())
     folder = stand_in.store().folder
-    assert load_ranking(folder, ranking.fingerprint) == ranking
-    assert load_ranking(folder / RANKING, ranking.fingerprint) == ranking
+    assert load_ranking(folder, stand_in.model) == ranking
+    assert load_ranking(folder / RANKING, stand_in.model) == ranking
+    stand_in.model.lm_head.weight.data += 1
     with pytest.raises(
-        UnlikeConditions, match=f"belongs to model {ranking.fingerprint} .molmo-like., but this one is 0"
+        UnlikeConditions,
+        match=f"belongs to model {ranking.fingerprint} .molmo-like., but this one is another: its weights differ",
     ):
-        load_ranking(folder, "0123456789ab")
+        load_ranking(folder, stand_in.model)
 
 
 @pytest.mark.parametrize(
@@ -333,11 +335,11 @@ def test_damaged_rankings(stand_in, change, message):
     file = stand_in.store().folder / RANKING
     file.write_text("{" if change is None else json.dumps({**ranking.to_json(), **change}))
     with pytest.raises(StoreError, match=message):
-        load_ranking(file, ranking.fingerprint)
+        load_ranking(file, stand_in.model)
     with pytest.raises(
         StoreError, match=r"is no ranking: .*none.json does not exist; name what chronostat rank-blocks"
     ):
-        load_ranking(file.with_name("none.json"), ranking.fingerprint)
+        load_ranking(file.with_name("none.json"), stand_in.model)
 
 
 def refuse_block(monkeypatch, *refused):
@@ -357,7 +359,7 @@ def test_blocks_that_cannot_be_skipped_are_listed_with_the_reason(stand_in, monk
     assert sorted(ranking.order) == [0, 2, 3]
     assert list(ranking.refused) == [1]
     assert "blocks that no other one reads from" in ranking.refused[1]
-    assert load_ranking(stand_in.store().folder, ranking.fingerprint) == ranking
+    assert load_ranking(stand_in.store().folder, stand_in.model) == ranking
 
 
 def require_source(monkeypatch, *, sources, dependents):

@@ -14,7 +14,7 @@ import stand_ins.runs
 from chronostat.cli.actions.knobs import effects_tables
 from chronostat.errors import MeasurementError
 from chronostat.execution.execute import execute, request_for
-from chronostat.knobs import KNOBS
+from chronostat.knobs.registry import KNOBS
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.work import Work, counted_work, removed
 from chronostat.models.anatomy import anatomy_of

@@ -13,7 +13,7 @@ from chronostat.cli.actions.measure import by_engine, decoding_notes, one_reques
 from chronostat.cli.output import write_json
 from chronostat.config import Config
 from chronostat.errors import ConfigError
-from chronostat.knobs import KNOBS, find_knob, find_space
+from chronostat.knobs.registry import KNOBS, find_knob, find_space
 from chronostat.measure.work import Work
 from chronostat.models.load import Vlm
 from chronostat.records import Comparison, Conditions, KnobValue, Setting, value_text
@@ -44,7 +44,7 @@ def knobs(
         out.print(note)
     levels = config.knobs.model_dump()
     if ranking is not None:
-        levels["block_skip"] = _by_importance(load_ranking(ranking, vlm.fingerprint), ranking)
+        levels["block_skip"] = _by_importance(load_ranking(ranking, vlm.model), ranking)
     space, absent = find_space(vlm.model, vlm.processor, levels)
     with out.status("counting") as status, by_engine(config, vlm, request, out):
         effects = measure_effects(

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from chronostat.compare.reasons import that_count
 from chronostat.compare.statistics import PairedBootstrap, mean_interval
 from chronostat.errors import StoreError, UnlikeConditions
+from chronostat.models.identity import unlike
 from chronostat.records import Conditions, Estimate, Execution, LatencyMetric, Setting, Source, Trial
 from chronostat.runs.store import RunStore
 
@@ -111,12 +113,12 @@ class Ranking:
         return asdict(self)
 
 
-def load_ranking(path: Path, fingerprint: str) -> Ranking:
+def load_ranking(path: Path, model: nn.Module) -> Ranking:
     """A stored ranking.
 
     Args:
         path: ``ranking.json``, or the run directory that holds it.
-        fingerprint: of the model that it shall be used for.
+        model: the one that it shall be used for.
 
     Raises:
         StoreError: there is none, or it is damaged.
@@ -134,10 +136,11 @@ def load_ranking(path: Path, fingerprint: str) -> Ranking:
             f"cannot read {file} as a ranking of blocks: {'.'.join(map(str, first['loc']))}: {first['msg']}; name what "
             "chronostat rank-blocks wrote"
         ) from None
-    if ranking.fingerprint != fingerprint:
+    differing = unlike(ranking.fingerprint, model)
+    if differing is not None:
         raise UnlikeConditions(
-            f"the ranking in {file} belongs to model {ranking.fingerprint} ({ranking.model}), but this one is "
-            f"{fingerprint}; rank its own blocks with chronostat rank-blocks"
+            f"the ranking in {file} belongs to model {ranking.fingerprint} ({ranking.model}), but this one is another: "
+            f"{differing} differ; rank its own blocks with chronostat rank-blocks"
         )
     return ranking
 

@@ -49,7 +49,7 @@ def evaluate(store: RunStore, config: Config, *, seconds: float, requests: int |
     workload = Workload.load(config)
     with workload.stabilised():
         conditions = workload.conditions()
-        require_measured(store, fingerprint=workload.vlm.fingerprint, conditions=conditions)
+        require_measured(store, model=workload.vlm.model, conditions=conditions)
         stored = _to_learn_from(store, workload)
         estimator = Estimator(stored)
         first, second = _measure_twice(workload, seconds, requests)

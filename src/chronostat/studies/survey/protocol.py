@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from chronostat.compare.judging import Judged, Repeat, Rules, judge
-from chronostat.knobs import applied
+from chronostat.knobs.registry import applied
 from chronostat.machine.stabilise import stabilised
 from chronostat.measure.flow import parts_followed
 from chronostat.studies.survey.arms import Arm, Plan, Shot, like_conditions, shoot
