@@ -14,14 +14,18 @@ from pydantic_core import ErrorDetails
 
 from chronostat.errors import ConfigError
 from chronostat.records import Budget, LatencyMetric
+from chronostat.records.choices import (
+    DEFAULT_NEW_TOKENS,
+    DEFAULT_THREADS,
+    MOST_THREADS,
+    Attention,
+    DeviceName,
+    DtypeName,
+    EngineChoice,
+)
 
 Fraction = Annotated[float, Field(gt=0, le=2)]
 Seconds = Annotated[float, Field(gt=0)]
-DeviceName = Literal["auto", "cpu", "cuda"]
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
-EngineChoice = Literal["eager", "graph", "auto"]
-MOST_THREADS = 1024  # some thousands end the process from within torch, without a message
 
 
 class Frozen(BaseModel):
@@ -90,7 +94,7 @@ class MeasureConfig(Frozen):
     learned from the run ``estimate_from`` for the whole run."""
     estimate_from: str | None = None
     """Directory of a measured run of the same model under the same conditions; read with ``estimate`` only."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 8
+    max_new_tokens: Annotated[int, Field(ge=1)] = DEFAULT_NEW_TOKENS
     """Longest answer."""
     sample: bool = False
     """Sample answers as the model's generation_config says, each draw from a seed of its own that follows from
@@ -98,7 +102,7 @@ class MeasureConfig(Frozen):
     time_limit_s: Seconds | None = None
     """A generation that takes longer is ended at its next hook or token, and has failed; absent: 30 times what ``full``
     took at the start, but at least 10 s."""
-    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = DEFAULT_THREADS
     """Torch threads on the CPU while measuring; a condition of every number."""
     flush_denormals: bool = False
     """Count numbers near 0 as 0 while measuring: can be faster, and can change answers; a condition of every number."""

@@ -1,7 +1,8 @@
 """The command line: the list of verbs.
 
-A verb's own file says how it is typed and imports no torch, so that ``--help`` and mistakes answer at once; the file of
-the same name in ``actions`` says what it then does.
+A verb's own file says how it is typed; the file of the same name in ``actions`` says what it then does. A verb
+imports the configuration inside its function and torch after it has read that, so that ``--help`` and mistakes answer
+at once.
 """
 
 from typing import Annotated

@@ -2,7 +2,6 @@
 
 from chronostat.cli.options import RunDir, Seed, Sets, command_line, new_folder
 from chronostat.cli.terminal import for_people, out
-from chronostat.config import load_config
 from chronostat.errors import ConfigError
 
 DEMO_SECONDS = 450.0  # with loading and the report the main job stays below 8 minutes
@@ -12,6 +11,8 @@ def demo(run_dir: RunDir = None, seed: Seed = None, overrides: Sets = None) -> N
     """The main job on the bundled model: calibrate, train, validate, write the report. Takes at most 8 minutes."""
     folder = run_dir or new_folder("demo")
     with for_people(folder):
+        from chronostat.config import load_config
+
         config = load_config(None, [f"seconds={DEMO_SECONDS}", *(overrides or ())], seed=seed)
         if config.model.path or config.data.path:
             raise ConfigError("demo runs the bundled model on its own task; for yours: chronostat train CONFIG.toml")

@@ -7,9 +7,7 @@ import typer
 
 from chronostat.cli.options import Device, Dtype, Layout, Threads, TrustRemoteCode, finite, model_path
 from chronostat.cli.terminal import for_people, out
-from chronostat.config import Config, MeasureConfig, ModelConfig
-
-DEFAULTS = MeasureConfig()
+from chronostat.records.choices import DEFAULT_THREADS
 
 
 def doctor(
@@ -18,7 +16,7 @@ def doctor(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    threads: Threads = DEFAULTS.threads,
+    threads: Threads = DEFAULT_THREADS,
     trust_remote_code: TrustRemoteCode = False,
     layout: Layout = None,
     seconds: Annotated[float, typer.Option(min=0.1, callback=finite, help="Time box of the measured repeats.")] = 20.0,
@@ -29,6 +27,7 @@ def doctor(
         from chronostat.cli.actions import doctor as action
         from chronostat.cli.actions.measure import read_layout
         from chronostat.cli.output import require_writable
+        from chronostat.config import Config, MeasureConfig, ModelConfig
 
         require_writable({"--json": json_file})
         own = ModelConfig(

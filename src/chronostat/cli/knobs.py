@@ -7,9 +7,7 @@ import typer
 
 from chronostat.cli.options import Device, Dtype, Engine, Model, Sets, Threads, TrustRemoteCode, finite, model_path
 from chronostat.cli.terminal import for_people, out
-from chronostat.config import MeasureConfig, ModelConfig, load_config, refuse_others
-
-DEFAULTS = MeasureConfig()
+from chronostat.records.choices import DEFAULT_NEW_TOKENS, DEFAULT_THREADS
 
 
 def knobs(
@@ -20,11 +18,11 @@ def knobs(
     seconds: Annotated[
         float | None, typer.Option(min=1, callback=finite, help="Time for judging, if it ends before.")
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer in tokens.")] = DEFAULTS.max_new_tokens,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Length of every answer in tokens.")] = DEFAULT_NEW_TOKENS,
     device: Device = "auto",
     dtype: Dtype = "auto",
     engine: Engine = "eager",
-    threads: Threads = DEFAULTS.threads,
+    threads: Threads = DEFAULT_THREADS,
     trust_remote_code: TrustRemoteCode = False,
     ranking: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Leave blocks out by importance: what rank-blocks stored.")
@@ -36,6 +34,7 @@ def knobs(
     with for_people():
         from chronostat.cli.actions import knobs as action
         from chronostat.cli.output import require_writable
+        from chronostat.config import MeasureConfig, ModelConfig, load_config, refuse_others
 
         require_writable({"--json": json_file})
         said = "knobs takes keys of knobs and model.layout, and seed; others are flags"

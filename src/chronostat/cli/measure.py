@@ -18,10 +18,8 @@ from chronostat.cli.options import (
     model_path,
 )
 from chronostat.cli.terminal import for_people, out
-from chronostat.config import Attention, Config, MeasureConfig, ModelConfig
 from chronostat.errors import ConfigError
-
-DEFAULTS = MeasureConfig()
+from chronostat.records.choices import DEFAULT_NEW_TOKENS, DEFAULT_THREADS, Attention
 
 
 def measure(
@@ -48,7 +46,7 @@ def measure(
             "settings or models are compared on one request the most on average, 20 if absent.",
         ),
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = DEFAULTS.max_new_tokens,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = DEFAULT_NEW_TOKENS,
     exact_tokens: Annotated[
         bool, typer.Option("--exact-tokens", help="Make every answer that long, also past its end.")
     ] = False,
@@ -63,7 +61,7 @@ def measure(
         ),
     ] = "auto",
     engine: Engine = "eager",
-    threads: Threads = DEFAULTS.threads,
+    threads: Threads = DEFAULT_THREADS,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: TrustRemoteCode = False,
     layout: Layout = None,
@@ -79,6 +77,7 @@ def measure(
             raise ConfigError("--layout names the parts of one model; measure one, or leave it out")
         from chronostat.cli.actions import measure as action
         from chronostat.cli.output import require_writable
+        from chronostat.config import Config, MeasureConfig, ModelConfig
 
         require_writable({"--json": json_file, "--html": html_file})
         own = ModelConfig(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from chronostat.config import MOST_THREADS, DeviceName, DtypeName, EngineChoice
+from chronostat.records.choices import MOST_THREADS, DeviceName, DtypeName, EngineChoice
 
 
 def finite(value: float | None) -> float | None:

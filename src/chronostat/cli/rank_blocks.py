@@ -19,7 +19,6 @@ from chronostat.cli.options import (
     with_sampling,
 )
 from chronostat.cli.terminal import for_people, out
-from chronostat.config import load_config, refuse_others
 from chronostat.errors import ConfigError
 
 RANKED_SAMPLES, RANKING_SECONDS = 100, 300.0
@@ -56,6 +55,7 @@ def rank_blocks(
         if resume and (sample or any(value is not None for value in others)):
             raise ConfigError("--resume continues a ranking as it was begun; give no other option with it")
         from chronostat.cli.actions import rank_blocks as action
+        from chronostat.config import load_config, refuse_others
 
         if resume:
             action.resume_ranking(folder, out)

@@ -7,7 +7,6 @@ import typer
 
 from chronostat.cli.options import RunDir, Sample, Seed, Sets, command_line, new_folder, with_sampling
 from chronostat.cli.terminal import for_people, out
-from chronostat.config import load_config
 from chronostat.errors import ConfigError
 
 
@@ -27,6 +26,8 @@ def train(
     with for_people(folder, resume_with="train"):
         if resume and (config_file or run_dir or seed is not None or sample or overrides or dry_run):
             raise ConfigError("--resume continues a run with its own configuration; give no other option with it")
+        from chronostat.config import load_config
+
         config = None if resume else load_config(config_file, with_sampling(overrides, sample=sample), seed=seed)
         from chronostat.cli.actions import train as action
 

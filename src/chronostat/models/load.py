@@ -17,7 +17,7 @@ from chronostat.models.identity import fingerprint
 from chronostat.models.molmo import first_molmo_class
 
 if TYPE_CHECKING:  # loading a model needs no pydantic, which the configuration is made of
-    from chronostat.config import Attention, DeviceName, DtypeName
+    from chronostat.records.choices import Attention, DeviceName, DtypeName
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "demo_vlm"
 # refused by name: reading them would run whatever code they hold
