@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast check clean
+.PHONY: demo test test-fast test-storages check clean
 
 demo: .venv/installed
 	$(BIN)/chronostat demo
@@ -13,6 +13,11 @@ test: check
 test-fast: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m "not slow"
+
+# torchao apart: where it is installed every start of transformers loads it, with warnings
+test-storages: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --target .venv/torchao torchao
+	PYTHONPATH=.venv/torchao $(BIN)/python -m pytest tests/storage
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -50,7 +50,7 @@ def fingerprint(model: nn.Module) -> str:
     to float16 the second; of a checkpoint that is bfloat16 or float16 itself the second survives every one.
     """
     bare = getattr(model, "_orig_mod", model)  # what torch.compile(model) wraps
-    tensors = sorted(plain_tensors(bare, whole=False).items())
+    tensors = sorted(plain_tensors(bare, sampled=_SAMPLED).items())
     told = {
         "class": type(bare).__name__,
         "config": _chosen(getattr(bare, "config", None)),

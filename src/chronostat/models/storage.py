@@ -6,6 +6,7 @@ operations, libraries for 8 bit put bytes, numbers and objects into the state di
 
 from collections.abc import Iterator, Mapping
 from io import BytesIO
+from math import ceil
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device,
 
 
 @torch.no_grad()
-def plain_tensors(model: nn.Module, *, whole: bool = True) -> dict[str, Tensor]:
+def plain_tensors(model: nn.Module, *, sampled: int | None = None) -> dict[str, Tensor]:
     """All weights and stored buffers of a model as plain tensors, by name; the parts of one have names of theirs.
 
     Bytes and numbers in a state dict are tensors of bytes here. Nothing is changed. Only 4 bit weights of bitsandbytes
@@ -26,15 +27,15 @@ def plain_tensors(model: nn.Module, *, whole: bool = True) -> dict[str, Tensor]:
 
     Args:
         model: any.
-        whole: without it only the scales of such 4 bit weights are there, one of a block, which takes no time.
+        sampled: of such a 4 bit weight only so many scales at most, spread over it; takes no time. None: all of it.
 
     Raises:
         ModelError: a weight is not in memory (offloaded), or an entry is of a kind that cannot be read.
     """
-    return {name: part for entry, held in _entries(model, whole=whole) for name, part in _parts(entry, held)}
+    return {name: part for entry, held in _entries(model, sampled) for name, part in _parts(entry, held)}
 
 
-def _entries(model: nn.Module, *, whole: bool) -> Iterator[tuple[str, object]]:
+def _entries(model: nn.Module, sampled: int | None) -> Iterator[tuple[str, object]]:
     """Modules are asked one by one: saving a packed 4 bit weight rounds its scales, and it answers otherwise then."""
     for path, module in model.named_modules():
         own: dict[str, object] = dict(module.named_parameters(recurse=False))
@@ -44,28 +45,30 @@ def _entries(model: nn.Module, *, whole: bool) -> Iterator[tuple[str, object]]:
             module._save_to_state_dict(own, "", True)  # pyright: ignore[reportPrivateUsage]
         for name, entry in own.items():
             state = states.get(name)
-            held = entry if state is None else _four_bit(cast("Tensor", entry), state, whole=whole)
+            held = entry if state is None else _four_bit(cast("Tensor", entry), state, sampled)
             yield f"{path}.{name}" if path else name, held
 
 
-def _four_bit(weight: Tensor, state: Any, *, whole: bool) -> Mapping[str, object]:  # noqa: ANN401 - of bitsandbytes
+def _four_bit(weight: Tensor, state: Any, sampled: int | None) -> Mapping[str, object]:  # noqa: ANN401 - bitsandbytes
     packed = getattr(state, "packing_format_for_cpu", False)
-    kind = {"kind": (state.quant_type, tuple(state.shape)), "scales": _scales(state, packed=packed)}
-    if not whole:
+    step = 1 if sampled is None else max(1, ceil(state.absmax.numel() / sampled))
+    kind = {"kind": (state.quant_type, tuple(state.shape)), "scales": _scales(state, step, packed=packed)}
+    if sampled is not None:
         return kind
     flat = weight.detach().view(torch.uint8).flatten()
     return {**kind, "values": _unpacked(flat, *state.shape) if packed else flat}
 
 
-def _scales(state: Any, *, packed: bool) -> Tensor:  # noqa: ANN401 - as above
-    """One scale for each block of a 4 bit weight, in the order of the weight, rounded as packing does."""
+def _scales(state: Any, step: int, *, packed: bool) -> Tensor:  # noqa: ANN401 - as above
+    """Every ``step``-th scale of the blocks of a 4 bit weight, in the order of the weight, rounded as packing does."""
+    at = torch.arange(0, state.absmax.numel(), step, device=state.absmax.device)
     if packed:
-        return state.absmax.T.flatten()
-    if not state.nested:
-        return state.absmax.flatten().bfloat16()
-    inner = state.state2
-    blocks = torch.arange(state.absmax.numel(), device=state.absmax.device) // inner.blocksize
-    return (inner.code[state.absmax.flatten().int()] * inner.absmax[blocks] + state.offset).bfloat16()
+        blocks = state.absmax.shape[0]  # of a row; one column for each row
+        return state.absmax[at % blocks, at // blocks]
+    scales = state.absmax.flatten()[at]
+    if state.nested:
+        scales = state.state2.code[scales.int()] * state.state2.absmax[at // state.state2.blocksize] + state.offset
+    return scales.bfloat16()
 
 
 def _unpacked(packed: Tensor, rows: int, columns: int) -> Tensor:
