@@ -93,7 +93,7 @@ def _torchao(name: str, **options: object) -> Any:  # noqa: ANN401 - as above
 
 
 def _int4() -> Any:  # noqa: ANN401 - as above
-    from torchao.quantization import PerGroup
+    from torchao.quantization import PerGroup  # pyright: ignore[reportMissingImports]
 
     int4: Any = vars(torch)["int4"]  # stubs do not know it
     return _torchao("IntxWeightOnlyConfig", weight_dtype=int4, granularity=PerGroup(_GROUP))
