@@ -33,7 +33,8 @@ from benchmarks.kit.options import plain_parser
 from benchmarks.kit.recordings import RUN_DIR, Recording, read
 from benchmarks.kit.results import commit, write_result
 from chronostat.config import Config, load_config
-from chronostat.control.controller import FOLDER, METADATA, load_controller
+from chronostat.control.controller import load_controller
+from chronostat.control.controller_files import FOLDER, METADATA
 from chronostat.data.demo import DemoTask
 from chronostat.errors import ConfigError
 from chronostat.models.load import Vlm

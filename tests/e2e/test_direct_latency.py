@@ -11,7 +11,8 @@ import weakref
 import pytest
 import torch
 
-from chronostat.control.controller import FOLDER, load_controller
+from chronostat.control.controller import load_controller
+from chronostat.control.controller_files import FOLDER
 from chronostat.control.failures import Failures
 from chronostat.control.learners import learner_by_name
 from chronostat.control.observation import Observer

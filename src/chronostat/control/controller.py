@@ -1,6 +1,5 @@
-"""The controller that comes out of training: a directory, and what answers requests with it."""
+"""The controller that comes out of training: what answers requests within a budget."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,16 +7,14 @@ from math import ceil, inf, isnan
 from numbers import Real
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
 
 import torch
 from PIL.Image import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from chronostat.config import Config
 from chronostat.control.calibration import calibrate
+from chronostat.control.controller_files import ControllerMetadata, read_controller, write_controller
 from chronostat.control.learners import learner_by_name
 from chronostat.control.learners.base import Learner
 from chronostat.control.learners.means_and_tail import TooTightError
@@ -27,62 +24,11 @@ from chronostat.errors import BudgetError, ChronostatError, ConfigError, ModelEr
 from chronostat.execution.conditions import as_it_was, read_conditions
 from chronostat.execution.execute import Request, SampleRequest, execute
 from chronostat.execution.trials import TrialInput, TrialRunner
-from chronostat.files import disk_errors, write_whole
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.generate import device_of
 from chronostat.models.identity import fingerprint, unlike
-from chronostat.records import Budget, BudgetKind, Conditions, Execution, KnobValue, LatencyMetric, Number, Setting
-from chronostat.tensors import read_tensors, tensors_content
-
-METADATA = "controller.json"
-FOLDER = "controller"  # in the directory of a run
-
-
-class ControllerMetadata(BaseModel):
-    """What ``controller.json`` says: whom a controller is for, how it was trained, how its budgets are read.
-
-    Attributes:
-        levels: of each knob, the full one first.
-        pruned: combinations of them that are not in the action space, with the reason for each.
-        metric: the latency that budgets limit.
-        full_ms: median of that latency at ``full``; budgets in ms are read against it.
-        learner: its name.
-        config: of the run that trained it.
-        latency_means: of the calibration, as fractions of ``full``, in the order of the settings.
-        budgets: those of the training.
-        model: where the model came from, for people.
-        model_fingerprint: of the only model it may be used with.
-        conditions: under which it was trained.
-        trials: measured trials that it learned from.
-        taken_out: settings that it never chooses, because they kept failing.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    levels: Mapping[str, tuple[KnobValue, ...]]
-    metric: LatencyMetric
-    full_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    learner: str
-    config: Config
-    latency_means: tuple[Number, ...]
-    budgets: tuple[Budget, ...]
-    model: str
-    model_fingerprint: str
-    conditions: Conditions
-    trials: int
-    taken_out: tuple[str, ...] = ()
-    pruned: Mapping[str, str] = Field(default_factory=dict)
-
-
-class _Saved(BaseModel):
-    """The content of ``controller.json``; the digest holds it together with the tensors beside it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    controller: ControllerMetadata
-    observation_size: int
-    policy_sha256: str
+from chronostat.records import Budget, BudgetKind, Conditions, Execution, LatencyMetric, Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,18 +211,9 @@ class Controller:
         Raises:
             StoreError: it cannot be written.
         """
-        folder = Path(folder)
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        content = tensors_content(self.learner.policy_state(), {})
-        digest = _digest(content)
-        policy = policy_path(folder, digest)
-        write_whole(policy, content)
-        saved = _Saved(controller=self.metadata, observation_size=self.observer.size, policy_sha256=digest)
-        write_whole(folder / METADATA, f"{saved.model_dump_json(indent=2)}\n".encode())
-        with disk_errors(folder):
-            for earlier in {*folder.glob("policy-*.safetensors"), *folder.glob(".policy-*.tmp")} - {policy}:
-                earlier.unlink()
+        write_controller(
+            Path(folder), self.metadata, observation_size=self.observer.size, policy=self.learner.policy_state()
+        )
 
 
 def load_controller(
@@ -308,7 +245,7 @@ def load_controller(
     """
     if full_ms is not None and samples:
         raise ConfigError("full_ms is measured on the samples that are given; give samples or full_ms, not both")
-    saved, tensors = _read(Path(folder))
+    saved, tensors = read_controller(Path(folder))
     metadata = saved.controller
     differing = unlike(metadata.model_fingerprint, model)
     if differing is not None:
@@ -371,26 +308,6 @@ def _measured_on(
     return controller.without(failed).renewed(charged, observations, took.full_ms, model)
 
 
-def _read(folder: Path) -> tuple[_Saved, dict[str, Tensor]]:
-    path = folder / METADATA
-    if not path.is_file():
-        raise StoreError(f"{folder} holds no controller ({METADATA} is missing); name the controller folder of a run")
-    try:
-        saved = _Saved.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError, ChronostatError) as error:
-        raise StoreError(f"cannot read {path}: {error}; it was not written by this version of chronostat") from error
-    policy = policy_path(folder, saved.policy_sha256)
-    tensors, _ = read_tensors(policy)
-    if _digest(policy.read_bytes()) != saved.policy_sha256:
-        raise StoreError(f"{policy} was changed: it is not what {METADATA} beside it names; put back the whole folder")
-    return saved, tensors
-
-
-def policy_path(folder: Path, sha256: str) -> Path:
-    """Where the tensors of a policy are, by the digest of their file."""
-    return folder / f"policy-{sha256[:12]}.safetensors"
-
-
 def _restore(metadata: ControllerMetadata, observation_size: int, tensors: Mapping[str, Tensor]) -> Learner:
     """The learner, deciding as it did when it was saved.
 
@@ -408,7 +325,3 @@ def _restore(metadata: ControllerMetadata, observation_size: int, tensors: Mappi
     )
     learner.load_policy_state(tensors)
     return learner
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

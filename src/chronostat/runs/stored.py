@@ -3,8 +3,7 @@
 from pydantic import ValidationError
 
 from chronostat.config import Config
-from chronostat.control.controller import FOLDER
-from chronostat.control.controller import METADATA as CONTROLLER_METADATA
+from chronostat.control import controller_files
 from chronostat.errors import StoreError
 from chronostat.runs.store import RunStore
 from chronostat.runs.store.run import METADATA
@@ -12,7 +11,7 @@ from chronostat.runs.store.run import METADATA
 
 def is_trained(store: RunStore) -> bool:
     """Whether a run holds a controller, so that its training has ended."""
-    return store.holds(f"{FOLDER}/{CONTROLLER_METADATA}")
+    return store.holds(f"{controller_files.FOLDER}/{controller_files.METADATA}")
 
 
 def stored_config(store: RunStore) -> Config:

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 
 from chronostat.config import Config, TrainConfig
 from chronostat.control.calibration import Calibration, calibrate
-from chronostat.control.controller import FOLDER, Controller, ControllerMetadata
+from chronostat.control.controller import Controller
+from chronostat.control.controller_files import FOLDER, ControllerMetadata
 from chronostat.control.failures import Failures
 from chronostat.control.learners import learner_by_name
 from chronostat.control.trainer import Trainer

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from chronostat.compare.sequential import is_look
-from chronostat.control.controller import FOLDER, Controller
+from chronostat.control.controller import Controller
+from chronostat.control.controller_files import FOLDER
 from chronostat.errors import ConfigError, MeasurementError, UnlikeConditions
 from chronostat.execution.execute import Request, identity
 from chronostat.records import Budget, Decision, Setting

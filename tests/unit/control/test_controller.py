@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import chronostat.control.controller as controller_module
 from chronostat.config import Config
-from chronostat.control.controller import METADATA, Controller, ControllerMetadata, load_controller
+from chronostat.control.controller import Controller, load_controller
+from chronostat.control.controller_files import METADATA, ControllerMetadata
 from chronostat.control.learners import LEARNERS, learner_by_name
 from chronostat.control.observation import Observer
 from chronostat.data.demo import DemoTask
@@ -253,7 +254,7 @@ def test_killed_while_it_is_saved_again_the_earlier_one_is_whole(controller, fol
         write_whole(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(controller_module, "write_whole", killed)
+        patch.setattr("chronostat.control.controller_files.write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             other.save(folder)
     assert load_controller(folder, bundled.model, bundled.processor).learner.policy_state()["limits.legal"].all()

@@ -1,4 +1,4 @@
-"""The fallback: what it learns, what it refuses, and that a measured run never comes near it."""
+"""The estimator of a run: what it learns, what it refuses, and that a measured run never comes near it."""
 
 import json
 from dataclasses import replace

@@ -194,9 +194,9 @@ def test_every_setting_still_gives_the_answers_of_then(stored, bundled, requests
 
 
 def test_on_another_machine_its_controller_needs_a_full_of_there(monkeypatch, bundled, conditions):
-    there = replace(as_it_was(conditions, bundled.model), cpu="another CPU", affinity="0")
+    there = replace(as_it_was(conditions, bundled.model), machine="another", affinity="0")
     monkeypatch.setattr("chronostat.control.controller.read_conditions", lambda *_, **__: there)
-    with pytest.raises(UnlikeConditions, match=r"cpu: Intel\(R\) Xeon\(R\) Processor != another CPU\)"):
+    with pytest.raises(UnlikeConditions, match=r"machine: vm != another\)"):
         load_controller(STORED / "controller", bundled.model, bundled.processor)
     moved = load_controller(STORED / "controller", bundled.model, bundled.processor, full_ms=50.0)
     assert (moved.full_ms, moved.metadata.conditions) == (50.0, there)

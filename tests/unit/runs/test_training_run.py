@@ -13,7 +13,8 @@ import chronostat.execution.trials
 import chronostat.runs.training
 from chronostat.cli.actions.train import _limits
 from chronostat.config import load_config
-from chronostat.control.controller import FOLDER, load_controller
+from chronostat.control.controller import load_controller
+from chronostat.control.controller_files import FOLDER
 from chronostat.control.observation import Observer
 from chronostat.errors import BudgetError, StoreError
 from chronostat.progress import Silent

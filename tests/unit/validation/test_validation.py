@@ -9,7 +9,8 @@ import torch
 
 import chronostat.execution.trials
 from chronostat.cli.actions.validate import _shortcomings
-from chronostat.control.controller import FOLDER, load_controller
+from chronostat.control.controller import load_controller
+from chronostat.control.controller_files import FOLDER
 from chronostat.control.observation import Observer
 from chronostat.errors import BudgetError, ConfigError, DataError, MeasurementError, UnlikeConditions
 from chronostat.records import Budget, Setting

@@ -1,4 +1,4 @@
-"""What the verbs of the command line do, once their arguments are parsed. One module for each kind of work."""
+"""What each verb of the command line does once its arguments are parsed; a module has the name of its verb."""
 
 from transformers.utils.logging import disable_progress_bar
 

@@ -1,4 +1,4 @@
-"""doctor: whether this machine can be trusted with a measurement."""
+"""What chronostat doctor does: whether this machine can be trusted with a measurement."""
 
 from collections.abc import Iterator
 from pathlib import Path

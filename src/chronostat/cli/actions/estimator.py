@@ -1,4 +1,4 @@
-"""estimator evaluate: how wrong the fallback is, beside measuring."""
+"""What chronostat estimator evaluate does: how wrong estimates are, beside measuring."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from rich.table import Table
 from chronostat.cli.output import write_json
 from chronostat.runs.store import RunStore
 from chronostat.runs.stored import stored_config
+from chronostat.studies.estimator import remeasure
 from chronostat.studies.estimator.evaluation import APART, Evaluation
-from chronostat.studies.estimator.remeasure import evaluate as remeasure
 
 
 def evaluate(run: Path, seconds: float, requests: int | None, json_file: Path | None, out: Console) -> None:
     """Execute held-out requests twice, and compare the estimator of a run with measuring once."""
     store = RunStore.open(run)
     with out.status(f"measuring held-out requests twice, at most {seconds:.0f} s"):
-        evaluation = remeasure(store, stored_config(store), seconds=seconds, requests=requests)
+        evaluation = remeasure.evaluate(store, stored_config(store), seconds=seconds, requests=requests)
     out.print(evaluation_table(evaluation))
     if json_file is not None:
         write_json(json_file, evaluation.to_json())

@@ -1,4 +1,4 @@
-"""measure: the stages of requests, under one or several models and settings."""
+"""What chronostat measure does: the stages of requests, under one or several models and settings."""
 
 import json
 import tomllib

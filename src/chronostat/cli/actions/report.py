@@ -1,4 +1,4 @@
-"""What chronostat report does."""
+"""What chronostat report does: the page and the picture of a run."""
 
 from pathlib import Path
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from chronostat.cli.console import Bars
 from chronostat.config import Config
-from chronostat.control.controller import FOLDER
+from chronostat.control.controller_files import FOLDER
 from chronostat.errors import StoreError
 from chronostat.execution.execute import request_for
 from chronostat.records import Conditions, Phase

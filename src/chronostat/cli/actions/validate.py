@@ -9,7 +9,8 @@ from rich.console import Console
 from chronostat.cli.actions.report import report
 from chronostat.cli.console import Bars, verdict_table
 from chronostat.config import Config, overridden, refuse_others
-from chronostat.control.controller import FOLDER, Controller, load_controller
+from chronostat.control.controller import Controller, load_controller
+from chronostat.control.controller_files import FOLDER
 from chronostat.errors import StoreError
 from chronostat.files import disk_errors
 from chronostat.report.text import noise_floor_text
