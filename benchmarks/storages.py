@@ -86,7 +86,7 @@ def _bitsandbytes(**options: Any) -> Any:  # noqa: ANN401 - of a library that ne
 
 
 def _torchao(name: str, **options: object) -> Any:  # noqa: ANN401 - as above
-    import torchao.quantization
+    import torchao.quantization  # pyright: ignore[reportMissingImports]
     from transformers import TorchAoConfig
 
     return TorchAoConfig(getattr(torchao.quantization, name)(**options))

@@ -109,7 +109,7 @@ def _chosen(config: Any) -> dict[str, Any]:  # noqa: ANN401 - of any model, or n
     usual = _defaults(type(config))
     chosen: dict[str, Any] = {}
     for name, value in config.to_dict().items():
-        held = getattr(config, name, None)
+        held = vars(config).get(name)  # asking a configuration for what its layers differ in raises
         if name in _NOT_THE_MODEL or name.startswith("_"):
             continue
         if isinstance(held, PreTrainedConfig):
