@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from chronostat.models.state import weights_checksum
 
 from chronostat.models.identity import fingerprint, unlike
+from chronostat.models.weights import weights_checksum
 from zoo.build import build
 from zoo.cases import every
 
