@@ -229,7 +229,7 @@ def test_ctrl_c_shows_and_writes_what_was_measured_until_then(tmp_path, monkeypa
     found = json.loads((tmp_path / "found.json").read_text())
     if words[0] == "measure":
         assert found["interrupted"] is True
-        assert len(found["arms"][0]["executions"]) == 7  # and one to warm up
+        assert len(found["arms"][0]["executions"]) == 6  # one more is followed, and one warms up
         assert "interrupted: this is what was measured until then" in said.out
     else:
         assert found["repeats"] == 6  # and three to warm up: the pair of the eighth is finished

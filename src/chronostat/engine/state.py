@@ -93,7 +93,10 @@ def _frozen(value: Any, seen: dict[int, Hashable]) -> Hashable:  # noqa: ANN401 
     if isinstance(value, MethodType):
         return (_frozen(value.__func__, seen), Same(value.__self__))
     if isinstance(value, FunctionType):
-        return (value.__code__, *_of_function(value, seen))
+        if id(value) not in seen:
+            seen[id(value)] = Same(value)  # its closure may hold it, as forward of transformers' blocks does from 5.23
+            seen[id(value)] = (value.__code__, *_of_function(value, seen))
+        return seen[id(value)]
     if hasattr(value, "to_dict") and not isinstance(value, nn.Module):  # a configuration
         if id(value) not in seen:  # most modules share one
             seen[id(value)] = Same(value)  # it may hold what holds it
