@@ -154,6 +154,36 @@ def execute(
     )
 
 
+def without_capturing(
+    execute_once: Callable[[Callable[[Measured], None]], Execution],
+) -> tuple[Execution, Measured]:
+    """An execution in which the engine captured nothing: one in which it did took the time of capturing, so once more.
+
+    Args:
+        execute_once: executes and tells its argument what was measured, as ``seen`` of ``execute``.
+
+    Returns:
+        The execution, and all that was measured of it.
+    """
+    seen: list[Measured] = []
+    execution = execute_once(seen.append)
+    if seen[-1].captured:
+        execution = execute_once(seen.append)
+    return execution, seen[-1]
+
+
+def require_replayed(measured: Measured, what: str) -> None:
+    """Accept what ran by the engine that its model runs by, where there is no record to keep a failure in.
+
+    Raises:
+        MeasurementError: it fell back; names ``what`` was executed.
+    """
+    if measured.fell_back is not None:
+        raise MeasurementError(
+            f"{what} fell back from the engine 'graph' ({measured.fell_back}); measure with --engine eager"
+        )
+
+
 def _check_types(request: object, setting: object, sampling_seed: object) -> None:
     if not isinstance(setting, Setting):
         raise KnobError(f"setting = {setting!r} is a {type(setting).__name__}; give Setting.parse('knob=value ...')")

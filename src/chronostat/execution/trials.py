@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from chronostat.data.quality import Quality
 from chronostat.data.samples import Sample
 from chronostat.errors import ChronostatError, ExecutionError
-from chronostat.execution.execute import BatchRequest, Request, execute, identity, request_for
+from chronostat.execution.execute import BatchRequest, Request, execute, identity, request_for, without_capturing
 from chronostat.measure.clock import Clock
 from chronostat.measure.decoding import decoding_of, draw_seed
 from chronostat.measure.generate import Measured
@@ -191,19 +191,16 @@ class TrialRunner:
     def _executed_or_reason(
         self, execute_once: Callable[[Callable[[Measured], None]], Execution], *, warms_up: bool
     ) -> Execution | str:
-        seen: list[Measured] = []
         try:
-            execution = execute_once(seen.append)
-            if seen[-1].captured:  # what it took is the time of capturing
-                execution = execute_once(seen.append)
+            execution, measured = without_capturing(execute_once)
         except ExecutionError as error:
             return _reason(error)
         except ChronostatError:
             raise
         except Exception as error:  # noqa: BLE001 - what a model can raise is not known; it is recorded, never dropped
             return _reason(error)
-        if seen[-1].fell_back is not None and not warms_up:
-            return f"the engine 'graph' fell back: {seen[-1].fell_back}"
+        if measured.fell_back is not None and not warms_up:
+            return f"the engine 'graph' fell back: {measured.fell_back}"
         return execution
 
     def _execute(

@@ -1,5 +1,6 @@
 """What each value of each knob does on one model: the work it takes away, counted, and the time it saves, judged."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from transformers import GenerationConfig
 from chronostat.compare.judging import Judged, Repeat, Rules, judge
 from chronostat.errors import MeasurementError
 from chronostat.execution.conditions import read_conditions
-from chronostat.execution.execute import Request, execute, explaining_errors
+from chronostat.execution.execute import Request, execute, explaining_errors, require_replayed, without_capturing
 from chronostat.knobs.base import Knob
 from chronostat.knobs.registry import find_knob
 from chronostat.knobs.space import ActionSpace
@@ -133,9 +134,7 @@ def measure_effects(
     arms = [space.full, *(Setting({**space.full, name: value}) for name, value in values)]
     fixed_length = GenerationConfig(min_new_tokens=new_tokens)
 
-    seen: list[Measured] = []
-
-    def run(arm: int) -> Execution:
+    def run(arm: int, seen: Callable[[Measured], None] | None = None) -> Execution:
         with explaining_errors(f"{arms[arm]}: the request"):
             return execute(
                 vlm.model,
@@ -144,17 +143,12 @@ def measure_effects(
                 max_new_tokens=new_tokens,
                 generation_config=fixed_length,
                 clock=clock,
-                seen=seen.append,
+                seen=seen,
             )
 
     def run_by_engine(arm: int) -> Execution:
-        execution = run(arm)
-        if seen[-1].captured:  # what it took is the time of capturing
-            execution = run(arm)
-        if seen[-1].fell_back is not None:
-            raise MeasurementError(
-                f"{arms[arm]} fell back from the engine 'graph' ({seen[-1].fell_back}); use --engine eager"
-            )
+        execution, measured = without_capturing(functools.partial(run, arm))
+        require_replayed(measured, str(arms[arm]))
         return execution
 
     with stabilised():

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from transformers import GenerationConfig
 
-from chronostat.errors import ConfigError, MeasurementError, UnlikeConditions
+from chronostat.errors import ConfigError, UnlikeConditions
 from chronostat.execution.conditions import read_conditions
-from chronostat.execution.execute import SampleRequest, execute, explaining_errors
+from chronostat.execution.execute import SampleRequest, execute, explaining_errors, require_replayed, without_capturing
 from chronostat.machine.memory import PeakMemory
 from chronostat.measure.decoding import draw_seed
 from chronostat.measure.generate import Measured, Waterfall
@@ -129,28 +129,21 @@ def shoot(arms: Sequence[Arm], arm: int, request: int, plan: Plan, drawn: Counte
         ChronostatError: as ``execute`` does.
         MeasurementError: the model raised something else, or fell back from the engine that it runs by.
     """
-    measured: list[Measured] = []
     asked, number = arms[arm].requests[request], drawn[arm, request]
     drawn[arm, request] += 1
-    with (
-        explaining_errors(f"{arms[arm].name}: {asked.sample.id}"),
-        PeakMemory(arms[arm].vlm.model.device) as peak,
-    ):
-        execution = execute_arm(arms[arm], asked, plan, number=number, seen=measured.append)
-        if measured[-1].captured:  # what it took is the time of capturing
-            execution = execute_arm(arms[arm], asked, plan, number=number, seen=measured.append)
-    if measured[-1].fell_back is not None:
-        raise MeasurementError(
-            f"{arms[arm].name}: {asked.sample.id} fell back from the engine 'graph' ({measured[-1].fell_back}); "
-            "measure with --engine eager"
+    what = f"{arms[arm].name}: {asked.sample.id}"
+    with explaining_errors(what), PeakMemory(arms[arm].vlm.model.device) as peak:
+        execution, measured = without_capturing(
+            lambda seen: execute_arm(arms[arm], asked, plan, number=number, seen=seen)
         )
+    require_replayed(measured, what)
     return Shot(
         arm=arm,
         request=request,
         execution=execution,
         peak_mib=peak.mib,
-        compiled=measured[-1].compiled,
-        waterfall=measured[-1].waterfall,
+        compiled=measured.compiled,
+        waterfall=measured.waterfall,
     )
 
 
