@@ -20,7 +20,10 @@ from chronostat.models.load import BUNDLED, load_vlm
 from chronostat.models.weights import weights_checksum
 from chronostat.runs.knob_check import prove_knobs
 
-pytestmark = pytest.mark.filterwarnings("default")  # of the libraries that quantise, at import and as they load
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),  # of the libraries that quantise, at import and as they load
+]
 LAYER = "model.language_model.layers.0.self_attn.q_proj"
 QUANTISED = [name for name, storage in STORAGES.items() if storage.needs]
 
