@@ -9,11 +9,18 @@ from transformers import GenerationConfig
 
 from chronostat.data.quality import exact
 from chronostat.errors import DataError, KnobError, MeasurementError
-from chronostat.execution.execute import BatchRequest, execute, request_for
+from chronostat.execution.execute import BatchRequest, execute, request_for, require_replayed, without_capturing
+from chronostat.measure.call import Measured
 from chronostat.measure.clock import FakeClock
-from chronostat.records import Setting
+from chronostat.records import Execution, Setting, StageTiming
 from stand_ins.molmo_like import molmo_batch, molmo_like
 from stand_ins.observing import Snapshot, delay
+
+MEASURED = Measured(
+    output_ids=(1,),
+    sequences=torch.zeros(1, 2),
+    timing=StageTiming(source="measured", total_ms=1.0, new_tokens=1, decode_steps=0),
+)
 
 
 @pytest.fixture
@@ -219,3 +226,25 @@ def test_what_the_model_raises_rises_and_undoes_the_knobs(monkeypatch, error):
             execute(model, molmo_request(), setting=setting, max_new_tokens=3)
     before.assert_equals(model)
     assert execute(model, molmo_request(), setting=setting, max_new_tokens=1).timing.source == "measured"
+
+
+@pytest.mark.parametrize(("captured", "calls"), [((False,), 1), ((True, False), 2)])
+def test_an_execution_that_captured_is_made_once_more(captured, calls):
+    made = []
+
+    def execute_once(seen):
+        seen(replace(MEASURED, captured=captured[len(made)]))
+        made.append(Execution(sample_id="photo", split="test", setting=Setting(), timing=MEASURED.timing))
+        return made[-1]
+
+    execution, measured = without_capturing(execute_once)
+    assert len(made) == calls
+    assert execution is made[-1]
+    assert not measured.captured
+
+
+def test_what_fell_back_is_refused_where_no_record_keeps_it():
+    require_replayed(MEASURED, "full: photo")
+    message = r"^full: photo fell back from the engine 'graph' \(a hook\); measure with --engine eager$"
+    with pytest.raises(MeasurementError, match=message):
+        require_replayed(replace(MEASURED, fell_back="a hook"), "full: photo")
