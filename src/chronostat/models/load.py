@@ -76,8 +76,8 @@ def load_vlm(
         _check_directory(Path(source), revision)
     named: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
     try:
+        config = AutoConfig.from_pretrained(source, **named)  # a name with a typo waits for the hub once
         adapter = adapter_of(source, revision)
-        config = AutoConfig.from_pretrained(source, **named)
         kind_of_model = _model_class(source, config, trusted=trust_remote_code, revision=revision)
         processor = _load_processor(source, **named)
         chosen = {} if attention == "auto" else {"attn_implementation": attention}
