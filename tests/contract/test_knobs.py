@@ -200,6 +200,7 @@ def left_padded(batch, padding):
     return {**batch, **widened}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skipped", [(0,), (7,), (3, 4), (0, 1), (6, 7), (0, 2, 5, 7), (0, 1, 2, 3, 4, 5, 6)])
 @pytest.mark.parametrize("padding", [0, 5])
 def test_skipping_equals_a_model_built_without_those_blocks(bundled, demo_batch, skipped, padding):

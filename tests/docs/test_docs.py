@@ -76,6 +76,7 @@ def restored_knobs(monkeypatch):
     knobs.KNOBS.update(known)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("restored_knobs")
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if code_of(d)], ids=name_of)
 def test_the_python_code_runs(document, workplace, monkeypatch):

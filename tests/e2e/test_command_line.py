@@ -124,6 +124,7 @@ def test_measure_two_settings(tmp_path):
     assert html_file.read_text().count('data-lane="decoder blocks"') == 2
 
 
+@pytest.mark.slow
 def test_measure_two_models(tmp_path):
     other, json_file = shutil.copytree(BUNDLED, tmp_path / "copy"), tmp_path / "stages.json"
     words = ("--task", "bundled", "--requests", "2", "--new-tokens", "1", "--json", json_file)

@@ -178,6 +178,7 @@ def test_altering_the_clock_alters_the_reward(stand_in, monkeypatch):
     assert float((paid[0] - slow_paid[0]).max()) == pytest.approx(4 * (4 / 22) / 0.6, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metric", "full_ms"),
     [
@@ -246,6 +247,7 @@ def test_or_switch_the_whole_run_to_totals(stand_in, unseen, metric):
             assert (execution.timing.source, execution.timing.prefill_ms) == ("total_only", None)
 
 
+@pytest.mark.slow
 def test_nothing_stays_on_the_model_and_nothing_keeps_it(tmp_path):
     with pytest.MonkeyPatch.context() as patches:
         stand_in = StandIn(tmp_path, patches)

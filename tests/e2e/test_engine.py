@@ -7,6 +7,8 @@ import pytest
 from chronostat.runs.store import RunStore
 from e2e.commands import TINY, refusal, sets, typed
 
+pytestmark = pytest.mark.slow  # each verb executes by both engines
+
 
 def test_measure_names_the_engine_and_engines_are_not_compared(tmp_path):
     file = tmp_path / "measured.json"
@@ -50,7 +52,6 @@ def test_a_model_that_cannot_run_by_it_is_refused_with_what_to_do():
     )
 
 
-@pytest.mark.slow
 def test_a_run_trains_and_is_judged_by_its_engine(tmp_path):
     run = tmp_path / "run"
     assert typed("train", "--run-dir", run, *sets(*TINY, "model.engine=graph", "model.device=cpu")).status == 0

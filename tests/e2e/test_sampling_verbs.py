@@ -8,6 +8,8 @@ from chronostat.models.load import BUNDLED, load_vlm
 from chronostat.runs.store import RunStore
 from e2e.commands import TINY, refusal, sets, typed
 
+pytestmark = pytest.mark.slow  # whole runs of verbs
+
 NOTE = "the checkpoint's generation_config asks for do_sample = True, temperature = 30.0, top_k = 0; answers are greedy"
 SAMPLED = "sampled, temperature=30.0, top_k=0"
 CONFIG = 2
@@ -96,7 +98,6 @@ def test_a_run_is_resumed_as_it_was_begun():
         assert "give no other option with it" in refusal(said)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("flags", "decoding"), [((), "greedy"), (("--sample",), SAMPLED)])
 def test_train_and_validate(checkpoint, data, tmp_path, flags, decoding):
     folder = tmp_path / "run"
@@ -115,7 +116,6 @@ def test_train_and_validate(checkpoint, data, tmp_path, flags, decoding):
     assert store.read_json("validation.json")["conditions"]["decoding"] == decoding
 
 
-@pytest.mark.slow
 def test_rank_blocks_samples(checkpoint, data, tmp_path):
     folder = tmp_path / "ranked"
     words = ("rank-blocks", checkpoint, "--data", data, "--samples", "2", "--keep", "6", "--run-dir", folder)
@@ -126,7 +126,6 @@ def test_rank_blocks_samples(checkpoint, data, tmp_path):
         assert len({execution.setting for execution in trial.executions}) == len(trial.executions)
 
 
-@pytest.mark.slow
 def test_knobs_and_doctor_are_greedy(checkpoint, tmp_path):
     image = tmp_path / "a.png"
     load = load_vlm(checkpoint)

@@ -11,6 +11,7 @@ from zoo.build import build
 from zoo.cases import every
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Casting complex values")  # of Llama 4, whose rotary buffer is made anew
 @pytest.mark.parametrize("name", every())
 def test_a_cast_and_use_cache_leave_the_model_the_same(name):

@@ -113,6 +113,7 @@ def experts_per_token(model):
             handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", every(MEASURED))
 def test_each_block_can_be_skipped(name, warm, tally):
     zoo = warm(name).zoo

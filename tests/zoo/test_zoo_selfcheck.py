@@ -12,6 +12,7 @@ from chronostat.runs.knob_check import prove_knobs, varying_knobs
 from zoo.cases import MEASURED, NEW_TOKENS, architecture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [architecture(name) for name in MEASURED])
 def test_every_knob_proves_itself(name, warm):
     zoo = warm(name).zoo

@@ -137,6 +137,7 @@ def test_full_is_not_given_beside_samples(folder, bundled):
         load_controller(folder, bundled.model, bundled.processor, full_ms=99.0, samples=samples)
 
 
+@pytest.mark.slow
 def test_a_controller_in_another_dtype_is_of_this_model_and_measured_on_samples(folder, bundled):
     vlm = load_vlm(device="cpu", dtype="bfloat16")
     with pytest.raises(

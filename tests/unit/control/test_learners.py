@@ -59,6 +59,7 @@ def test_it_beats_the_best_fixed_setting_within_the_budget(name, taught, fractio
     assert mean <= fraction * 1.03
 
 
+@pytest.mark.slow
 @each_taught
 def test_the_budget_binds(name, taught):
     learner = taught[name]

@@ -57,6 +57,7 @@ def test_doctor_finds_it(renamed, demo_sample):
     assert_found(renamed, request, before)
 
 
+@pytest.mark.slow
 def test_the_effects_of_knobs_find_it(renamed, demo_sample):
     request = asked(renamed, demo_sample)
     before = execute(renamed.model, request, setting=Setting(), max_new_tokens=1).timing.projector_ms

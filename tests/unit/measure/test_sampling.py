@@ -400,6 +400,7 @@ def test_a_run_says_how_it_decoded(sampling, options, decoding):
         assert all(len(set(trial.draws)) == 4 for trial in store.trials("train"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_answers_and_is_judged_on_the_same(sampling, monkeypatch):
     with sampling.session(SAMPLE, name="whole") as session:
         validate(session, train(session))
@@ -423,6 +424,7 @@ def test_a_killed_run_goes_on_with_the_same_answers_and_is_judged_on_the_same(sa
         assert {key: one[key] for key in both} == {key: other[key] for key in both}
 
 
+@pytest.mark.slow
 def test_policies_that_choose_one_setting_share_its_answer(sampling):
     """Each setting once on a sample, and full once more where it is held against itself."""
     with sampling.session(SAMPLE, "validation.aa_every=2") as session:
@@ -521,6 +523,7 @@ def arms(hot_bundled, demo_sample):
     return [Arm(name=str(s), vlm=hot_bundled, setting=s, requests=[request]) for s in (Setting(), Setting(moe_topk=1))]
 
 
+@pytest.mark.slow
 def test_a_survey_samples_each_execution_from_its_own_seed(arms):
     def shots(seed):
         made = repeated(arms, Plan(repeats=3, max_new_tokens=3, sample=True, seed=seed))

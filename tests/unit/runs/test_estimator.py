@@ -188,6 +188,7 @@ def fails(**_):
     raise RuntimeError("out of memory")
 
 
+@pytest.mark.slow
 def test_a_measured_run_never_comes_near_the_estimator(stand_in, monkeypatch):
     learned_from = a_measured_run(stand_in)
 

@@ -26,6 +26,8 @@ from stand_ins.observing import delay
 from stand_ins.runs import StandIn, fail_under, interrupt_after, prefill_ms
 from unit.runs.test_store_crashes import Killed, dying_at
 
+pytestmark = pytest.mark.slow  # whole runs, trained
+
 
 def policy(store):
     return read_tensors(policy_of(store.folder / FOLDER))[0]
@@ -41,7 +43,7 @@ def executions(store, phase):
     return sum(len(trial.executions) for trial in store.trials(phase))
 
 
-@pytest.mark.parametrize("learner", ["direct", pytest.param("rloo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("learner", ["direct", "rloo"])
 def test_what_was_executed_is_what_was_counted_and_stored(stand_in, learner):
     store = trained(stand_in, f"train.learner={learner}")
     phases = store.metadata["phases"]
@@ -103,7 +105,7 @@ def test_under_other_conditions_every_setting_is_measured_on_samples(stand_in, m
         loaded.choose(samples[0], Budget(kind="deadline", fraction=0.7), stand_in.clock)
 
 
-@pytest.mark.parametrize("learner", ["direct", pytest.param("rloo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("learner", ["direct", "rloo"])
 @pytest.mark.parametrize("kind", ["mean", "deadline"])
 def test_a_budget_that_cannot_be_kept_is_refused_before_any_training(stand_in, learner, kind):
     """The cheapest setting takes 13 of 22 ms."""
@@ -126,7 +128,6 @@ def test_the_time_box_ends_training(stand_in):
     assert last.index < 30
 
 
-@pytest.mark.slow
 def test_the_time_box_of_a_training_goes_on_where_it_was_interrupted(stand_in, monkeypatch):
     box = ("train.seconds=0.6", "train.trials=1000", "train.checkpoint_every_s=0.01")
     with stand_in.session(*box) as session, monkeypatch.context() as pressed:
@@ -141,7 +142,7 @@ def test_the_time_box_of_a_training_goes_on_where_it_was_interrupted(stand_in, m
     assert 0.6 <= stand_in.store().metadata["phases"]["train"]["seconds"] <= 0.6 + 2 * 0.171
 
 
-@pytest.mark.parametrize(("learner", "calls"), [("direct", 9), pytest.param("rloo", 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("learner", "calls"), [("direct", 9), ("rloo", 1)])
 def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(stand_in, monkeypatch, learner, calls):
     whole = trained(stand_in, f"train.learner={learner}", name="whole")
     with stand_in.session(f"train.learner={learner}") as session, monkeypatch.context() as pressed:
@@ -215,7 +216,6 @@ def test_checkpoints_are_taken_by_time(stand_in, monkeypatch):
     assert all(later - earlier >= 0.15 for earlier, later in pairwise(times[:-1]))
 
 
-@pytest.mark.slow
 def test_a_run_that_was_killed_while_it_calibrated_calibrates_anew(stand_in, monkeypatch):
     with stand_in.session() as session, monkeypatch.context() as pressed:
         interrupt_after(pressed, stand_in.model, 3)
@@ -237,7 +237,6 @@ def test_a_checkpoint_of_another_run_is_refused(stand_in):
         train(session)
 
 
-@pytest.mark.slow
 def test_a_checkpoint_of_another_version_is_refused(stand_in):
     trained(stand_in)
     path = stand_in.store().folder / CHECKPOINT
@@ -311,7 +310,6 @@ def test_calibration_can_end_after_so_many_samples(stand_in):
     assert store.metadata["calibration"]["samples"] == 2
 
 
-@pytest.mark.slow
 def test_training_may_die_at_any_write(tmp_path, monkeypatch):
     """kill -9 at the n-th change of the disk: the run goes on, or begins, and learns what an undisturbed one does."""
     stand_in = StandIn(tmp_path, monkeypatch)
@@ -339,7 +337,6 @@ def test_training_may_die_at_any_write(tmp_path, monkeypatch):
     assert call > 60
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("learner", ["direct", "rloo"])
 def test_a_setting_that_keeps_failing_leaves_the_action_space_and_training_goes_on(stand_in, monkeypatch, learner):
     out = Setting(moe_topk=1, block_skip=(1, 2))
@@ -397,7 +394,6 @@ def test_every_trial_of_the_training_records_the_drift(stand_in):
         assert trial.drift.low < 1 < trial.drift.high
 
 
-@pytest.mark.slow
 def test_training_can_end_after_so_many_executed_seconds(stand_in):
     store = trained(stand_in, "train.trials=1000", "train.executed_seconds=0.5")
     last, before = store.steps()[-1], store.steps()[-2]

@@ -271,6 +271,7 @@ def test_executions_are_counted_and_stored(stand_in):
     assert store.metadata["selfcheck"]["knobs"]["block_skip"]["values"] == {f"{block},": 3 for block in range(4)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "calls"),
     [

@@ -22,6 +22,8 @@ from stand_ins.controllers import policy_of
 from stand_ins.observing import delay
 from stand_ins.runs import COUNTS, StandIn, fail_under, prefill_ms
 
+pytestmark = pytest.mark.slow  # whole runs, trained and judged
+
 FULL = {Setting(moe_topk=2, block_skip=())}
 BRIEF = ("train.trials=1", "train.calibration_samples=1")  # where it does not matter what was learned
 BUDGETS = [
@@ -187,7 +189,6 @@ def refused(stand_in, error, message, *overrides):
     assert not {"select", "test"} & set(stand_in.store().metadata["phases"])
 
 
-@pytest.mark.slow
 def test_what_the_validation_split_measured_holds_the_controller_to_its_budgets(stand_in):
     with stand_in.session() as session:
         controller = train(session)
@@ -250,7 +251,6 @@ def test_a_controller_of_another_metric(stand_in):
     refused(stand_in, UnlikeConditions, message, "measure.latency_metric=ttft_ms")
 
 
-@pytest.mark.slow
 def test_a_budget_that_is_named_twice_is_judged_once(stand_in):
     with stand_in.session(*BRIEF, "validation.mean_budgets=[0.9, 0.9]", "validation.deadlines=[]") as session:
         verdict = validate(session, train(session))
@@ -258,7 +258,6 @@ def test_a_budget_that_is_named_twice_is_judged_once(stand_in):
     assert len(stand_in.store().decisions()) == 6
 
 
-@pytest.mark.slow
 def test_the_middle_budget_is_that_of_their_sizes_not_of_their_order(stand_in):
     with stand_in.session(*BRIEF, "validation.mean_budgets=[0.7, 0.95, 0.9]", "validation.deadlines=[]") as session:
         verdict = validate(session, train(session))
@@ -279,13 +278,11 @@ def test_a_time_box_that_ends_early_is_said(stand_in):
     assert said == [f"judged on {verdict.samples} of 6 test samples: the time box of 0 s ended before"]
 
 
-@pytest.mark.slow
 def test_a_verdict_on_all_samples_has_no_shortcomings(stand_in):
     with stand_in.session(*BRIEF) as session:
         assert list(_shortcomings(session, validate(session, train(session)))) == []
 
 
-@pytest.mark.slow
 def test_asking_for_more_samples_than_there_are_is_no_shortcoming(stand_in):
     with stand_in.session(*BRIEF, "validation.samples=300") as session:
         verdict = validate(session, train(session))
@@ -310,7 +307,6 @@ def test_failures_are_left_out_pairwise_and_said(stand_in, monkeypatch):
     assert verdict.counted.executions == verdict.counted.generate_calls
 
 
-@pytest.mark.slow
 def test_a_controller_whose_choices_always_fail_gets_no_verdict(stand_in, monkeypatch):
     with stand_in.session(*BRIEF) as session:
         controller = train(session)
@@ -321,7 +317,6 @@ def test_a_controller_whose_choices_always_fail_gets_no_verdict(stand_in, monkey
     assert len(stand_in.store().trials("test")) == 6
 
 
-@pytest.mark.slow
 def test_batches_without_a_scorer_get_no_verdict(stand_in):
     with stand_in.session(*BRIEF) as session:
         controller = train(session)
@@ -334,7 +329,6 @@ def test_batches_without_a_scorer_get_no_verdict(stand_in):
             validate(session, controller)
 
 
-@pytest.mark.slow
 def test_an_interrupted_validation_keeps_what_it_measured(stand_in, monkeypatch):
     with stand_in.session(*BRIEF) as session:
         controller = train(session)
@@ -378,7 +372,6 @@ def test_the_noise_floor_is_measured(judged):
     assert len(store.trials("test")) == 6
 
 
-@pytest.mark.slow
 def test_without_a_noise_floor(stand_in):
     with stand_in.session(*BRIEF, "validation.aa_every=0") as session:
         verdict = validate(session, train(session))
@@ -387,7 +380,6 @@ def test_without_a_noise_floor(stand_in):
         assert len({e.setting for e in trial.executions}) == len(trial.executions)
 
 
-@pytest.mark.slow
 def test_disturbed_executions_are_left_out_of_latencies_and_counted(stand_in, monkeypatch):
     with stand_in.session("validation.aa_every=1") as session:
         controller = train(session)
@@ -420,7 +412,6 @@ def disturb_full(monkeypatch, samples):
     monkeypatch.setattr(chronostat.execution.trials, "execute", execute)
 
 
-@pytest.mark.slow
 def test_judging_ends_when_everything_is_decided_if_that_is_asked_for(tmp_path, monkeypatch):
     stand_in = StandIn(tmp_path, monkeypatch, {"test": 60})
     with stand_in.session("validation.stop=decided", "validation.samples=60", "validation.margin=0.9") as session:
@@ -431,7 +422,6 @@ def test_judging_ends_when_everything_is_decided_if_that_is_asked_for(tmp_path, 
     assert {c.latency.verdict for c in verdict.comparisons} == {"same"}  # within 90 %
 
 
-@pytest.mark.slow
 def test_what_keeps_failing_on_the_validation_split_is_never_chosen(stand_in, monkeypatch):
     out = Setting(moe_topk=1, block_skip=(1, 2))
     with stand_in.session() as session:
@@ -447,7 +437,6 @@ def test_what_keeps_failing_on_the_validation_split_is_never_chosen(stand_in, mo
     assert loaded.metadata.taken_out == (str(out),)
 
 
-@pytest.mark.slow
 def test_what_training_took_out_is_never_judged(stand_in, monkeypatch):
     out = Setting(moe_topk=1, block_skip=())
     with stand_in.session("train.trials=10") as session:
