@@ -63,7 +63,10 @@ class DataConfig(Frozen):
     """Which samples, and how answers are scored."""
 
     path: str | None = None
-    """JSON Lines file of own samples (docs/data.md); the bundled task if absent."""
+    """JSON Lines file of own samples (docs/data.md); a bundled task if absent."""
+    task: str = "demo"
+    """Which bundled task, where there are no own samples: ``demo`` shows one picture a request, ``demo_sizes`` one to
+    six of different size, so that latencies differ by far."""
     quality: Literal["exact", "vqa"] = "exact"
     """``exact``: 1 if the normalised answer equals a reference. ``vqa``: leave-one-out VQA accuracy."""
 

@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from chronostat.config import Config
-from chronostat.data.demo import DemoTask
 from chronostat.data.jsonl import JsonLines
 from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import Dataset, Split
+from chronostat.data.tasks import DEFAULT_TASK, task_by_name
 from chronostat.engine.choosing import running_by
 from chronostat.errors import ConfigError
 from chronostat.execution.conditions import read_conditions
@@ -71,7 +71,7 @@ class Workload:
         """Load model and data.
 
         Raises:
-            ConfigError: an unknown quality, or an own model without own data.
+            ConfigError: an unknown quality or task, a task beside own data, or an own model without own data.
             StoreError: ``measure.estimate_from`` holds no run.
             ModelError: the model cannot be used.
             DataError: the data cannot be used, or has nothing to train or to settle on.
@@ -175,13 +175,19 @@ def load_data(config: Config) -> Dataset:
     """The samples of a configuration.
 
     Raises:
-        ConfigError: an unknown quality, or an own model without own data.
+        ConfigError: an unknown quality or task, a task beside own data, or an own model without own data.
         DataError: the data cannot be used.
     """
     quality_by_name(config.data.quality)
+    task = task_by_name(config.data.task)
+    if config.data.path is not None and config.data.task != DEFAULT_TASK:
+        raise ConfigError(
+            f"data.path = {config.data.path!r} beside data.task = {config.data.task!r}: own samples or a bundled task; "
+            "leave one of them out"
+        )
     if config.data.path is None and config.model.path is not None:
         raise ConfigError(
             f"model.path = {config.model.path!r} without data.path: the bundled task is made for the bundled model; "
             "name your own samples with data.path (docs/data.md)"
         )
-    return DemoTask() if config.data.path is None else JsonLines(Path(config.data.path))
+    return task if config.data.path is None else JsonLines(Path(config.data.path))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from chronostat.config import load_config
+from chronostat.data.demo import DemoSizesTask
 from chronostat.errors import ConfigError, DataError, KnobError, MeasurementError, UnlikeConditions
 from chronostat.records import Setting
 from chronostat.runs.phases import CallCounter
@@ -347,6 +348,14 @@ def test_a_value_that_a_knob_does_not_have_is_refused_at_once(stand_in):
 def test_an_own_model_needs_own_data():
     with pytest.raises(ConfigError, match=r"model.path = 'there' without data.path: the bundled task is made for"):
         load_data(load_config(None, ["model.path=there"]))
+
+
+def test_a_bundled_task_is_taken_by_name_and_not_beside_own_data():
+    assert isinstance(load_data(load_config(None, ["data.task=demo_sizes"])), DemoSizesTask)
+    with pytest.raises(
+        ConfigError, match=r"data\.path = 'a\.jsonl' beside data\.task = 'demo_sizes': own samples or a bund"
+    ):
+        load_data(load_config(None, ["data.task=demo_sizes", "data.path=a.jsonl"]))
 
 
 def test_ready_batches_need_no_processor(stand_in):

@@ -17,7 +17,7 @@ from chronostat.errors import DataError
 SAMPLES_PER_SPLIT = 6_000
 UNSEEN_WORDING_SAMPLES = 1_000  # the last ones of the test split
 UNSEEN_SUFFIX = ", unseen wording"
-_SPLIT_KEYS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
+SPLIT_KEYS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 
 
 class DemoTask:
@@ -38,8 +38,8 @@ class DemoTask:
         Raises:
             DataError: the split does not exist.
         """
-        if name not in _SPLIT_KEYS:
-            raise DataError(f"the demo task has no split {name!r}; it has {', '.join(_SPLIT_KEYS)}")
+        if name not in SPLIT_KEYS:
+            raise DataError(f"the demo task has no split {name!r}; it has {', '.join(SPLIT_KEYS)}")
         return _DemoSplit(seed=self.seed, name=name)
 
 
@@ -78,7 +78,7 @@ def _is_unseen(split: Split, position: int) -> bool:
 
 
 def _draw(seed: int, split: Split, position: int) -> tuple[str, Scene, Question]:
-    rng = np.random.default_rng([seed, _SPLIT_KEYS[split], position])
+    rng = np.random.default_rng([seed, SPLIT_KEYS[split], position])
     names = list(KINDS)
     shares = np.array([KINDS[name].share for name in names])
     kind = names[int(rng.choice(len(names), p=shares / shares.sum()))]
