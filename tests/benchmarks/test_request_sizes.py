@@ -7,11 +7,11 @@ from benchmarks.request_sizes import FOLDS, HEAD, REFERENCE, _forecast, row_of
 
 
 def recorded(ms_of, requests=40):
-    """Two settings; the second has half the tokens. The reference takes 10 ms, from the middle on 20."""
+    """Two settings; the second has half the tokens. The reference takes 10 ms, then 20, by turns."""
     tokens = [[10 + 7 * i, 5 + i // 2] for i in range(requests)]
     executions = {key: [] for key in ("request", "setting", "anchor", "started_s", "prefill_ms", "quality")}
     for i, full in enumerate(tokens):
-        slow = 2 if i >= requests // 2 else 1
+        slow = 1 + i // 2 % 2
         for request, setting, ms in ((REFERENCE, 0, 10.0), *((i, s, ms_of(full[s], 6)) for s in (0, 1))):
             row = (request, setting, False, float(i), ms * slow, 1.0 if request % 2 else 0.0)
             for key, value in zip(executions, row, strict=True):

@@ -90,9 +90,7 @@ def counters_of(processor: ProcessorMixin, image_arguments: Mapping[str, Any]) -
     """
     kept: Any = copy.copy(processor)
     kept.image_processor = copy.copy(getattr(kept, "image_processor", None))
-    merged: dict[str, dict[str, Any]] = kept._merge_kwargs(
-        kept.valid_processor_kwargs, images_kwargs=dict(image_arguments)
-    )
+    merged: dict[str, dict[str, Any]] = kept._merge_kwargs(kept.valid_processor_kwargs)
     merged["images_kwargs"] = _with_areas({**merged["images_kwargs"], **image_arguments})
     kept.images_kwargs = merged["images_kwargs"]
 
