@@ -57,15 +57,25 @@ class ModelConfig(Frozen):
     """Run Python code that comes with the checkpoint. Off: such a checkpoint is refused."""
     layout: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
     """Module paths of ``vision``, ``projector``, ``blocks`` and ``head`` where they are not found by themselves."""
+    template: Mapping[str, bool | int | float | str] = Field(default_factory=dict)
+    """What the chat template is told, such as ``enable_thinking = false``."""
 
 
 class DataConfig(Frozen):
     """Which samples, and how answers are scored."""
 
     path: str | None = None
-    """JSON Lines file of own samples (docs/data.md); the bundled task if absent."""
-    quality: Literal["exact", "vqa"] = "exact"
-    """``exact``: 1 if the normalised answer equals a reference. ``vqa``: leave-one-out VQA accuracy."""
+    """File or folder of own samples in any layout of docs/data.md; the samples of ``task`` if absent."""
+    task: str = "demo"
+    """``demo``: the bundled task. ``lmms:NAME``: a task of lmms-eval, asked about the local ``files``."""
+    files: tuple[str, ...] = ()
+    """Parquet or JSON files that a task of lmms-eval is about; read with ``lmms:NAME`` only."""
+    columns: Mapping[str, str] = Field(default_factory=dict)
+    """Columns of ``path`` by field, such as ``prompt = "query"``, where they have other names; empty: not read."""
+    shuffle: Annotated[int, Field(ge=0)] = 0
+    """Seed of the order of own samples, which is not that of the file."""
+    quality: str = "exact"
+    """How an answer is scored: a name of docs/data.md, or a function as ``package.module:function``."""
 
 
 class KnobsConfig(Frozen):

@@ -35,7 +35,11 @@ def refused(status, *words):
         ("trian.seconds=3", "unknown key 'trian'; known keys: data, direct, knobs, measure"),
         ("train.seconds=0", "train.seconds = 0: Input should be greater than 0"),
         ("train.seconds", "--set 'train.seconds': write section.key=value, for example --set train.seconds=60"),
-        ("data.quality=bleu", "data.quality = 'bleu': Input should be 'exact' or 'vqa'"),
+        (
+            "data.quality=bleu",
+            "unknown quality 'bleu'; known: exact, vqa, anls, relaxed, choice, yes_no",
+        ),
+        ("data.task=mine", "unknown data.task 'mine'; known: demo"),
         ("model.path=/elsewhere", "without data.path: the bundled task is made for the bundled model; name your own"),
     ],
 )
@@ -163,7 +167,7 @@ def test_a_folder_of_images(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     words = ("--prompt", "What?")
     message = refused(DATA, "measure", "--images", tmp_path, *words)
-    assert message.startswith(f"--images {tmp_path} holds no image; read are .bmp, ")
+    assert message.startswith(f"--images {tmp_path} holds no image; read are .apng, ")
     message = refused(DATA, "measure", "--images", tmp_path / "none", *words)
     assert message == f"--images {tmp_path / 'none'} is no directory; name a folder of images, or files with --image"
     (tmp_path / "a.png").write_bytes(b"no picture")
@@ -246,9 +250,10 @@ def test_models(tmp_path, broken, message):
 
 def write_data(folder, **changes):
     """Two samples for each split, one of them changed."""
-    Image.new("RGB", (64, 64), "red").save(folder / "a.png")
+    for shade, split in enumerate(("train", "validation", "test")):
+        Image.new("RGB", (64, 64), (255, shade, shade)).save(folder / f"{split}.png")
     lines = [
-        {"id": f"{split}{i}", "image": "a.png", "prompt": "What colour?", "answers": ["red"], "split": split}
+        {"id": f"{split}{i}", "image": f"{split}.png", "prompt": "What colour?", "answers": ["red"], "split": split}
         for split in ("train", "validation", "test")
         for i in range(2)
     ]

@@ -147,7 +147,7 @@ def test_a_ranking_that_has_ended_is_not_continued_nor_trained_in(ranked_run):
         (("--resume", "none", "--samples", "3"), CONFIG, "give no other option with it"),
         (sets("data.speed=3"), CONFIG, "unknown key 'data.speed'"),
         (sets("train.seconds=3"), CONFIG, "--set train.seconds=3: rank-blocks takes keys of model, data and measure"),
-        (sets("data.quality=bleu"), CONFIG, "data.quality = 'bleu'"),
+        (sets("data.quality=bleu"), CONFIG, "unknown quality 'bleu'"),
         (("/none",), CONFIG, "without data.path: the bundled task is made for the bundled model"),
     ],
 )

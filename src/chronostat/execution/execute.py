@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from chronostat.data.quality import Quality
+from chronostat.data.quality import Quality, score
 from chronostat.data.samples import Sample
 from chronostat.errors import ChronostatError, ConfigError, DataError, KnobError, MeasurementError
 from chronostat.knobs.registry import applied, find_knob
@@ -264,7 +264,7 @@ def _batch(
     batch = prepare(
         request.processor,
         request.images,
-        request.sample.prompt,
+        request.sample.asked,
         device=model.device,
         dtype=model.dtype,
         image_arguments=image_arguments,
@@ -284,4 +284,4 @@ def _quality(request: Request, measured: Measured, answer: str | None) -> float 
         return None if request.score is None else request.score(measured.output_ids)
     if request.quality is None or answer is None or not request.sample.references:
         return None
-    return request.quality(answer, request.sample.references)
+    return score(request.quality, answer, request.sample)

@@ -16,6 +16,7 @@ from chronostat.control.calibration import check_source
 from chronostat.control.drift import DriftTracker, reference_of
 from chronostat.control.failures import IN_A_ROW
 from chronostat.control.observation import Observer
+from chronostat.data.identity import require_same
 from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import Split
 from chronostat.errors import ChronostatError, UnlikeConditions
@@ -217,10 +218,11 @@ def _say_engine(progress: Progress, eager_because: str | None) -> None:
 
 
 def require_comparable(workload: Workload, store: RunStore) -> None:
-    """Accept a stored run of the same model and conditions; for a caller inside ``workload.stabilised()``.
+    """Accept a stored run of the same model, data and conditions; for a caller inside ``workload.stabilised()``.
 
     Raises:
         UnlikeConditions: names what differs.
+        DataError: the samples of a split are others.
     """
     metadata = store.metadata
     differing = unlike(metadata["model"]["fingerprint"], workload.vlm.model)
@@ -229,6 +231,7 @@ def require_comparable(workload: Workload, store: RunStore) -> None:
             f"the run in {store.folder} belongs to model {metadata['model']['fingerprint']}, but {workload.vlm.name} "
             f"is {workload.vlm.fingerprint}: {differing} differ; begin a new run"
         )
+    require_same(metadata.get("data", {}).get("digests", {}), workload.dataset, str(store.folder))
     stored = as_it_was(Conditions.from_json(metadata.get("conditions", {})), workload.vlm.model)
     stored.require_comparable(workload.conditions())
 

@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from chronostat.config import Config
-from chronostat.data.demo import DemoTask
-from chronostat.data.jsonl import JsonLines
+from chronostat.data.identity import digests
+from chronostat.data.own import OwnData
 from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import Dataset, Split
+from chronostat.data.tasks import task_by_name
 from chronostat.engine.choosing import running_by
 from chronostat.errors import ConfigError
 from chronostat.execution.conditions import read_conditions
@@ -114,11 +115,17 @@ class Workload:
                 "fingerprint": self.vlm.fingerprint,
                 "parameters": sum(weight.numel() for weight in self.vlm.model.parameters()),
             },
+            "data": {"path": self._data_path, "digests": digests(self.dataset)},
             "space": self.space.to_json(),
             "absent": dict(self.absent),
             "pruned": dict(self.space.pruned),
             "conditions": asdict(self.conditions()),
         }
+
+    @property
+    def _data_path(self) -> str | None:
+        path = self.config.data.path
+        return None if path is None else str(Path(path).expanduser().absolute())
 
     @contextmanager
     def stabilised(self) -> Generator[str | None]:
@@ -165,6 +172,7 @@ def load_model(config: Config) -> Vlm:
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
         layout=config.model.layout,
+        template=config.model.template,
     )
     if vlm.model.device.type == "cpu":
         torch.set_num_threads(config.measure.threads)
@@ -179,9 +187,11 @@ def load_data(config: Config) -> Dataset:
         DataError: the data cannot be used.
     """
     quality_by_name(config.data.quality)
-    if config.data.path is None and config.model.path is not None:
+    if config.data.path is not None:
+        return OwnData(Path(config.data.path).expanduser(), config.data.columns, config.data.shuffle)
+    if config.model.path is not None:
         raise ConfigError(
             f"model.path = {config.model.path!r} without data.path: the bundled task is made for the bundled model; "
             "name your own samples with data.path (docs/data.md)"
         )
-    return DemoTask() if config.data.path is None else JsonLines(Path(config.data.path))
+    return task_by_name(config.data.task)

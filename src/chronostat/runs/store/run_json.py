@@ -19,10 +19,16 @@ class _Config(BaseModel):
     train: Mapping[str, Any] | None = None
 
 
+class _Data(BaseModel):
+    path: str | None = None
+    digests: Mapping[str, str] | None = None
+
+
 class _Metadata(BaseModel):
     """Other keys are read by nobody, or by those who check them."""
 
     model: _Model | None = None
+    data: _Data | None = None
     space: Mapping[str, Annotated[list[float | list[int]], Field(min_length=1)]] | None = None
     config: _Config | None = None
     conditions: Mapping[str, Any] | None = None

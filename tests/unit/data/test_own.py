@@ -8,7 +8,7 @@ import re
 import pytest
 from PIL import Image
 
-from chronostat.data.jsonl import JsonLines
+from chronostat.data.own import OwnData
 from chronostat.errors import DataError
 
 GOOD = {"id": "a1", "image": "a.png", "prompt": "What?", "answers": ["cat"], "split": "train"}
@@ -18,6 +18,7 @@ GOOD = {"id": "a1", "image": "a.png", "prompt": "What?", "answers": ["cat"], "sp
 def folder(tmp_path):
     Image.new("L", (6, 4), 200).save(tmp_path / "a.png")
     Image.new("RGB", (3, 3)).save(tmp_path / "b.jpg")
+    Image.new("RGB", (5, 2)).save(tmp_path / "c.png")
     return tmp_path
 
 
@@ -29,8 +30,8 @@ def write(folder, *lines, newline="\n"):
 
 
 def test_samples_of_a_file(folder):
-    several = GOOD | {"id": "a2", "image": ["a.png", "b.jpg"], "answers": ["1", "2"], "split": "test", "kind": "count"}
-    data = JsonLines(write(folder, GOOD, "", several))
+    several = GOOD | {"id": "a2", "image": ["c.png", "b.jpg"], "answers": ["1", "2"], "split": "test", "kind": "count"}
+    data = OwnData(write(folder, GOOD, "", several))
     sample = data.split("train")[0]
     assert (sample.id, sample.prompt, sample.references, sample.split, sample.kind) == (
         "a1",
@@ -40,20 +41,20 @@ def test_samples_of_a_file(folder):
         None,
     )
     assert [(image.mode, image.size) for image in sample.load_images()] == [("RGB", (6, 4))]
-    assert [image.size for image in data.split("test")[0].load_images()] == [(6, 4), (3, 3)]
+    assert [image.size for image in data.split("test")[0].load_images()] == [(5, 2), (3, 3)]
     assert data.split("test")[0].kind == "count"
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\x85"])
 def test_only_line_feeds_end_a_line(folder, separator):
-    data = JsonLines(write(folder, GOOD | {"prompt": f"Wh{separator}at?"}, newline="\r\n"))
+    data = OwnData(write(folder, GOOD | {"prompt": f"Wh{separator}at?"}, newline="\r\n"))
     assert data.split("train")[0].prompt == f"Wh{separator}at?"
 
 
 def test_a_byte_order_mark_is_ignored(folder):
     path = write(folder, GOOD)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert len(JsonLines(path).split("train")) == 1
+    assert len(OwnData(path).split("train")) == 1
 
 
 def without(key):
@@ -71,7 +72,7 @@ BAD_LINES = {
     "id of a number": (GOOD | {"id": 7}, "id: Input should be a valid string"),
     "no image": (without("image"), "image: Field required"),
     "empty list of images": (GOOD | {"image": []}, "image"),
-    "missing image": (GOOD | {"image": "c.png"}, "c.png does not exist"),
+    "missing image": (GOOD | {"image": "d.png"}, "d.png does not exist"),
     "a folder as image": (GOOD | {"image": "."}, "does not exist"),
     "impossible image name": (GOOD | {"image": "x" * 5000}, "does not exist"),
     "null in the image name": (GOOD | {"image": "a\0.png"}, "does not exist"),
@@ -92,20 +93,20 @@ def test_a_bad_line_is_named_with_its_number(folder, name):
     line, message = BAD_LINES[name]
     path = write(folder, GOOD, line)
     with pytest.raises(DataError, match=re.escape(f"{path}:2: ") + ".*" + re.escape(message)):
-        JsonLines(path)
+        OwnData(path)
 
 
 def test_a_file_that_cannot_be_read(folder):
     with pytest.raises(DataError, match=r"cannot read the data file .*none.jsonl"):
-        JsonLines(folder / "none.jsonl")
+        OwnData(folder / "none.jsonl")
     (folder / "data.jsonl").write_bytes(b"\xff\xfe{}")
     with pytest.raises(DataError, match="cannot read the data file"):
-        JsonLines(folder / "data.jsonl")
+        OwnData(folder / "data.jsonl")
 
 
 def test_a_split_without_samples(folder):
     with pytest.raises(DataError, match='has no sample with "split": "test"; add some'):
-        JsonLines(write(folder, GOOD)).split("test")
+        OwnData(write(folder, GOOD)).split("test")
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
@@ -114,11 +115,11 @@ def test_an_image_that_is_none(folder, content):
     with pytest.raises(
         DataError, match=r"cannot read the image .*a.png: .*; it must be a picture that Pillow can open"
     ):
-        JsonLines(write(folder, GOOD)).split("train")[0].load_images()
+        OwnData(write(folder, GOOD)).split("train")[0].load_images()
 
 
 def test_an_image_that_went_away(folder):
-    data = JsonLines(write(folder, GOOD))
+    data = OwnData(write(folder, GOOD))
     (folder / "a.png").unlink()
     with pytest.raises(DataError, match="cannot read the image"):
         data.split("train")[0].load_images()
@@ -129,7 +130,7 @@ def test_an_image_that_went_away(folder):
 def test_a_damaged_image_is_read_or_refused(folder, form):
     buffer = io.BytesIO()
     Image.effect_noise((24, 16), 60).convert("RGB").save(buffer, form)
-    sample = JsonLines(write(folder, GOOD)).split("train")[0]
+    sample = OwnData(write(folder, GOOD)).split("train")[0]
     rng = random.Random(0)
     for _ in range(150):
         damaged = bytearray(buffer.getvalue()[: rng.randrange(10, len(buffer.getvalue()) + 1)])
