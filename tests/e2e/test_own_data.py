@@ -6,7 +6,7 @@ import pytest
 
 from chronostat.data.demo import DemoTask
 from chronostat.runs.store import RunStore
-from e2e.commands import ENDLESS, FEW_SETTINGS, executions, sets, typed
+from e2e.commands import ENDLESS, FEW_SETTINGS, executions, refusal, sets, typed
 
 COUNTS = {"train": 12, "validation": 9, "test": 9}
 
@@ -53,8 +53,20 @@ def test_train_and_validate_on_own_data(data, tmp_path):
     qualities = {round(e.quality, 6) for trial in trials for e in trial.executions}
     assert qualities == {0.0, 0.9}
 
+    text = data.read_text()
+    swapped = text.replace('"train"', '"x"').replace('"test"', '"train"').replace('"x"', '"test"')
+    data.write_text(swapped)
+    said = typed("validate", folder)
+    message = f"the samples of train and test are not those that the run in {folder} began with"
+    assert refusal(said).startswith(message)
+    assert said.status == 3
+    data.write_text(text)
+    moved = data.rename(data.with_name("moved.jsonl"))
+    said = typed("validate", folder)
+    assert refusal(said) == f"the data of the run in {folder} is not in {data}; name where it is now with --data FILE"
+
     budgets = sets("validation.mean_budgets=[0.7]", "validation.deadlines=[0.9]", "validation.select_samples=8")
-    said = typed("validate", folder, *budgets)
+    said = typed("validate", folder, "--data", moved, *budgets)
     assert said.status == 0, said.err
     assert "9 paired test samples" in said.out
     verdict = store.read_json("validation.json")

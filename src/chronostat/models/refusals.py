@@ -15,6 +15,12 @@ from chronostat.records.messages import Turn
 
 # what processors raise for requests that they do not take
 _REFUSALS = (ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, TemplateError)
+# what processors and their tokenizers call the texts that stand for images
+_MARKS = (
+    *("image_token", "video_token", "fake_image_token", "global_image_token", "boi_token", "eoi_token"),
+    *("image_start_token", "image_end_token", "start_image_token", "end_image_token"),
+    *("vision_start_token", "vision_end_token", "start_of_img_token", "end_of_img_token"),
+)
 
 
 def try_prepare(
@@ -100,3 +106,10 @@ def _rendered(processor: ProcessorMixin, images: Sequence[Image], asked: str | S
         return template.apply_chat_template(conversation_of(images, asked), add_generation_prompt=True, tokenize=False)
     except _REFUSALS:
         return None
+
+
+def image_marks(processor: ProcessorMixin) -> frozenset[str]:
+    """The texts that a processor takes for a part of an image or video wherever they stand in a prompt."""
+    holders: tuple[Any, ...] = (processor, getattr(processor, "tokenizer", None))
+    marks = {getattr(holder, name, None) for holder in holders for name in _MARKS}
+    return frozenset(mark for mark in marks if isinstance(mark, str) and mark)

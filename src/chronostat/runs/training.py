@@ -18,6 +18,7 @@ from chronostat.control.learners import learner_by_name
 from chronostat.control.trainer import Trainer
 from chronostat.errors import KnobError, StoreError
 from chronostat.records import Budget
+from chronostat.runs.beginning import what_full_answered
 from chronostat.runs.knob_check import require_gradients
 from chronostat.runs.session import Session, record_check
 from chronostat.runs.store.run import CHECKPOINT
@@ -65,6 +66,8 @@ def _begin(session: Session) -> _Start:
         calibration = calibrate(
             session.runner, session.space, samples, session.metric, seconds, session.progress.advance
         )
+    for told in what_full_answered(session.store.trials("calibrate"), session.space.full):
+        session.progress.warn(told)
     calibration = replace(calibration, controller_ms=_choosing_ms(session, calibration))
     session.follow_drift(calibration.full_ms)
     trainer = _trainer(session, calibration)

@@ -28,6 +28,7 @@ from chronostat.measure.decoding import Decoding, decoding_of
 from chronostat.models.identity import fingerprint
 from chronostat.models.load import Vlm, load_vlm
 from chronostat.records import Conditions
+from chronostat.runs.beginning import check_prompts, check_references
 from chronostat.runs.store import RunStore
 
 
@@ -80,8 +81,8 @@ class Workload:
         """
         if config.measure.estimate_from is not None:
             RunStore.open(config.measure.estimate_from)  # read only if the stages are not seen; a typo is said now
-        dataset = load_data(config)
-        return cls.of(config, load_model(config), dataset)
+        dataset, vlm = load_both(config)
+        return cls.of(config, vlm, dataset)
 
     @classmethod
     def of(cls, config: Config, vlm: Vlm | BareModel, dataset: TrialInputs) -> "Workload":
@@ -156,6 +157,21 @@ class Workload:
                 assert self.vlm.processor is not None, "samples need a processor"
                 request = request_for(trial_input, self.vlm.processor, None)
             execute(self.vlm.model, request, setting=self.space.full, max_new_tokens=2)
+
+
+def load_both(config: Config) -> tuple[Dataset, Vlm]:
+    """Data and model of a configuration, and whether they go together.
+
+    Raises:
+        ConfigError: an unknown quality, or an own model without own data.
+        ModelError: the model cannot be used.
+        DataError: the data cannot be used, the processor refuses a prompt, or no reference can ever be matched.
+    """
+    dataset = load_data(config)
+    check_references(dataset, config.data.quality)
+    vlm = load_model(config)
+    check_prompts(dataset, vlm)
+    return dataset, vlm
 
 
 def load_model(config: Config) -> Vlm:

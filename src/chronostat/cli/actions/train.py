@@ -17,7 +17,7 @@ from chronostat.runs.store import RunStore
 from chronostat.runs.stored import is_trained, stored_config
 from chronostat.runs.training import JUDGED_SETTINGS, training_box_s
 from chronostat.runs.training import train as run_training
-from chronostat.runs.workload import Workload, load_data, load_model
+from chronostat.runs.workload import Workload, load_both
 from chronostat.studies.survey import Arm, Plan, repeated
 
 
@@ -29,7 +29,7 @@ def train(config: Config, folder: Path, command: str, out: Console) -> None:
     _say_trained(folder, out)
 
 
-def resume(folder: Path, out: Console) -> None:
+def resume(folder: Path, data: Path | None, out: Console) -> None:
     """The rest of a training run that ended early."""
     store = RunStore.open(folder)
     if is_trained(store):
@@ -38,7 +38,7 @@ def resume(folder: Path, out: Console) -> None:
         raise StoreError(
             f"{folder} holds a ranking of blocks; continue it with: chronostat rank-blocks --resume {folder}"
         )
-    with reopen(store, config=stored_config(store), progress=Bars(out)) as session:
+    with reopen(store, config=stored_config(store, data), progress=Bars(out)) as session:
         for told in Conditions.from_json(store.metadata["conditions"]).differences(session.conditions)[1]:
             out.print(f"this run began elsewhere, its latencies are compared all the same: {told}")
         run_training(session)
@@ -53,8 +53,7 @@ def _say_trained(folder: Path, out: Console) -> None:
 
 def forecast(config: Config, out: Console) -> None:
     """How many executions a run takes and how long, from one sample executed under every setting."""
-    dataset = load_data(config)
-    vlm = load_model(config)
+    dataset, vlm = load_both(config)
     workload = Workload.of(config, vlm, dataset)
     request = request_for(dataset.split("train")[0], vlm.processor, None)
     arms = [Arm(name=str(s), vlm=vlm, setting=s, requests=[request]) for s in workload.space.settings]

@@ -24,10 +24,12 @@ from chronostat.validation import validate as run_validation
 SIGNIFICANT = 0.01  # of the test whether choices depend on the kind of question
 
 
-def validate(run: Path, to: Path | None, overrides: Sequence[str], command: str, out: Console) -> None:
+def validate(
+    run: Path, to: Path | None, data: Path | None, overrides: Sequence[str], command: str, out: Console
+) -> None:
     """The verdict on a trained controller."""
     trained = RunStore.open(run)
-    config = _with_overrides(stored_config(trained), overrides)
+    config = _with_overrides(stored_config(trained, data), overrides)
     if not is_trained(trained):
         raise StoreError(f"{run} holds no controller yet; continue it with: chronostat train --resume {run}")
     if to is None:
