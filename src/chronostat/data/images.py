@@ -37,6 +37,20 @@ class ImageSource:
     name: str
     fetch: Callable[[], Path | bytes]
 
+    def content(self) -> bytes:
+        """The bytes of its file.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        held = self.fetch()
+        if isinstance(held, bytes):
+            return held
+        try:
+            return held.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read the image {self.name}: {error.strerror}") from None
+
     def load(self) -> Image.Image:
         """The image, upright and as RGB.
 
@@ -59,14 +73,7 @@ class ImageSource:
         Raises:
             DataError: it cannot be read.
         """
-        held = self.fetch()
-        if isinstance(held, bytes):
-            return hashlib.blake2b(held, digest_size=16).hexdigest()
-        try:
-            with held.open("rb") as file:
-                return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        except OSError as error:
-            raise DataError(f"cannot read the image {self.name}: {error.strerror}") from None
+        return hashlib.blake2b(self.content(), digest_size=16).hexdigest()
 
 
 def load_all(sources: Sequence[ImageSource]) -> tuple[Image.Image, ...]:

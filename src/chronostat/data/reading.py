@@ -74,15 +74,14 @@ def read_row(row: Row, number: int, columns: Mapping[str, str]) -> tuple[Sample,
     if not images:
         raise DataError(f"{row.where}: image: Field required; requests without an image are refused")
     turns = _turns(row, line, len(images))
-    prompt = "\n".join(turn.text for turn in turns if turn.role == "user") if turns else _prompt(line)
     sample = Sample(
         id=line.id,
         split=line.split or "train",
-        prompt=prompt,
+        prompt="\n".join(turn.text for turn in turns if turn.role == "user"),
         references=tuple(line.answers),
         load_images=partial(load_all, tuple(images)),
         kind=line.kind,
-        turns=turns,
+        turns=() if _is_plain(turns, len(images)) else turns,
         options=tuple(line.options or ()),
         where=row.where,
     )
@@ -110,6 +109,11 @@ def _column(field: str, given: Mapping[str, object], columns: Mapping[str, str])
     return next((name for name in _NAMES[field] if name in given), None)
 
 
+def _with_messages(values: dict[str, Any]) -> dict[str, Any]:
+    """Messages that a table writes as JSON."""
+    return values | ({"messages": _parsed(values["messages"])} if "messages" in values else {})
+
+
 def _of_others(values: dict[str, Any], given: Mapping[str, object], number: int) -> dict[str, Any]:
     """Values as other layouts write them, in our kinds; what is empty is absent."""
     values = {field: value for field, value in values.items() if value is not None and value != ""}
@@ -126,7 +130,7 @@ def _of_others(values: dict[str, Any], given: Mapping[str, object], number: int)
         values["answers"] = _answers(values["answers"], has_options=options is not None)
     if "split" in values:
         values["split"] = _SPLITS.get(str(values["split"]), values["split"])
-    return values | {key: str(values[key]) for key in ("kind", "prompt", "hint") if key in values}
+    return _with_messages(values) | {key: str(values[key]) for key in ("kind", "prompt", "hint") if key in values}
 
 
 def _parsed(value: object) -> Any:  # noqa: ANN401 - what JSON holds
@@ -169,8 +173,8 @@ def _validated(row: Row, values: dict[str, Any]) -> _Line:
         raise DataError(f"{row.where}: {problems}") from None
     if (line.prompt is None) == (line.messages is None):
         raise DataError(f"{row.where}: prompt: Field required; give either 'prompt' or 'messages'")
-    if line.messages is not None and (line.options or line.hint or line.system):
-        raise DataError(f"{row.where}: 'messages' holds all that is said; leave options, hint and system out")
+    if line.messages is not None and (line.hint or line.system):
+        raise DataError(f"{row.where}: 'messages' holds all that is said; leave hint and system out")
     return line
 
 
@@ -181,18 +185,20 @@ def _prompt(line: _Line) -> str:
 
 
 def _turns(row: Row, line: _Line, images: int) -> tuple[Turn, ...]:
-    """The conversation; empty where it is the images and then the prompt."""
+    """The conversation, of one turn where the row holds a prompt."""
     try:
         if line.messages is not None:
             return turns_of(line.messages, images)
-        prompt = _prompt(line)
-        parts = places_of(prompt, images)
+        asked = Turn(role="user", parts=places_of(_prompt(line), images))
     except ValueError as error:
         raise DataError(f"{row.where}: {error}") from None
-    if line.system is None and parts == (*range(images), prompt):
-        return ()
-    system = () if line.system is None else (Turn(role="system", parts=(line.system,)),)
-    return (*system, Turn(role="user", parts=parts))
+    return (asked,) if line.system is None else (Turn(role="system", parts=(line.system,)), asked)
+
+
+def _is_plain(turns: Sequence[Turn], images: int) -> bool:
+    """Whether it is the images and then one text of the user."""
+    (*placed, text), role = turns[0].parts, turns[0].role
+    return len(turns) == 1 and role == "user" and isinstance(text, str) and placed == list(range(images))
 
 
 def _images(row: Row, value: object) -> Iterator[ImageSource]:

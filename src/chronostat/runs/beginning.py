@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from chronostat.compare.reasons import kind_of
-from chronostat.data.quality import Quality, quality_by_name, score
+from chronostat.data.checking import never_right
+from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import SPLITS, Dataset, Sample
 from chronostat.errors import DataError, DataWarning
 from chronostat.execution.execute import request_for
@@ -39,15 +40,6 @@ def check_prompts(dataset: Dataset, vlm: Vlm) -> None:
                 device=vlm.model.device,
                 dtype=vlm.model.dtype,
             )
-
-
-def never_right(samples: Sequence[Sample], quality: Quality) -> list[Sample]:
-    """Those with references of which none is right by this quality when it is given as the answer."""
-    return [
-        sample
-        for sample in samples
-        if sample.references and not any(score(quality, answer, sample) for answer in sample.references)
-    ]
 
 
 def check_references(dataset: Dataset, quality: str) -> None:

@@ -28,12 +28,12 @@ def parquet_rows(path: Path) -> Iterator[Row]:
             groups = [file.read_row_group(number, columns=plain).to_pylist() for number in range(file.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read the data file {path}: {error}") from None
-    number = 0
+    number, opening = 0, object()
     for group, rows in enumerate(groups):
         for place, values in enumerate(rows):
             number += 1
             where = f"{path}: row {number}"
-            fetch = {name: partial(_of_parquet, path, group, name, place) for name in pictures}
+            fetch = {name: partial(_of_parquet, opening, path, group, name, place) for name in pictures}
             yield Row(where=where, values={**values, **_as_pictures(where, fetch)}, base=path.parent)
 
 
@@ -77,14 +77,14 @@ def _as_pictures(where: str, fetch: Mapping[str, Callable[[], Any]]) -> dict[str
     return {name: Pictures(f"{name} of {where}", read) for name, read in fetch.items()}
 
 
-@lru_cache(maxsize=2)
-def _row_group(path: Path, group: int, column: str) -> Any:  # noqa: ANN401 - pyarrow has no types
+@lru_cache(maxsize=2)  # of each opening, since a file may be written anew
+def _row_group(opening: object, path: Path, group: int, column: str) -> Any:  # noqa: ANN401 - pyarrow has no types
     with pq.ParquetFile(path) as file:
         return file.read_row_group(group, columns=[column])[column]
 
 
-def _of_parquet(path: Path, group: int, column: str, place: int) -> Any:  # noqa: ANN401 - as Pictures.cell
-    return _row_group(path, group, column)[place].as_py()
+def _of_parquet(opening: object, path: Path, group: int, column: str, place: int) -> Any:  # noqa: ANN401 - a cell
+    return _row_group(opening, path, group, column)[place].as_py()
 
 
 def _of_table(table: Any, column: str, place: int) -> Any:  # noqa: ANN401 - pyarrow has no types
