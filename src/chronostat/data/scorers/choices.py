@@ -7,7 +7,7 @@ from chronostat.data.scorers.folding import plain, without_outer
 
 _LETTER = re.compile(r"^[(\[]?([a-z])(?:[)\].:,]|$)(?!\w)")  # "b", "(b)", "b.", "b: a dog"
 # "the answer is (b)."; "the answer is a dog" names no letter
-_SAID = re.compile(r"\b(?:answer|option|choice)(?: is|:)?:? [(\[]?([a-z])(?:[)\].:,]| or\b| and\b|$)")
+_SAID = re.compile(r"\b(?:answer|option|choice|choose|pick)(?: is|:)?:? [(\[]?([a-z])(?:[)\].:,]| or\b| and\b|$)")
 
 
 def choice(answer: str, references: Sequence[str], options: Sequence[str] = ()) -> float:
@@ -46,7 +46,7 @@ def _chosen(answer: str, names: Mapping[str, str]) -> str | None:
     letters = {led[1]} if led else set(_SAID.findall(plain(answer)))
     if letters:
         return letters.pop() if len(letters) == 1 else None
-    held = {text for text in names if text and _holds(whole, text)}
+    held = {text for text in names if len(text) > 1 and _holds(whole, text)}  # "a" is an article
     held -= {text for text in held for longer in held if text != longer and _holds(longer, text)}
     return names[held.pop()] if len(held) == 1 else None
 

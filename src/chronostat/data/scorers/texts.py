@@ -27,11 +27,11 @@ def contains(answer: str, references: Sequence[str]) -> float:
 def anls(answer: str, references: Sequence[str]) -> float:
     """Average normalised Levenshtein similarity (Biten et al. 2019): 1 - edits / length of the longer text.
 
-    The best over the references; 0 below 0.5.
+    The best over the references; 0 where that is 0.5 or less.
     """
     said = plain(answer)
     best = max((_similarity(said, plain(reference)) for reference in references), default=0.0)
-    return best if said and best >= _ANLS_THRESHOLD else 0.0
+    return best if said and best > _ANLS_THRESHOLD else 0.0
 
 
 def f1(answer: str, references: Sequence[str]) -> float:

@@ -21,7 +21,7 @@ OPTIONS = ("a dog", "a cat", "a black cat", "None of the above")
         ("ha", ["hello"], 0.0),  # 1 - 4 / 5 is below one half
         ("Hello  World", ["hello world"], 1.0),
         ("x", ["hello", "x"], 1.0),
-        ("ab", ["abcd"], 0.5),
+        ("ab", ["abcd"], 0.0),  # 1 - 2 / 4 is not above one half
     ],
 )
 def test_anls(answer, references, value):
@@ -78,6 +78,7 @@ def test_choice_without_options():
     assert choice("B", ["B"]) == choice("(b)", ["B"]) == choice("The answer is b", ["B"]) == 1
     assert choice("A", ["B"]) == choice("no", ["B"]) == 0
     assert choice("it is a cat", ["a cat"]) == 1
+    assert choice("none of them: a dog", ["A"]) == 0
 
 
 def test_a_sample_tells_the_scorer_of_choices_its_options():
