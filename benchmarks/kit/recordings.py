@@ -20,7 +20,7 @@ from chronostat.models.identity import unlike
 from chronostat.records import Conditions, LatencyMetric, Phase, Trial
 from chronostat.runs.session import Session, begin, reopen
 from chronostat.runs.store import RunStore
-from chronostat.runs.workload import Workload
+from chronostat.runs.workload import Workload, quality_of
 
 RUN_DIR = Path("runs/learners")
 PHASES: Mapping[Phase, Split] = {"train": "train", "select": "validation"}
@@ -129,7 +129,7 @@ def _recording(
     space, samples = workload.space, cast("Sequence[Sample]", workload.dataset.split(PHASES[phase]))
     processor = workload.vlm.processor
     assert processor is not None, "the bundled model has one"
-    score = quality_by_name(workload.config.data.quality)
+    score = quality_by_name(quality_of(workload.config))
     rows = [i for i, trial in enumerate(trials) if trial.phase == phase]
     mine = [trials[i] for i in rows]
     requests = (request_for(samples[trial.index], processor, score) for trial in mine)

@@ -74,8 +74,9 @@ class DataConfig(Frozen):
     """Columns of ``path`` by field, such as ``prompt = "query"``, where they have other names; empty: not read."""
     shuffle: Annotated[int, Field(ge=0)] = 0
     """Seed of the order of own samples, which is not that of the file."""
-    quality: str = "exact"
-    """How an answer is scored: a name of docs/data.md, or a function as ``package.module:function``."""
+    quality: str | None = None
+    """How an answer is scored: a name of docs/data.md, or a function as ``package.module:function``; absent: ``exact``,
+    or as the task of lmms-eval is scored."""
 
 
 class KnobsConfig(Frozen):

@@ -105,6 +105,23 @@ def load_vlm(
     return Vlm(model=model, processor=processor, name=_name(source), fingerprint=fingerprint(model))
 
 
+def speaks_like_the_bundled(path: str | Path) -> bool:
+    """Whether a directory has the tokenizer and chat template of the bundled model; nothing is loaded."""
+    own, bundled = (_dialect(Path(folder)) for folder in (path, BUNDLED))
+    return own is not None and own == bundled
+
+
+def _dialect(folder: Path) -> tuple[object, str] | None:
+    """Vocabulary with its rules, and template; None: it is no directory with both."""
+    try:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    # how the last batch was padded and cut is kept in the file too
+    return {key: value for key, value in tokenizer.items() if key not in {"padding", "truncation"}}, template
+
+
 def _is_about_attention(error: Exception) -> bool:
     """Whether the attention that was asked for is the reason; the library has no error class of its own for it."""
     said = str(error).lower()

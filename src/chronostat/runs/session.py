@@ -35,7 +35,7 @@ from chronostat.runs.knob_check import metadata_of, prove_knobs
 from chronostat.runs.phases import CallCounter, counted_phase
 from chronostat.runs.store import RunStore
 from chronostat.runs.store.comparable import CONDITIONS
-from chronostat.runs.workload import Workload
+from chronostat.runs.workload import Workload, quality_of
 from chronostat.version import VERSION
 
 _MOST_PROBES = 4  # executions before training at which the stages can be seen
@@ -248,7 +248,7 @@ def _session(workload: Workload, store: RunStore, progress: Progress, clock: Clo
     runner = TrialRunner(
         model=model,
         processor=workload.vlm.processor,
-        quality=quality_by_name(config.data.quality),
+        quality=quality_by_name(quality_of(config)),
         full=workload.space.full,
         max_new_tokens=config.measure.max_new_tokens,
         clock=clock or clock_for(model.device),

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from chronostat.config import Config
+from chronostat.config import Config, DataConfig
 from chronostat.data.identity import digests
 from chronostat.data.own import OwnData
 from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import Dataset, Split
-from chronostat.data.tasks import task_by_name
+from chronostat.data.tasks import TASKS, default_quality, task_by_name
 from chronostat.engine.choosing import running_by
 from chronostat.errors import ConfigError
 from chronostat.execution.conditions import read_conditions
@@ -26,7 +26,7 @@ from chronostat.knobs.space import ActionSpace
 from chronostat.machine.stabilise import stabilised
 from chronostat.measure.decoding import Decoding, decoding_of
 from chronostat.models.identity import fingerprint
-from chronostat.models.load import Vlm, load_vlm
+from chronostat.models.load import Vlm, load_vlm, speaks_like_the_bundled
 from chronostat.records import Conditions
 from chronostat.runs.beginning import check_prompts, check_references
 from chronostat.runs.store import RunStore
@@ -168,7 +168,7 @@ def load_both(config: Config) -> tuple[Dataset, Vlm]:
         DataError: the data cannot be used, the processor refuses a prompt, or no reference can ever be matched.
     """
     dataset = load_data(config)
-    check_references(dataset, config.data.quality)
+    check_references(dataset, quality_of(config))
     vlm = load_model(config)
     check_prompts(dataset, vlm)
     return dataset, vlm
@@ -202,12 +202,36 @@ def load_data(config: Config) -> Dataset:
         ConfigError: an unknown quality, or an own model without own data.
         DataError: the data cannot be used.
     """
-    quality_by_name(config.data.quality)
-    if config.data.path is not None:
-        return OwnData(Path(config.data.path).expanduser(), config.data.columns, config.data.shuffle)
-    if config.model.path is not None:
+    quality_by_name(quality_of(config))
+    data = config.data
+    if data.path is not None:
+        if data.task != DataConfig().task or data.files:
+            raise ConfigError(f"data.path = {data.path!r} beside data.task or data.files; name one source of samples")
+        return OwnData(Path(data.path).expanduser(), data.columns, data.shuffle)
+    if data.columns:
+        raise ConfigError("data.columns names columns of data.path, which is absent; name a file with data.path")
+    if config.model.path is not None and data.task in TASKS:
+        _require_the_bundled_dialect(config.model.path)
+    return task_by_name(data.task, data.files, data.shuffle)
+
+
+def quality_of(config: Config) -> str:
+    """How answers are scored, by name.
+
+    Raises:
+        ConfigError: an unknown task of lmms-eval.
+    """
+    return config.data.quality or default_quality(config.data.task)
+
+
+def _require_the_bundled_dialect(path: str) -> None:
+    """Accept a model that reads and writes as the bundled one does, as one that was widened or tuned from it.
+
+    Raises:
+        ConfigError: its tokenizer or chat template is another one, or it is no directory.
+    """
+    if not speaks_like_the_bundled(path):
         raise ConfigError(
-            f"model.path = {config.model.path!r} without data.path: the bundled task is made for the bundled model; "
-            "name your own samples with data.path (docs/data.md)"
+            f"model.path = {path!r} without data.path: the bundled task is made for the bundled model, and for models "
+            "with its tokenizer and chat template; name your own samples with data.path (docs/data.md)"
         )
-    return task_by_name(config.data.task)

@@ -19,7 +19,7 @@ from chronostat.execution.execute import request_for
 from chronostat.models.load import Vlm
 from chronostat.models.prepare import count_image_tokens, prompt_length
 from chronostat.models.refusals import try_prepare
-from chronostat.runs.workload import load_model
+from chronostat.runs.workload import load_model, quality_of
 
 _SIZES = 12  # of images, of which tokens are counted and shown
 _TOLD = 5  # of each kind of mistake
@@ -31,12 +31,12 @@ def check_file(file: Path, config: Config, out: Console) -> None:
     Raises:
         DataError: a run on it would be refused; what was found has been shown.
     """
-    quality = quality_by_name(config.data.quality)
-    found = check(read_samples(file.expanduser(), config.data.columns), quality)
+    name = quality_of(config)
+    found = check(read_samples(file.expanduser(), config.data.columns), quality_by_name(name))
     out.print(_kinds_table(found))
     out.print(_sizes_table(found, load_model(config)))
-    refusals = list(_refusals(found, config.data.quality))
-    for told in (*_remarks(found, config.data.quality), *refusals):
+    refusals = list(_refusals(found, name))
+    for told in (*_remarks(found, name), *refusals):
         out.print(told)
     if refusals:
         raise DataError(f"{file} cannot be used as it is: see above")
