@@ -162,6 +162,8 @@ def test_a_dry_run_says_how_much_and_executes_no_trial(tmp_path, monkeypatch):
     cells = {words[1]: words[3] for line in said.out.splitlines() if len(words := line.split()) > 4 and "│" in line}
     assert cells["train"] == "20"  # 5 trials of 4 draws
     assert cells["test"] == "77"  # 7 samples under about 11 settings
+    assert "CPU hours" in said.out or "GPU hours" in said.out
+    assert "GB on disk" in said.out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from chronostat.data.samples import Sample
-from chronostat.data.scorers.choices import choice, yes_no
-from chronostat.data.scorers.numbers import number, relaxed
-from chronostat.data.scorers.texts import anls, contains, exact, f1
-from chronostat.data.scorers.vqa import vqa
 from chronostat.errors import ConfigError
+from chronostat.scorers.choices import choice, yes_no
+from chronostat.scorers.numbers import number, relaxed
+from chronostat.scorers.texts import anls, contains, exact, f1
+from chronostat.scorers.vqa import vqa
 
 __all__ = ["QUALITIES", "Quality", "exact", "quality_by_name", "score", "vqa"]
 

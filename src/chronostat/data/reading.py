@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from chronostat.data.conversations import Message, places_of, turns_of
 from chronostat.data.images import ImageSource, load_all
 from chronostat.data.samples import Sample, Split
-from chronostat.data.scorers.choices import letter_of
 from chronostat.data.sources.rows import Pictures, Row, shown
 from chronostat.errors import DataError
 from chronostat.records.messages import Turn
+from chronostat.scorers.choices import letter_of
 
 # by which names other layouts call our fields; the first that a file has is read
 _NAMES: dict[str, tuple[str, ...]] = {

@@ -10,7 +10,6 @@ from chronostat.cli.console import Bars
 from chronostat.config import Config
 from chronostat.control.controller_files import FOLDER
 from chronostat.errors import StoreError
-from chronostat.execution.execute import request_for
 from chronostat.records import Conditions, Phase
 from chronostat.runs.session import begin, reopen
 from chronostat.runs.store import RunStore
@@ -18,7 +17,7 @@ from chronostat.runs.stored import is_trained, stored_config
 from chronostat.runs.training import JUDGED_SETTINGS, training_box_s
 from chronostat.runs.training import train as run_training
 from chronostat.runs.workload import Workload, load_both
-from chronostat.studies.survey import Arm, Plan, repeated
+from chronostat.studies.forecast import Probe, probe
 
 
 def train(config: Config, folder: Path, command: str, out: Console) -> None:
@@ -52,32 +51,38 @@ def _say_trained(folder: Path, out: Console) -> None:
 
 
 def forecast(config: Config, out: Console) -> None:
-    """How many executions a run takes and how long, from one sample executed under every setting."""
+    """What a run costs, from one sample of each size of image executed under every setting."""
     dataset, vlm = load_both(config)
     workload = Workload.of(config, vlm, dataset)
-    request = request_for(dataset.split("train")[0], vlm.processor, None)
-    arms = [Arm(name=str(s), vlm=vlm, setting=s, requests=[request]) for s in workload.space.settings]
-    measure = config.measure
-    probed = repeated(
-        arms, Plan(repeats=1, max_new_tokens=measure.max_new_tokens, seed=config.seed, sample=measure.sample)
-    )
-    requests_ms = [shot.request_ms for shot in probed]
-    execution_s = sum(requests_ms) / len(requests_ms) / 1e3
-    table = Table("phase")
-    for head in ("about how many executions", "seconds"):
-        table.add_column(head, justify="right")
-    whole_s = 0.0
-    for phase, (box_s, most) in _limits(config, len(workload.space), execution_s).items():
-        executions = min(box_s / execution_s, most)
-        whole_s += executions * execution_s
-        table.add_row(phase, f"{executions:,.0f}", f"{executions * execution_s:.0f}")
-    table.add_row("together", f"{whole_s / execution_s:,.0f}", f"{whole_s:.0f}")
-    out.print(
-        f"{len(workload.space)} settings; one execution takes about {1e3 * execution_s:.0f} ms (measured, one sample)."
-    )
+    probed = probe(workload, dataset.split("train"), vlm)
+    settings, execution_s = len(workload.space), probed.execution_s
+    out.print(f"{settings} settings; one execution takes about {1e3 * execution_s:.0f} ms (measured, one sample).")
+    if len(probed.sizes) > 1:
+        for size in probed.sizes:
+            out.print(f"{size.share:.0%} like {size.width} x {size.height} px: {size.request_ms:.0f} ms")
     for told in filter(None, (workload.decoding.note, *(f"absent: {reason}" for reason in workload.absent.values()))):
         out.print(told)
-    out.print(table)
+    out.print(_cost_table(config, settings, probed, vlm.model.device.type))
+
+
+def _cost_table(config: Config, settings: int, probed: Probe, device: str) -> Table:
+    """Executions, time and disk of each phase."""
+    table = Table("phase")
+    for head in ("about how many executions", "seconds", f"{'GPU' if device == 'cuda' else 'CPU'} hours", "GB on disk"):
+        table.add_column(head, justify="right")
+    execution_s, whole = probed.execution_s, (0.0, 0.0)
+    for phase, (box_s, most) in _limits(config, settings, execution_s).items():
+        executions = min(box_s / execution_s, most)
+        per_trial = {"train": config.train.group_size, "test": JUDGED_SETTINGS}.get(phase, settings)
+        stored = probed.stored_bytes(executions, per_trial=per_trial)
+        whole = (whole[0] + executions, whole[1] + stored)
+        table.add_row(phase, *_cost_cells(executions, executions * execution_s, stored))
+    table.add_row("together", *_cost_cells(whole[0], whole[0] * execution_s, whole[1]))
+    return table
+
+
+def _cost_cells(executions: float, seconds: float, stored_bytes: float) -> tuple[str, ...]:
+    return f"{executions:,.0f}", f"{seconds:.0f}", f"{seconds / 3600:.2f}", f"{stored_bytes / 1e9:.3f}"
 
 
 def _limits(config: Config, settings: int, execution_s: float) -> dict[Phase, tuple[float, float]]:

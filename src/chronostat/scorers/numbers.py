@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from math import isclose
 
-from chronostat.data.scorers.folding import equals_one, without_outer
+from chronostat.scorers.folding import equals_one, without_outer
 
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?")

@@ -4,10 +4,10 @@ import pytest
 
 from chronostat.data.quality import quality_by_name, score
 from chronostat.data.samples import Sample
-from chronostat.data.scorers.choices import choice, yes_no
-from chronostat.data.scorers.numbers import number, relaxed
-from chronostat.data.scorers.texts import anls, contains, f1
 from chronostat.errors import ConfigError
+from chronostat.scorers.choices import choice, yes_no
+from chronostat.scorers.numbers import number, relaxed
+from chronostat.scorers.texts import anls, contains, f1
 
 OPTIONS = ("a dog", "a cat", "a black cat", "None of the above")
 
@@ -128,9 +128,9 @@ def broken(answer, references):
 
 
 def test_a_function_of_ones_own(demo_sample):
-    assert score(quality_by_name("unit.data.scorers.test_scorers:half"), "x", demo_sample) == 0.5
+    assert score(quality_by_name("unit.scorers.test_scorers:half"), "x", demo_sample) == 0.5
     with pytest.raises(ConfigError, match="the quality of 'x' is 2; a quality is a number from 0 to 1"):
-        score(quality_by_name("unit.data.scorers.test_scorers:broken"), "x", demo_sample)
+        score(quality_by_name("unit.scorers.test_scorers:broken"), "x", demo_sample)
 
 
 @pytest.mark.parametrize("name", ["no_such_module:f", "math:no_such_function", ":f", "math:pi"])

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-from chronostat.data.scorers.folding import without_outer
+from chronostat.scorers.folding import without_outer
 
 # in the order in which they are folded; other signs, such as %, $ and &, count
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'

@@ -5,7 +5,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from chronostat.data.scorers.folding import equals_one, plain, without_outer
+from chronostat.scorers.folding import equals_one, plain, without_outer
 
 _ANLS_THRESHOLD = 0.5
 _ARTICLES = frozenset({"a", "an", "the"})

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from chronostat.data.scorers.folding import plain, without_outer
+from chronostat.scorers.folding import plain, without_outer
 
 _LETTER = re.compile(r"^[(\[]?([a-z])(?:[)\].:,]|$)(?!\w)")  # "b", "(b)", "b.", "b: a dog"
 # "the answer is (b)."; "the answer is a dog" names no letter

@@ -1,6 +1,6 @@
 """Writes published.json: generated answers with the score of a published implementation of each scorer.
 
-Run where lmms-eval 0.7.3, anls 0.0.2 and torchmetrics are installed: ``python -m unit.data.scorers.make_published``
+Run where lmms-eval 0.7.3, anls 0.0.2 and torchmetrics are installed: ``python -m unit.scorers.make_published``
 in ``tests/``.
 """
 
