@@ -34,7 +34,7 @@ def relaxed(answer: str, references: Sequence[str]) -> float:
         if said is None or wanted is None:
             if equals_one(answer, [reference], without_outer):
                 return 1.0
-        elif abs(said - wanted) <= _TOLERANCE * abs(wanted):
+        elif said == wanted or abs(said - wanted) <= _TOLERANCE * abs(wanted):  # two infinite ones are equal
             return 1.0
     return 0.0
 
