@@ -57,7 +57,7 @@ class ModelConfig(Frozen):
     """Run Python code that comes with the checkpoint. Off: such a checkpoint is refused."""
     layout: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
     """Module paths of ``vision``, ``projector``, ``blocks`` and ``head`` where they are not found by themselves."""
-    template: Mapping[str, bool | int | float | str] = Field(default_factory=dict)
+    template: Mapping[str, bool | int | str] = Field(default_factory=dict)
     """What the chat template is told, such as ``enable_thinking = false``."""
 
 

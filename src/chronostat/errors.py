@@ -25,10 +25,6 @@ class DataError(ChronostatError):
     exit_code = 3
 
 
-class DataWarning(UserWarning):
-    """A picture or sample is read, though not all of it; said once for each kind."""
-
-
 class ModelError(ChronostatError):
     """A model directory cannot be used, or a part of the model cannot be found."""
 

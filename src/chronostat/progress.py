@@ -5,6 +5,10 @@ from typing import Protocol
 from chronostat.records import Phase
 
 
+class DataWarning(UserWarning):
+    """A picture or sample is read, though not all of it; said once for each kind."""
+
+
 class Progress(Protocol):
     """Shows how far a run is. CallOutcome between trials, never inside a measured span."""
 

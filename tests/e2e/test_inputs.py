@@ -10,7 +10,7 @@ from chronostat.data.images import load_images
 from chronostat.data.quality import exact
 from chronostat.execution.execute import execute, request_for
 from chronostat.records import Setting
-from e2e.commands import typed
+from e2e.commands import refusal, typed
 
 ORIENTATION = 0x0112
 TURNED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
@@ -72,5 +72,29 @@ def test_a_transparent_image_is_said_on_one_line(tmp_path):
     Image.new("RGBA", (40, 30), (0, 0, 255, 100)).save(tmp_path / "a.png")
     said = typed("measure", "--image", tmp_path / "a.png", "--prompt", "What?", "--new-tokens", "1", "--repeats", "1")
     assert said.status == 0
-    (line,) = said.err.strip().splitlines()
+    (line,) = [line for line in said.err.splitlines() if line.startswith("chronostat")]
     assert line.startswith("chronostat: note: an image is transparent in places")
+
+
+def test_the_template_is_told_what_the_command_line_says(tmp_path):
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "a.png")
+    words = ("measure", "--image", tmp_path / "a.png", "--prompt", "What?", "--new-tokens", "1", "--repeats", "1")
+    tokens = []
+    for told in ((), ("--template", "add_generation_prompt=false")):
+        said = typed(*words, *told, "--json", tmp_path / "out.json")
+        assert said.status == 0, said.err
+        arm = json.loads((tmp_path / "out.json").read_text())["arms"][0]
+        tokens.append(arm["executions"][0]["prompt_tokens"])
+    assert tokens[1] == tokens[0] - 1
+    said = typed(*words, "--template", "enable_thinking=false")
+    assert said.status == 4
+    assert "model.template: 'enable_thinking' is read nowhere in the chat template of" in refusal(said)
+
+
+def test_data_that_has_moved_is_named_for_a_run_that_has_data(tmp_path, trained_run):
+    said = typed("train", "--data", tmp_path / "a.jsonl")
+    assert said.status == 2
+    assert refusal(said).endswith("says where the data of a resumed run is now; name data with data.path")
+    said = typed("validate", trained_run, "--data", tmp_path / "a.jsonl")
+    assert said.status == 2
+    assert refusal(said).endswith(f"the run in {trained_run} has no data of its own; leave it out")

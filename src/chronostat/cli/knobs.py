@@ -37,7 +37,7 @@ def knobs(
         from chronostat.config import MeasureConfig, ModelConfig, load_config, refuse_others
 
         require_writable({"--json": json_file})
-        said = "knobs takes keys of knobs, model.layout and model.template, and seed; others are flags"
+        said = "knobs takes keys of knobs and model.layout, and of model.template, and seed; others are flags"
         refuse_others(overrides or (), ("knobs.", "model.layout.", "model.template.", "seed="), said)
         config = load_config(None, overrides or ())
         own = ModelConfig(

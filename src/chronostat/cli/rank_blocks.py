@@ -58,7 +58,7 @@ def rank_blocks(
     with for_people(folder, resume_with="rank-blocks"):
         others = (model, samples, seconds, method, keep, run_dir, seed, overrides)
         if resume and (sample or any(value is not None for value in others)):
-            raise ConfigError("--resume continues a ranking as it was begun; give no other option but --data with it")
+            raise ConfigError("--resume continues a ranking as it was begun; give no other option with it but --data")
         from chronostat.cli.actions import rank_blocks as action
         from chronostat.config import load_config, refuse_others
 

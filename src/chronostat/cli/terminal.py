@@ -10,7 +10,8 @@ from typing import TextIO
 import typer
 from rich.console import Console
 
-from chronostat.errors import ChronostatError, DataWarning
+from chronostat.errors import ChronostatError
+from chronostat.progress import DataWarning
 
 INTERRUPTED = 130  # as a shell reports SIGINT
 _WIDE = 200

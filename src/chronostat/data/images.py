@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
-from chronostat.errors import DataError, DataWarning
+from chronostat.errors import DataError
+from chronostat.progress import DataWarning
 
 # What Pillow's formats raise for damaged files.
 _UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, Image.DecompressionBombError)

@@ -8,10 +8,11 @@ from chronostat.compare.reasons import kind_of
 from chronostat.data.checking import never_right
 from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import SPLITS, Dataset, Sample
-from chronostat.errors import DataError, DataWarning
+from chronostat.errors import DataError
 from chronostat.execution.execute import request_for
 from chronostat.models.load import Vlm
 from chronostat.models.refusals import image_marks, try_prepare
+from chronostat.progress import DataWarning
 from chronostat.records import Setting, Trial
 
 _FIRST = 32  # of a task that is drawn from a seed: its samples are alike

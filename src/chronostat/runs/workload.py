@@ -232,6 +232,6 @@ def _require_the_bundled_dialect(path: str) -> None:
     """
     if not speaks_like_the_bundled(path):
         raise ConfigError(
-            f"model.path = {path!r} without data.path: the bundled task is made for the bundled model, and for models "
-            "with its tokenizer and chat template; name your own samples with data.path (docs/data.md)"
+            f"model.path = {path!r} without data.path: the bundled task is made for the bundled model; name your own "
+            "samples with data.path (docs/data.md), or a model directory with its tokenizer and chat template"
         )

@@ -9,7 +9,8 @@ from PIL import Image
 from transformers.image_utils import load_image as reference
 
 from chronostat.data.images import image_size, load_image, load_images, picture_suffixes
-from chronostat.errors import DataError, DataWarning
+from chronostat.errors import DataError
+from chronostat.progress import DataWarning
 
 ORIENTATION = 0x0112
 RNG = np.random.default_rng(0)
@@ -26,7 +27,7 @@ MODES = {
 FORMS = {"CMYK": ("TIFF", "JPEG"), "F": ("TIFF",), "I": ("TIFF",), "RGB": ("PNG", "TIFF", "JPEG", "WEBP")}
 
 
-@pytest.mark.filterwarnings("ignore::chronostat.errors.DataWarning")
+@pytest.mark.filterwarnings("ignore::chronostat.progress.DataWarning")
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", MODES)
 def test_an_image_file_is_read_as_transformers_reads_it(tmp_path, mode, orientation):

@@ -45,5 +45,5 @@ def without_a_tokenizer(folder):
 def test_a_model_with_another_tokenizer_or_template(tuned, change):
     change(tuned)
     assert not speaks_like_the_bundled(tuned)
-    with pytest.raises(ConfigError, match="made for the bundled model, and for models with its"):
+    with pytest.raises(ConfigError, match="or a model directory with its tokenizer and chat"):
         load_data(load_config(None, [f"model.path={tuned}"]))
