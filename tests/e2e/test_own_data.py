@@ -1,6 +1,7 @@
 """Own samples from JSON Lines: the bundled model on its own task, written out as a user's file."""
 
 import json
+import shutil
 
 import pytest
 
@@ -61,15 +62,31 @@ def test_train_and_validate_on_own_data(data, tmp_path):
     assert refusal(said).startswith(message)
     assert said.status == 3
     data.write_text(text)
-    moved = data.rename(data.with_name("moved.jsonl"))
+    moved = shutil.move(data, data.with_name("moved.jsonl"))
     said = typed("validate", folder)
     assert refusal(said) == f"the data of the run in {folder} is not in {data}; name where it is now with --data FILE"
 
     budgets = sets("validation.mean_budgets=[0.7]", "validation.deadlines=[0.9]", "validation.select_samples=8")
     said = typed("validate", folder, "--data", moved, *budgets)
+    shutil.move(moved, data)
     assert said.status == 0, said.err
     assert "9 paired test samples" in said.out
     verdict = store.read_json("validation.json")
     assert verdict["counted"]["executions"] == executions(store, "select", "test")
     assert {trial.sample_id for trial in store.trials("select")} <= {f"demo-validation-{i:06d}" for i in range(9)}
     assert {score["accuracy"]["point"] <= 0.9 for score in verdict["scores"]} == {True}
+
+
+@pytest.mark.slow
+def test_full_that_answers_nothing_right_is_said_before_training(data, tmp_path):
+    wrong = tmp_path / "wrong.jsonl"
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    told = [line | {"image": str(data.parent / line["image"]), "answers": ["nothing of the kind"]} for line in lines]
+    wrong.write_text("\n".join(map(json.dumps, told)))
+    counts = ("train.calibration_samples=4", "train.trials=1")
+    said = typed("train", "--run-dir", tmp_path / "run", *sets(f"data.path={wrong}", *counts, *FEW_SETTINGS, *ENDLESS))
+    assert said.status == 0, said.err
+    (place,) = [
+        n for n, line in enumerate(said.out.splitlines()) if "warning: full answered 0 % of 4 calibration" in line
+    ]
+    assert any(line.startswith("train: at most") for line in said.out.splitlines()[place:])  # said before

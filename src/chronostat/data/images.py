@@ -137,7 +137,7 @@ def picture_suffixes() -> frozenset[str]:
 
 
 def _opened(source: Path | bytes) -> BinaryIO:
-    """Never by name: Pillow maps some TIFF files that it opens by name into memory, and leaves those on their side."""
+    """Never by name: Pillow scrambles some TIFF files with an orientation that it opens so (findings/)."""
     return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
 
 

@@ -16,7 +16,7 @@ from chronostat.progress import DataWarning
 from chronostat.records import Setting, Trial
 
 _FIRST = 32  # of a task that is drawn from a seed: its samples are alike
-_FEWEST = 8  # answers of ``full`` that say something where all of them are wrong
+_FEWEST = 3  # answers of ``full``, all of them wrong, that say something
 
 
 def check_prompts(dataset: Dataset, vlm: Vlm) -> None:
