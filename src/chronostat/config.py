@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from chronostat.errors import ConfigError
@@ -82,6 +82,9 @@ class KnobsConfig(Frozen):
     block_order: tuple[int, ...] | None = None
     """Decoder blocks, the least important first: the values of ``block_skip`` that are offered by default leave out the
     first quarter and half of them instead of the central ones."""
+    image_keep: tuple[StrictFloat | StrictStr, ...] | None = None
+    """What enters the decoder of the image tokens: each value a method and a share or a number of tokens, such as
+    "pool:0.25" or "attention:64"."""
 
 
 class MeasureConfig(Frozen):

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 from chronostat.data.quality import Quality
 from chronostat.data.samples import Sample
 from chronostat.errors import ChronostatError, ConfigError, DataError, KnobError, MeasurementError
-from chronostat.knobs.registry import applied, find_knob
+from chronostat.knobs.registry import applied, find_knob, tokens_read
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.decoding import decoding_of, seeded
 from chronostat.measure.generate import Batch, Measured, check_batch, device_of, measure_alone, sole_measurement
@@ -138,6 +138,9 @@ def execute(
     if seen is not None:
         seen(measured)
     answer = _answer(request.processor, measured)
+    made, prompt = count_image_tokens(model, batch), prompt_length(batch)
+    read = tokens_read(setting, model, request.processor, made)
+    left_out = 0 if made is None or read is None else made - read
     return Execution(
         **identity(request),
         setting=setting,
@@ -147,8 +150,8 @@ def execute(
         quality=_quality(request, measured, answer),
         preprocess_ms=preprocess_ms,
         controller_ms=controller_ms,
-        prompt_tokens=prompt_length(batch),
-        image_tokens=count_image_tokens(model, batch),
+        prompt_tokens=None if prompt is None else prompt - left_out,
+        image_tokens=read,
         disturbed=measured.disturbed,
         sampling_seed=sampling_seed,
     )

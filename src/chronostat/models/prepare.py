@@ -103,8 +103,21 @@ def count_image_tokens(model: nn.Module, batch: Mapping[str, Any]) -> int | None
         return int(images * tiles * ((vision.image_size // vision.patch_size) ** 2 + 1))
     if isinstance(places, Tensor):
         return int((places >= 0).sum())
-    placeholder, ids = image_token_id(model), batch.get("input_ids")
-    return None if placeholder is None or not isinstance(ids, Tensor) else int((ids == placeholder).sum())
+    places = image_places(model, batch)
+    return None if places is None else int(places.sum())
+
+
+def image_places(model: nn.Module, batch: Mapping[str, Any]) -> Tensor | None:
+    """Where image features take the place of embeddings of the prompt, shape [1, T]; None where that is not known.
+
+    Where the placeholder stands in ``input_ids``; in Kosmos-2, which has none, where ``image_embeds_position_mask`` is
+    set.
+    """
+    ids, mask = batch.get("input_ids"), batch.get("image_embeds_position_mask")
+    if isinstance(mask, Tensor):
+        return mask != 0
+    placeholder = image_token_id(model)
+    return None if placeholder is None or not isinstance(ids, Tensor) else ids == placeholder
 
 
 def image_token_id(model: nn.Module) -> int | None:
