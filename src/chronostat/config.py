@@ -85,6 +85,9 @@ class KnobsConfig(Frozen):
     image_keep: tuple[StrictFloat | StrictStr, ...] | None = None
     """What enters the decoder of the image tokens: each value a method and a share or a number of tokens, such as
     "pool:0.25" or "attention:64"."""
+    drop_after: tuple[StrictInt | StrictStr, ...] | None = None
+    """After how many decoder blocks image tokens leave: each value a number, or that and the share of them that stays,
+    such as "8:0.25"."""
 
 
 class MeasureConfig(Frozen):

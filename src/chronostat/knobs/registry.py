@@ -12,13 +12,14 @@ from transformers import PreTrainedModel, ProcessorMixin
 from chronostat.errors import KnobError
 from chronostat.knobs.base import Knob
 from chronostat.knobs.block_skip import BlockSkip
+from chronostat.knobs.drop_after import DropAfter
 from chronostat.knobs.image_keep import ImageKeep
 from chronostat.knobs.moe_topk import MoeTopk
 from chronostat.knobs.space import ActionSpace, pruning
 from chronostat.knobs.vision_tokens import VisionTokens
 from chronostat.records import KnobValue, Setting
 
-KNOBS: dict[str, type[Knob]] = {knob.name: knob for knob in (VisionTokens, MoeTopk, BlockSkip, ImageKeep)}
+KNOBS: dict[str, type[Knob]] = {knob.name: knob for knob in (VisionTokens, MoeTopk, BlockSkip, ImageKeep, DropAfter)}
 
 
 def find_knob(name: str, model: PreTrainedModel, processor: ProcessorMixin | None) -> Knob:
