@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from inspect import signature
-from typing import NamedTuple, Self
+from inspect import signature, unwrap
+from typing import Any, NamedTuple, Self
 
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import DynamicLayer
@@ -117,8 +117,10 @@ def _objection(model: PreTrainedModel) -> str | None:
         return "reads its image by cross-attention to an encoder"
     if image_token_id(model) is None:
         return "names no image placeholder in its configuration, so it is not known which tokens are the image's"
-    own = type(model).generate  # pyright: ignore[reportAttributeAccessIssue]
-    if own is not GenerationMixin.generate and "super" not in own.__wrapped__.__code__.co_names:
+    generative: Any = type(model)
+    library: Any = GenerationMixin
+    own = unwrap(generative.generate)
+    if own is not unwrap(library.generate) and "super" not in own.__code__.co_names:
         return "generates with a language model inside it, whose prompt has no placeholders"
     decoder = model.get_submodule(anatomy_of(model).block_list.rpartition(".")[0])
     if getattr(getattr(decoder, "config", None), "cross_attention_layers", None):

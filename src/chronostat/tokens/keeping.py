@@ -141,14 +141,13 @@ class ByEncoding(ImageKeeper):
 
     def _fewer(self, request: Request, output: Any, sizes: Sequence[Sequence[Size]]) -> Any:  # noqa: ANN401
         """The output with the features that are kept; settles which they are."""
-        tokens = len(request.places)
-        pictures = output_pictures(output, tokens)
+        pictures = output_pictures(output, len(request.places))
         if pictures is None:
             raise self._unlike(request)
-        selections = request.choose(pictures, sizes)
-        request.keep(joined(selections, [len(features) for features in pictures]))
+        selections, lengths = request.choose(pictures, sizes), [len(features) for features in pictures]
+        request.keep(joined(selections, lengths))
         return output_with_fewer(
-            output, tokens, lambda parts: [chosen.of(one) for chosen, one in zip(selections, parts, strict=True)]
+            output, lengths, lambda parts: [chosen.of(one) for chosen, one in zip(selections, parts, strict=True)]
         )
 
     def _positions(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401

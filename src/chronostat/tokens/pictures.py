@@ -2,19 +2,22 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor
+
+Kept = Callable[[Sequence[Tensor]], list[Tensor]]
+"""From the features of each picture, shape [n, d], to those that are kept."""
 
 _FIELDS = ("pooler_output", "deepstack_features")  # what is merged into the embeddings, in the library's outputs
 _BARE = ("last_hidden_state",)  # of models that project it afterwards, or have no tower
 
 
-def _fields(output: Any) -> tuple[str, ...]:  # noqa: ANN401 - a model's output
-    """The fields of an output that hold image features."""
-    held = tuple(name for name in _FIELDS if getattr(output, name, None) is not None)
-    return held or tuple(name for name in _BARE if getattr(output, name, None) is not None)
+def output_pictures(output: Any, tokens: int) -> list[Tensor] | None:  # noqa: ANN401 - a model's output
+    """The features of each picture in an output; or in a bare value, as of ``pictures_of``."""
+    values = [getattr(output, name) for name in _fields(output)] or [output]
+    return next((found for value in values if (found := pictures_of(value, tokens)) is not None), None)
 
 
 def pictures_of(value: object, tokens: int) -> list[Tensor] | None:
@@ -26,63 +29,66 @@ def pictures_of(value: object, tokens: int) -> list[Tensor] | None:
         tokens: placeholders of the request.
     """
     if isinstance(value, Tensor):
-        parts = _split(value)
-    elif isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
-        parts = [part.reshape(-1, part.shape[-1]) for part in cast("Sequence[Tensor]", value)]
-    elif isinstance(value, list | tuple):
+        parts = list(value) if value.ndim == 3 and value.shape[1] > 1 else [_rows(value)]
+        return parts if sum(map(len, parts)) == tokens else None
+    if _are_tensors(value) and sum(len(_rows(part)) for part in value) == tokens:
+        return [_rows(part) for part in value]
+    if isinstance(value, list | tuple):
         found = (pictures_of(part, tokens) for part in cast("Sequence[object]", value))
         return next((pictures for pictures in found if pictures is not None), None)
-    else:
-        return None
-    return parts if sum(map(len, parts)) == tokens else None
+    return None
 
 
-def _split(value: Tensor) -> list[Tensor]:
-    if value.ndim == 3 and value.shape[1] > 1:
-        return list(value)
-    return [value.reshape(-1, value.shape[-1])]
-
-
-def with_fewer(value: Any, tokens: int, kept: Callable[[list[Tensor]], list[Tensor]]) -> Any:  # noqa: ANN401
-    """The same value with fewer tokens in every part that ``pictures_of`` reads.
+def output_with_fewer(output: Any, sizes: Sequence[int], kept: Kept) -> Any:  # noqa: ANN401
+    """An output, or a bare value, in which every field of image features has fewer tokens.
 
     Args:
-        value: as of ``pictures_of``.
-        tokens: likewise.
-        kept: from the features of each picture to those that are kept.
+        output: as of ``output_pictures``.
+        sizes: tokens of each picture.
+        kept: what is left of them.
     """
-    is_list = isinstance(value, list | tuple)
-    if is_list and not (value and all(isinstance(part, Tensor) for part in value)):
-        return type(value)(with_fewer(part, tokens, kept) for part in value)
-    pictures = pictures_of(value, tokens)
-    if pictures is None:
-        return value
-    fewer = kept(pictures)
-    if is_list:
-        return type(value)(part.unsqueeze(0) if one.ndim == 3 else part for one, part in zip(value, fewer, strict=True))
-    if value.ndim == 2:
-        return fewer[0]
-    return _stacked(fewer) if value.shape[1] > 1 else fewer[0].unsqueeze(1)
+    fields = _fields(output)
+    if not fields:
+        return _with_fewer(output, sizes, kept)
+    fewer = copy.copy(output)
+    for name in fields:
+        fewer[name] = _with_fewer(getattr(output, name), sizes, kept)
+    return fewer
 
 
-def _stacked(pictures: Sequence[Tensor]) -> Tensor:
-    """Shape [pictures, n, d] where they have equally many tokens, else [1, all, d]."""
+def _with_fewer(value: Any, sizes: Sequence[int], kept: Kept) -> Any:  # noqa: ANN401
+    """The value in its own form; what does not hold as many tokens is left as it is."""
+    if isinstance(value, Tensor):
+        rows = _rows(value)
+        return value if len(rows) != sum(sizes) else _in_form(value, kept(rows.split(list(sizes))))
+    if _are_tensors(value) and [len(_rows(part)) for part in value] == list(sizes):
+        chosen = kept([_rows(part) for part in value])
+        return type(value)(_in_form(part, [rows]) for part, rows in zip(value, chosen, strict=True))
+    if isinstance(value, list | tuple):
+        return type(value)(_with_fewer(part, sizes, kept) for part in cast("Sequence[object]", value))
+    return value
+
+
+def _in_form(like: Tensor, pictures: Sequence[Tensor]) -> Tensor:
+    """Shape [tokens, d] where it was so, [tokens, 1, d], or [pictures, n, d] with one picture where they differ."""
+    if like.ndim == 2:
+        return torch.cat(list(pictures))
+    if like.shape[1] == 1:
+        return torch.cat(list(pictures)).unsqueeze(1)
     equal = len({len(picture) for picture in pictures}) == 1
     return torch.stack(list(pictures)) if equal else torch.cat(list(pictures)).unsqueeze(0)
 
 
-def output_pictures(output: Any, tokens: int) -> list[Tensor] | None:  # noqa: ANN401 - a model's output
-    """The features of each picture in an output; or in a bare value, as of ``pictures_of``."""
-    values = [getattr(output, name) for name in _fields(output)] or [output]
-    return next((found for value in values if (found := pictures_of(value, tokens)) is not None), None)
+def _fields(output: Any) -> tuple[str, ...]:  # noqa: ANN401
+    """The fields of an output that hold image features."""
+    held = tuple(name for name in _FIELDS if getattr(output, name, None) is not None)
+    return held or tuple(name for name in _BARE if getattr(output, name, None) is not None)
 
 
-def output_with_fewer(output: Any, tokens: int, kept: Callable[[list[Tensor]], list[Tensor]]) -> Any:  # noqa: ANN401
-    """An output whose image features have fewer tokens; a bare value likewise."""
-    fields = _fields(output)
-    if not fields:
-        return with_fewer(output, tokens, kept)
-    fewer = copy.copy(output)
-    for name in fields:
-        fewer[name] = with_fewer(getattr(output, name), tokens, kept)
-    return fewer
+def _rows(value: Tensor) -> Tensor:
+    return value.reshape(-1, value.shape[-1])
+
+
+def _are_tensors(value: object) -> TypeGuard[list[Tensor] | tuple[Tensor, ...]]:
+    parts = cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
+    return bool(parts) and all(isinstance(part, Tensor) for part in parts)

@@ -23,7 +23,7 @@ class _Metadata(BaseModel):
     """Other keys are read by nobody, or by those who check them."""
 
     model: _Model | None = None
-    space: Mapping[str, Annotated[list[float | list[int]], Field(min_length=1)]] | None = None
+    space: Mapping[str, Annotated[list[float | str | list[int]], Field(min_length=1)]] | None = None
     config: _Config | None = None
     conditions: Mapping[str, Any] | None = None
     conditions_by_fingerprint: Mapping[str, Mapping[str, Any]] | None = None

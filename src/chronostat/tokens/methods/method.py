@@ -11,7 +11,7 @@ from chronostat.tokens.selection import Picture, Selection
 
 
 class Method(ABC):
-    """Chooses image tokens in one ``generate()``; made anew for each.
+    """Chooses image tokens of what one call encodes; made anew for each call.
 
     Args:
         model: whose tokens these are.
@@ -28,6 +28,10 @@ class Method(ABC):
     def objection(cls, model: PreTrainedModel) -> str | None:
         """Why it cannot choose on a model, in words; None if it can, or if only a call can show that."""
         return None
+
+    def read(self, text_ids: Tensor) -> None:
+        """Choose for another prompt from now on, shape [L]."""
+        self._text_ids = text_ids
 
     def encoding(self) -> AbstractContextManager[None]:
         """Around the encoding of the images, for what has to be seen there."""
