@@ -9,7 +9,7 @@ Raw values go to ``image_keep.json``.
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -85,7 +85,7 @@ def _choosing_ms(built: BuiltModel, tiles: int, setting: str, new_tokens: int) -
     calls: list[Callable[[], Any]] = []
     choose = Request.choose
 
-    def seen(self: Request, pictures: list[Tensor], sizes: Any) -> Any:  # noqa: ANN401 - tables of sizes
+    def seen(self: Request, pictures: Sequence[Tensor], sizes: Any) -> Any:  # noqa: ANN401 - tables of sizes
         kept = [picture.clone() for picture in pictures]
         calls.append(lambda: choose(self, kept, sizes))
         return choose(self, pictures, sizes)
@@ -93,7 +93,8 @@ def _choosing_ms(built: BuiltModel, tiles: int, setting: str, new_tokens: int) -
     Request.choose = seen
     try:
         with applied(Setting.parse(setting), built.model, built.processor):
-            built.model.generate(**built.batch(tiles), max_new_tokens=new_tokens)
+            generative: Any = built.model
+            generative.generate(**built.batch(tiles), max_new_tokens=new_tokens)
     finally:
         Request.choose = choose
     clock = clock_for(built.model.device)

@@ -219,7 +219,7 @@ def _gap(arguments: argparse.Namespace) -> None:
         return
     kept = read_table(arguments.kept).rows
     print("\nWith image_keep among the settings, at equal numbers of tokens in the decoder:")
-    print_kept(kept)
+    print_kept([*table.rows, *kept])
     print_gaps(gaps(measured([*table.rows, *kept], cost_shares(read_costs(arguments.kept_costs)) | costs)))
 
 

@@ -145,14 +145,18 @@ def _with_placeholders(row: Sequence[int], placeholder: int | None, count: int) 
 
 
 def kept_lines(rows: Iterable[Row]) -> list[list[str]]:
-    """A head and a line for each kind, then for the mean over the mix, of each method and number."""
-    table = {setting[3]: kinds for setting, kinds in accuracies(rows).items() if len(setting) == 4}
-    lines = [["kind", *table]]
-    lines += [[kind, *(f"{kinds[kind]:.3f}" for kinds in table.values())] for kind in shares()]
-    return [*lines, ["mean over the mix", *(f"{mean_over_mix(kinds):.3f}" for kinds in table.values())]]
+    """A head and a line for each kind, then for the mean over the mix: tiles and each method at equal tokens."""
+    table = accuracies(rows)
+    at = [(tokens, f"{name}:{tokens}") for tokens in TOKENS for name in ("tiles", *METHODS)]
+    settings = {name: (tokens, *FULL[1:3]) if name.startswith("tiles") else (*FULL[:3], name) for tokens, name in at}
+    columns = {name: table[setting] for name, setting in settings.items() if setting in table}
+    lines = [["kind", *columns]]
+    lines += [[kind, *(f"{column[kind]:.3f}" for column in columns.values())] for kind in shares()]
+    return [*lines, ["mean over the mix", *(f"{mean_over_mix(column):.3f}" for column in columns.values())]]
 
 
 def print_kept(rows: Iterable[Row]) -> None:
-    """Prints accuracy by kind for each method and number."""
-    for first, *others in kept_lines(rows):
-        print(first.ljust(18), *(cell.rjust(14) for cell in others))
+    """Prints accuracy by kind, tiles beside each method at equal numbers of tokens, as a table in Markdown."""
+    head, *lines = kept_lines(rows)
+    for line in (head, ["---"] * len(head), *lines):
+        print(f"| {' | '.join(line)} |")

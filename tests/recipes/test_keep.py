@@ -50,12 +50,13 @@ def test_a_table_that_was_begun_goes_on(bundled, tmp_path, monkeypatch):
     assert [row["image_keep"] for row in whole.rows] == ["pool:16"] * 14 + ["stride:160"] * 14
     again = measure_kept(bundled, **asked, seconds=1e9)
     assert again.rows == whole.rows == read_table(asked["out"]).rows
-    assert kept_lines(whole.rows)[0] == ["kind", "pool:16", "stride:160"]
+    assert kept_lines(whole.rows)[0] == ["kind", "stride:160", "pool:16"]
 
 
 def rows_of(right, **setting):
     return [
-        {"vision_tokens": 272, "moe_topk": 4, "block_skip": [], **setting}
+        {"vision_tokens": 272, "moe_topk": 4, "block_skip": []}
+        | setting
         | {"kind": kind, "n": 2, "right": sum(right), "bits": pack_bits(right)}
         for kind in shares()
     ]
@@ -69,6 +70,13 @@ def test_its_settings_join_those_of_tiles():
     assert task.cost.tolist() == [0.5, 1.0]
     assert task.accuracy.mean(axis=1).tolist() == [0.5, 1.0]
     assert setting_text(setting_of(rows[-1])) == "272 tokens, pool:80, top_k 4, all blocks"
+
+
+def test_tiles_stand_beside_the_methods_at_equal_tokens():
+    rows = [*rows_of([True, True], vision_tokens=80), *rows_of([True, False], image_keep="norm:80")]
+    head, first, *_, mean = kept_lines(rows)
+    assert (head, first) == (["kind", "tiles:80", "norm:80"], [next(iter(shares())), "1.000", "0.500"])
+    assert mean == ["mean over the mix", "1.000", "0.500"]
 
 
 def test_every_method_is_measured_with_every_number():

@@ -62,7 +62,7 @@ def test_the_check_and_the_warm_up_are_counted_and_stored(stand_in):
     )
     assert metadata["model"]["name"] == "molmo-like"
     assert metadata["space"] == {"moe_topk": [2, 1], "block_skip": [[], [1], [1, 2]]}
-    assert set(metadata["absent"]) == {"vision_tokens"}
+    assert set(metadata["absent"]) == {"vision_tokens", "image_keep", "drop_after"}
 
 
 def test_a_phase_counts_its_calls_and_its_time(stand_in):
