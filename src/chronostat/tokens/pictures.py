@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from math import isqrt
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -14,10 +15,36 @@ _FIELDS = ("pooler_output", "deepstack_features")  # what is merged into the emb
 _BARE = ("last_hidden_state",)  # of models that project it afterwards, or have no tower
 
 
+_MOST_LEADING = 16  # class token and registers before the patches
+
+
 def output_pictures(output: Any, tokens: int) -> list[Tensor] | None:  # noqa: ANN401 - a model's output
-    """The features of each picture in an output; or in a bare value, as of ``pictures_of``."""
+    """The features of each picture in an output; or in a bare value, as of ``pictures_of``.
+
+    Where the tower read tiles of which all have equally many of the features, each tile is a picture.
+    """
     values = [getattr(output, name) for name in _fields(output)] or [output]
-    return next((found for value in values if (found := pictures_of(value, tokens)) is not None), None)
+    pictures = next((found for value in values if (found := pictures_of(value, tokens)) is not None), None)
+    hidden = getattr(output, "last_hidden_state", None)
+    if pictures is None or not isinstance(hidden, Tensor) or hidden.ndim != 3:
+        return pictures
+    each, rest = divmod(tokens, len(hidden))
+    fits = not rest and each and not any(len(picture) % each for picture in pictures)
+    if not fits or leading_of(hidden.shape[1], each) is None:
+        return pictures
+    return [tile for picture in pictures for tile in picture.split(each)]
+
+
+def leading_of(seen: int, tokens: int) -> int | None:
+    """How many of the ``seen`` tokens of a tower come before its patches; None: its features are not made of squares.
+
+    Args:
+        seen: by the tower, for one picture.
+        tokens: features of this picture, each of one square of patches.
+    """
+    side = isqrt(seen // tokens)
+    leading = seen - side * side * tokens
+    return leading if side and leading <= _MOST_LEADING else None
 
 
 def pictures_of(value: object, tokens: int) -> list[Tensor] | None:

@@ -65,6 +65,21 @@ def test_levels_in_rows_are_cut_by_picture():
     assert made.pooler_output[0].shape == (4, 2)
 
 
+@pytest.mark.parametrize(
+    ("tower", "tokens", "sizes"),
+    [
+        ((3, 4, 2), 12, [4, 4, 4]),  # a feature for each patch of three tiles
+        ((3, 17, 2), 12, [4, 4, 4]),  # a class token, and four patches a feature
+        ((3, 4, 2), 14, [14]),  # marks between the tiles
+        ((3, 3, 2), 12, [12]),  # fewer patches than features
+        ((1, 12, 2), 12, [12]),
+    ],
+)
+def test_tiles_of_equal_size_are_pictures_of_their_own(tower, tokens, sizes):
+    made = BaseModelOutputWithPooling(last_hidden_state=features(*tower), pooler_output=[features(tokens, 2)])
+    assert [len(picture) for picture in output_pictures(made, tokens)] == sizes
+
+
 def test_what_the_language_model_is_not_given_stays():
     hidden = features(1, 6, 2)
     made = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=features(6, 2))

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from math import isqrt
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,9 +13,8 @@ from chronostat.models.anatomy import anatomy_of
 from chronostat.models.locate import module_of
 from chronostat.tokens.listening import Heard, heard_attention
 from chronostat.tokens.methods.method import Method
+from chronostat.tokens.pictures import leading_of
 from chronostat.tokens.selection import Picture, Selection, highest
-
-_MOST_LEADING = 16  # class token and registers before the patches
 
 
 class Attention(Method):
@@ -63,18 +63,17 @@ class Attention(Method):
         return highest(self._per_token(weights[self._leading(picture) :], picture), count)
 
     def _leading(self, picture: Picture) -> int:
-        """Tokens before the patches: those that are left over where each feature is made of a square of patches."""
+        """Tokens before the patches."""
         seen, tokens = self._heard.pictures[picture.index], len(picture.features)
-        side = int((seen / tokens) ** 0.5)
-        leading = seen - side * side * tokens
-        if side < 1 or leading > _MOST_LEADING:
+        leading = leading_of(seen, tokens)
+        if leading is None:
             raise self._unlike(picture, f"has {seen} tokens for {tokens} features, which are no squares of them")
         return leading
 
     def _per_token(self, weights: Tensor, picture: Picture) -> Tensor:
         """The sum over the patches that each feature is made of, shape [N]."""
         tokens = len(picture.features)
-        side = int((len(weights) / tokens) ** 0.5)
+        side = isqrt(len(weights) // tokens)
         if side == 1:
             return weights
         if self._heard.packed:  # patches of one feature lie side by side
