@@ -10,7 +10,7 @@ import torch
 from recipes.demo_vlm.gap import gaps, measured, print_gaps
 from recipes.demo_vlm.table import Table, print_accuracies, read_table, write_table
 
-from chronostat.errors import ChronostatError
+from chronostat.errors import ChronostatError, DataError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -218,6 +218,11 @@ def _gap(arguments: argparse.Namespace) -> None:
     if not arguments.kept.is_file():
         return
     kept = read_table(arguments.kept).rows
+    if kept[0]["n"] != table.rows[0]["n"]:
+        raise DataError(
+            f"{arguments.kept} has {kept[0]['n']} questions of each kind, {arguments.table} {table.rows[0]['n']}; "
+            "measure as many with keep --per-kind"
+        )
     print("\nWith image_keep among the settings, at equal numbers of tokens in the decoder:")
     print_kept([*table.rows, *kept])
     print_gaps(gaps(measured([*table.rows, *kept], cost_shares(read_costs(arguments.kept_costs)) | costs)))
