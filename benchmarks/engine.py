@@ -11,89 +11,18 @@ import sys
 from collections.abc import Mapping
 from statistics import median
 from time import perf_counter
-from typing import Any, NamedTuple
-
-import torch
-from transformers import GenerationConfig
+from typing import Any
 
 from benchmarks.kit.blocks import Row, dropping, fill_rows, shuffled
 from benchmarks.kit.cells import Cell
+from benchmarks.kit.engines import ENGINES, Arm, Runner
 from benchmarks.kit.estimates import format_estimate, markdown_table, ratio_interval
-from benchmarks.kit.models import BuiltModel
 from benchmarks.kit.question import Question, Work, add_blocks
-from chronostat.engine import Engine, graphed
-from chronostat.errors import MeasurementError
-from chronostat.execution.execute import BatchRequest, execute
-from chronostat.records import Setting, StageTiming
+from chronostat.engine import graphed
 
 CELLS = "internvl-moe-30b:5,internvl-moe-30b:1,qwen2.5-vl-7b:5,qwen2.5-vl-7b:1"
 SETTINGS = "full"
 KINDS = ("prefill_ms", "llm_prefill_ms", "decode_ms_per_token", "total_ms")
-ENGINES = ("eager", "graph")
-_REPLAYS = 20
-
-
-class Arm(NamedTuple):
-    """One setting by one engine."""
-
-    engine: str
-    setting: str
-
-    @property
-    def label(self) -> str:
-        """Its name in the rows."""
-        return f"{self.engine}: {self.setting}"
-
-
-class Runner:
-    """Executes arms of one model with answers of one length."""
-
-    def __init__(self, built: BuiltModel, tiles: int, new_tokens: int, engine: Engine) -> None:
-        self._built, self._new_tokens, self._engine = built, new_tokens, engine
-        self._request = BatchRequest(batch=built.batch(tiles), id="benchmark")
-
-    def timing(self, arm: Arm) -> StageTiming:
-        """One execution.
-
-        Raises:
-            MeasurementError: its stages were not seen, its answer has another length, or it ran by another engine.
-        """
-        if arm.engine == "eager":
-            with self._engine.paused():
-                return self._execute(arm)
-        timing = self._execute(arm)
-        ran = self._engine.last
-        if ran is None or ran.way != "graph":
-            raise MeasurementError(f"{arm.label} ran eagerly: {ran and ran.reason}")
-        return timing
-
-    def replays_ms(self) -> dict[str, float]:
-        """Device time of what the last execution replayed, alone: medians."""
-        found: dict[str, float] = {}
-        for program in self._engine.kept[-2:]:
-            events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * _REPLAYS)]
-            program.room.position.fill_(program.room.length - 1)
-            for start, end in zip(events[::2], events[1::2], strict=True):
-                start.record()
-                program.replay.run()
-                end.record()
-            torch.cuda.synchronize()
-            found[program.step] = median(s.elapsed_time(e) for s, e in zip(events[::2], events[1::2], strict=True))
-        return found
-
-    def _execute(self, arm: Arm) -> StageTiming:
-        execution = execute(
-            self._built.model,
-            self._request,
-            setting=Setting() if arm.setting == "full" else Setting.parse(arm.setting),
-            max_new_tokens=self._new_tokens,
-            generation_config=GenerationConfig(do_sample=False),
-        )
-        timing = execution.timing
-        assert timing is not None, "execute() raises where it does not measure"
-        if timing.source != "measured" or timing.new_tokens != self._new_tokens:
-            raise MeasurementError(f"{arm.label}: {timing.new_tokens} tokens; {timing.unseen}")
-        return timing
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

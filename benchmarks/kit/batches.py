@@ -2,7 +2,8 @@
 
 A batch holds ``TEXT_TOKENS`` of text. InternVL's tiles are 448 x 448 pixels and 256 tokens each. Qwen2.5-VL cuts no
 tiles: it gets one image with as many tokens (256, 1280 and 3328 for 1, 5 and 13 tiles). Molmo2's crops overlap, so 1, 5
-and 13 crops of 378 x 378 pixels, the whole image in low resolution among them, give 196, 725 and 1582 tokens.
+and 13 crops of 378 x 378 pixels, the whole image in low resolution among them, give 196, 725 and 1582 tokens. LLaVA 1.5
+and PaliGemma take images of one size, 576 and 256 tokens each; their tiles are images.
 """
 
 import math
@@ -53,6 +54,17 @@ def internvl_batch(config: Any, tiles: int) -> Batch:  # noqa: ANN401
     batch = _prompt(image, config.image_token_id, most_id=min(config.image_token_id, 1000))
     del batch["mm_token_type_ids"]
     return {**batch, "pixel_values": _noise(tiles, 3, *config.vision_config.image_size)}
+
+
+def fixed_batch(config: Any, tiles: int) -> Batch:  # noqa: ANN401
+    """Images of the one size that the vision tower takes, ``tiles`` of them, a placeholder for each patch."""
+    vision = config.vision_config
+    image = [config.image_token_index] * ((vision.image_size // vision.patch_size) ** 2 * tiles)
+    batch = _prompt(image, config.image_token_index, most_id=min(config.image_token_index, 1000))
+    types = batch.pop("mm_token_type_ids")
+    if config.model_type == "paligemma":  # its prompt is read in both directions, image and text alike
+        batch["token_type_ids"] = torch.zeros_like(types)
+    return {**batch, "pixel_values": _noise(tiles, 3, vision.image_size, vision.image_size)}
 
 
 def molmo2_batch(config: Any, tiles: int) -> Batch:  # noqa: ANN401

@@ -1,5 +1,6 @@
 """Result files that carry the conditions they were measured under, and the commit of the code that measured."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -28,15 +29,31 @@ def write_result(name: str, conditions: Conditions, raw: Mapping[str, Any]) -> P
     """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    content = {
-        "benchmark": name,
-        "commit": commit(),
-        "written": datetime.now(UTC).date().isoformat(),
-        "conditions": asdict(conditions),
-        "raw": raw,
-    }
+    content = {**_origin(name), "conditions": asdict(conditions), "raw": raw}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def write_compressed(path: Path, name: str, raw: Mapping[str, Any]) -> None:
+    """Write raw values by the thousand, conditions among them, with commit and day: gzip-compressed JSON.
+
+    Args:
+        path: ends with ``.json.gz``.
+        name: of the benchmark.
+        raw: plain data.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**_origin(name), "raw": raw}, separators=(",", ":"))
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def read_compressed(path: Path) -> dict[str, Any]:
+    """What ``write_compressed`` wrote."""
+    return json.loads(gzip.decompress(path.read_bytes()))
+
+
+def _origin(name: str) -> dict[str, str]:
+    return {"benchmark": name, "commit": commit(), "written": datetime.now(UTC).date().isoformat()}
 
 
 def commit() -> str:

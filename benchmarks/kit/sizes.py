@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.kit.batches import Batch, internvl_batch, molmo2_batch, qwen_batch
+from benchmarks.kit.batches import Batch, fixed_batch, internvl_batch, molmo2_batch, qwen_batch
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class Family:
 QWEN = Family("Qwen2_5_VLConfig", qwen_batch)
 INTERNVL = Family("InternVLConfig", internvl_batch)
 MOLMO2 = Family("Molmo2Config", molmo2_batch)
+LLAVA = Family("LlavaConfig", fixed_batch)
+PALIGEMMA = Family("PaliGemmaConfig", fixed_batch)
 
 
 def _qwen_sizes(text: dict[str, Any], vision: dict[str, Any], first_special: int) -> dict[str, Any]:
@@ -158,6 +160,18 @@ _TOY_MOLMO2 = {
     "frame_start_token_id": 263,
     "frame_end_token_id": 264,
 }
+_NO_END = {"eos_token_id": None, "bos_token_id": None}
+_TOY_TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 256,
+    **_NO_END,
+}
+_TOY_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
 MODELS: dict[str, tuple[Family, dict[str, Any]]] = {
     "qwen2.5-vl-7b": (
         QWEN,
@@ -202,4 +216,77 @@ MODELS: dict[str, tuple[Family, dict[str, Any]]] = {
         ),
     ),
     "toy-molmo2": (MOLMO2, _TOY_MOLMO2),
+    "llava-1.5-7b": (
+        LLAVA,
+        {
+            "text_config": {
+                "model_type": "llama",
+                "hidden_size": 4096,
+                "intermediate_size": 11008,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 32,
+                "max_position_embeddings": 4096,
+                "vocab_size": 32064,
+                **_NO_END,
+            },
+            "image_token_index": 32000,  # the tower, CLIP-L at 336 px, is the library's default
+        },
+    ),
+    "paligemma-3b": (
+        PALIGEMMA,
+        {
+            "text_config": {
+                "model_type": "gemma",
+                "hidden_size": 2048,
+                "intermediate_size": 16384,
+                "num_hidden_layers": 18,
+                "num_attention_heads": 8,
+                "num_key_value_heads": 1,
+                "head_dim": 256,
+                "vocab_size": 257216,
+                **_NO_END,
+            },
+            "vision_config": {
+                "model_type": "siglip_vision_model",
+                "hidden_size": 1152,
+                "intermediate_size": 4304,
+                "num_hidden_layers": 27,
+                "num_attention_heads": 16,
+                "image_size": 224,
+                "patch_size": 14,
+                "vision_use_head": False,
+            },
+            "projection_dim": 2048,
+            "image_token_index": 257152,
+        },
+    ),
+    "toy-llava": (
+        LLAVA,
+        {
+            "text_config": {"model_type": "llama", **_TOY_TEXT},
+            "vision_config": {
+                "model_type": "clip_vision_model",
+                **_TOY_TOWER,
+                "image_size": 112,
+                "patch_size": 14,
+            },
+            "image_token_index": 250,
+        },
+    ),
+    "toy-paligemma": (
+        PALIGEMMA,
+        {
+            "text_config": {"model_type": "gemma", **_TOY_TEXT},
+            "vision_config": {
+                "model_type": "siglip_vision_model",
+                **_TOY_TOWER,
+                "image_size": 112,
+                "patch_size": 14,
+                "vision_use_head": False,
+            },
+            "projection_dim": 64,
+            "image_token_index": 250,
+        },
+    ),
 }

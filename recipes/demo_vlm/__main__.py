@@ -10,10 +10,11 @@ import torch
 from recipes.demo_vlm.gap import gaps, measured, print_gaps
 from recipes.demo_vlm.table import Table, print_accuracies, read_table, write_table
 
-from chronostat.errors import ChronostatError
+from chronostat.errors import ChronostatError, DataError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+KEPT, KEPT_COSTS = RESULTS / "keep-seed2.json", RESULTS / "keep-costs.json"
 ROOT = HERE.parents[1]
 CARD = ROOT / "src" / "chronostat" / "assets" / "demo_vlm" / "README.md"
 PICTURE = ROOT / "docs" / "images" / "scenes.png"
@@ -22,7 +23,16 @@ PICTURE = ROOT / "docs" / "images" / "scenes.png"
 def main() -> None:
     """Parses the command line and runs one verb."""
     arguments = _parser().parse_args()
-    verbs = {"train": _train, "table": _table, "costs": _costs, "gap": _gap, "card": _card, "picture": _picture}
+    verbs = {
+        "train": _train,
+        "table": _table,
+        "costs": _costs,
+        "keep": _keep,
+        "keep-costs": _keep_costs,
+        "gap": _gap,
+        "card": _card,
+        "picture": _picture,
+    }
     try:
         verbs[arguments.verb](arguments)
     except ChronostatError as error:
@@ -52,9 +62,26 @@ def _parser() -> argparse.ArgumentParser:
     costs.add_argument("--out", type=Path, default=RESULTS / "costs.json")
     costs.add_argument("--samples", type=int, default=40, help="of the validation split")
 
+    keep = verbs.add_parser("keep", help="measure image_keep at the numbers of tokens that tiles give; resumable")
+    _add_model(keep)
+    keep.add_argument("--out", type=Path, default=KEPT, help="goes on if it was begun")
+    keep.add_argument("--split", choices=("validation", "test"), default="test")
+    keep.add_argument("--per-kind", type=int, default=1_000, help="questions of each kind")
+    keep.add_argument("--batch", type=int, default=500, help="questions in one generate() call")
+    keep.add_argument("--workers", type=int, default=2, help="processes that preprocess")
+    keep.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    keep.add_argument("--seconds", type=float, default=math.inf, help="no setting begins after this time")
+
+    kept_costs = verbs.add_parser("keep-costs", help="measure the prefill of those on this CPU, with one thread")
+    _add_model(kept_costs)
+    kept_costs.add_argument("--out", type=Path, default=KEPT_COSTS)
+    kept_costs.add_argument("--samples", type=int, default=40, help="of the validation split")
+
     gap = verbs.add_parser("gap", help="print what is worth controlling, and which demands are met")
     gap.add_argument("--table", type=Path, default=RESULTS / "test-seed2.json")
     gap.add_argument("--costs", type=Path, default=RESULTS / "costs.json")
+    gap.add_argument("--kept", type=Path, default=KEPT, help="what keep measured, if it is there")
+    gap.add_argument("--kept-costs", type=Path, default=KEPT_COSTS)
 
     card = verbs.add_parser("card", help="write the model card from test-seed*.json, curve-seed*.jsonl and costs.json")
     _add_model(card)
@@ -144,16 +171,61 @@ def _costs(arguments: argparse.Namespace) -> None:
     write_costs(arguments.out, measure_costs(vlm, DemoTask().split("validation")[: arguments.samples]))
 
 
+def _keep(arguments: argparse.Namespace) -> None:
+    from recipes.demo_vlm.keep import measure_kept, print_kept
+
+    from chronostat.models.load import load_vlm
+
+    torch.set_num_threads(1)  # other cores preprocess
+    vlm = load_vlm(arguments.model, device=arguments.device, dtype="float32")
+    table = measure_kept(
+        vlm,
+        out=arguments.out,
+        split=arguments.split,
+        per_kind=arguments.per_kind,
+        batch=arguments.batch,
+        workers=arguments.workers,
+        seconds=arguments.seconds,
+    )
+    print_kept(table.rows)
+
+
+def _keep_costs(arguments: argparse.Namespace) -> None:
+    from recipes.demo_vlm.costs import measure_costs, write_costs
+    from recipes.demo_vlm.keep import SETTINGS
+
+    from chronostat.data.demo import DemoTask
+    from chronostat.models.load import load_vlm
+
+    torch.set_num_threads(1)
+    vlm = load_vlm(arguments.model, device="cpu", dtype="float32")
+    samples = DemoTask().split("validation")[: arguments.samples]
+    write_costs(arguments.out, measure_costs(vlm, samples, SETTINGS))
+
+
 def _gap(arguments: argparse.Namespace) -> None:
     from recipes.demo_vlm.costs import cost_shares, read_costs
+    from recipes.demo_vlm.keep import print_kept
     from recipes.demo_vlm.verdicts import print_verdicts, verdicts
 
     table = read_table(arguments.table)
     print_accuracies(table.rows)
-    task = measured(table.rows, cost_shares(read_costs(arguments.costs)))
+    costs = cost_shares(read_costs(arguments.costs))
+    task = measured(table.rows, costs)
     found = gaps(task)
     print_gaps(found)
     print_verdicts(verdicts(task, found))
+    if not arguments.kept.is_file():
+        return
+    kept = read_table(arguments.kept).rows
+    if kept[0]["n"] != table.rows[0]["n"]:
+        raise DataError(
+            f"{arguments.kept} has {kept[0]['n']} questions of each kind, {arguments.table} {table.rows[0]['n']}; "
+            "measure as many with keep --per-kind"
+        )
+    print("\nWith image_keep among the settings, at equal numbers of tokens in the decoder:")
+    print_kept([*table.rows, *kept])
+    print_gaps(gaps(measured([*table.rows, *kept], cost_shares(read_costs(arguments.kept_costs)) | costs)))
 
 
 def _card(arguments: argparse.Namespace) -> None:

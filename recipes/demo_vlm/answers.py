@@ -90,7 +90,7 @@ def measure_table(
         DataError: the table at `out` is of other weights, another split or another number of questions.
     """
     start = perf_counter()
-    table = _begin(out, vlm, split, per_kind, batch)
+    table = begin_table(out, vlm, split, per_kind, batch)
     scenes, questions = draw_questions(split, per_kind)
     space, _ = find_space(vlm.model, vlm.processor, {})
     wanted = [setting for setting in space.settings if not single_knobs or _turned(setting, space.full) < 2]
@@ -115,8 +115,12 @@ def measure_table(
     return table
 
 
-def _begin(out: Path, vlm: Vlm, split: Split, per_kind: int, batch: int) -> Table:
-    """The table that is there, or an empty one."""
+def begin_table(out: Path, vlm: Vlm, split: Split, per_kind: int, batch: int) -> Table:
+    """The table that is there, or an empty one.
+
+    Raises:
+        DataError: it is of other weights, another split or another number of questions.
+    """
     page = {"fingerprint": vlm.fingerprint, "split": split, "per_kind": per_kind}
     if not out.exists():
         device = vlm.model.device

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from recipes.demo_vlm.table import Setting
+from recipes.demo_vlm.table import Setting, setting_of
 
+from chronostat import records as library
 from chronostat.data.samples import Sample
 from chronostat.errors import DataError, MeasurementError
 from chronostat.execution.conditions import read_conditions
@@ -22,23 +23,31 @@ RESAMPLES = 2_000
 WARM_UPS = 3
 
 
-def measure_costs(vlm: Vlm, samples: Sequence[Sample], seed: int = 0) -> dict[str, Any]:
+def measure_costs(
+    vlm: Vlm, samples: Sequence[Sample], settings: Sequence[library.Setting] | None = None, seed: int = 0
+) -> dict[str, Any]:
     """Executes every setting once on each sample, in random order, and compares each with full on the same sample.
+
+    Args:
+        vlm: the model.
+        samples: of one split.
+        settings: full first; those of the model's own action space if absent.
+        seed: draws the order.
 
     Returns:
         Plain data: conditions, and for each setting its median prefill in ms, its median share of full, and the bounds
         of that share's 95 % bootstrap interval over samples.
     """
     rng = np.random.default_rng(seed)
-    space, _ = find_space(vlm.model, vlm.processor, {})
-    for setting in (space.settings[0], space.settings[-1]) * WARM_UPS:
+    settings = settings or find_space(vlm.model, vlm.processor, {})[0].settings
+    for setting in (settings[0], settings[-1]) * WARM_UPS:
         _prefill_ms(vlm, samples[0], setting)
     measured: dict[Any, list[float]] = defaultdict(list)  # by setting: one prefill for each sample
     for sample in samples:
-        for index in rng.permutation(len(space)):
-            setting = space.settings[int(index)]
+        for index in rng.permutation(len(settings)):
+            setting = settings[int(index)]
             measured[setting].append(_prefill_ms(vlm, sample, setting))
-    full_ms = np.array(measured[space.full])
+    full_ms = np.array(measured[settings[0]])
     return {
         "fingerprint": vlm.fingerprint,
         "metric": "prefill_ms",
@@ -51,7 +60,7 @@ def measure_costs(vlm: Vlm, samples: Sequence[Sample], seed: int = 0) -> dict[st
                 "block_skip": list(setting["block_skip"]),
                 **_summary(np.array(measured[setting]), full_ms, rng),
             }
-            for setting in space.settings
+            for setting in settings
         ],
     }
 
@@ -99,6 +108,4 @@ def read_costs(path: Path) -> dict[str, Any]:
 
 def cost_shares(costs: dict[str, Any]) -> dict[Setting, float]:
     """Each setting's prefill as a share of full."""
-    return {
-        (row["vision_tokens"], row["moe_topk"], tuple(row["block_skip"])): row["share"] for row in costs["settings"]
-    }
+    return {setting_of(row): row["share"] for row in costs["settings"]}

@@ -201,6 +201,6 @@ def print_gaps(found: Sequence[Gap]) -> None:
 
 def setting_text(setting: Setting) -> str:
     """A setting in words."""
-    tokens, top_k, skipped = setting
+    tokens, top_k, skipped, *kept = setting
     blocks = f"without blocks {skipped[0]} to {skipped[-1]}" if skipped else "all blocks"
-    return f"{tokens} tokens, top_k {top_k}, {blocks}"
+    return ", ".join([f"{tokens} tokens", *kept, f"top_k {top_k}", blocks])

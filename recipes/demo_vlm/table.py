@@ -3,7 +3,7 @@
 import base64
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -26,13 +26,15 @@ class Row(TypedDict):
     vision_tokens: int
     moe_topk: int
     block_skip: list[int]
+    image_keep: NotRequired[str]
     kind: str
     n: int
     right: int
     bits: NotRequired[str]
 
 
-Setting = tuple[int, int, tuple[int, ...]]  # image tokens, experts per token, skipped blocks
+Setting = tuple[int, int, tuple[int, ...]] | tuple[int, int, tuple[int, ...], str]
+"""Image tokens, experts per token, skipped blocks, and what is kept of the image tokens where not all are."""
 FULL: Setting = (272, 4, ())
 
 
@@ -78,9 +80,10 @@ def read_table(path: Path) -> Table:
         raise DataError(f"{path} is no table of this recipe ({error!r}); measure it anew under another name") from error
 
 
-def setting_of(row: Row) -> Setting:
-    """The setting of a row."""
-    return row["vision_tokens"], row["moe_topk"], tuple(row["block_skip"])
+def setting_of(row: Mapping[str, Any]) -> Setting:
+    """The setting of a row, of answers or of costs."""
+    setting = row["vision_tokens"], row["moe_topk"], tuple(row["block_skip"])
+    return (*setting, row["image_keep"]) if "image_keep" in row else setting
 
 
 def pack_bits(right: Sequence[bool]) -> str:

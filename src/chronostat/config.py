@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from chronostat.errors import ConfigError
@@ -57,15 +57,27 @@ class ModelConfig(Frozen):
     """Run Python code that comes with the checkpoint. Off: such a checkpoint is refused."""
     layout: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
     """Module paths of ``vision``, ``projector``, ``blocks`` and ``head`` where they are not found by themselves."""
+    template: Mapping[str, bool | int | str] = Field(default_factory=dict)
+    """What the chat template is told, such as ``enable_thinking = false``."""
 
 
 class DataConfig(Frozen):
     """Which samples, and how answers are scored."""
 
     path: str | None = None
-    """JSON Lines file of own samples (docs/data.md); the bundled task if absent."""
-    quality: Literal["exact", "vqa"] = "exact"
-    """``exact``: 1 if the normalised answer equals a reference. ``vqa``: leave-one-out VQA accuracy."""
+    """File or folder of own samples in any layout of docs/data.md; the samples of ``task`` if absent."""
+    task: str = "demo"
+    """``demo``: the bundled task. ``demo_sizes``: its questions about one to six pictures of different size, so that
+    latencies differ by far. ``lmms:NAME``: a task of lmms-eval, asked about the local ``files``."""
+    files: tuple[str, ...] = ()
+    """Parquet or JSON files that a task of lmms-eval is about; read with ``lmms:NAME`` only."""
+    columns: Mapping[str, str] = Field(default_factory=dict)
+    """Columns of ``path`` by field, such as ``prompt = "query"``, where they have other names; empty: not read."""
+    shuffle: Annotated[int, Field(ge=0)] = 0
+    """Seed of the order of own samples, which is not that of the file."""
+    quality: str | None = None
+    """How an answer is scored: a name of docs/data.md, or a function as ``package.module:function``; absent: ``exact``,
+    or as the task of lmms-eval is scored."""
 
 
 class KnobsConfig(Frozen):
@@ -82,6 +94,12 @@ class KnobsConfig(Frozen):
     block_order: tuple[int, ...] | None = None
     """Decoder blocks, the least important first: the values of ``block_skip`` that are offered by default leave out the
     first quarter and half of them instead of the central ones."""
+    image_keep: tuple[StrictFloat | StrictStr, ...] | None = None
+    """What enters the decoder of the image tokens: each value a method and a share or a number of tokens, such as
+    "pool:0.25" or "attention:64"."""
+    drop_after: tuple[StrictInt | StrictStr, ...] | None = None
+    """After how many decoder blocks image tokens leave: each value a number, or that and the share of them that stays,
+    such as "8:0.25"."""
 
 
 class MeasureConfig(Frozen):
@@ -122,7 +140,7 @@ class RewardConfig(Frozen):
     multiplier_rate: Annotated[float, Field(ge=0)] = 0.03
     """Step size of the Lagrange multipliers, per trial."""
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Share of each budget left free when the policy is held to it."""
+    """Most of each mean budget that is left free; as much as the mean latency is not known, if that is less."""
 
 
 _OF_REWARDS = ("mean", "deadline", "overshoot_penalty", "mnasnet_exponent")  # the other keys hold any policy to budgets
@@ -143,55 +161,42 @@ class RlooConfig(Frozen):
     """Largest importance weight of a draw that is scored under another budget than its own."""
     updates: Annotated[int, Field(ge=1)] = 2
     """Updates per trial."""
+    epochs: Annotated[int, Field(ge=0)] = 4
+    """How often all trials are learned from again at the end."""
 
 
 class DirectConfig(Frozen):
-    """The direct model of quality (control/learners/direct.py)."""
+    """The direct learner (control/learners/direct.py)."""
 
-    members: Annotated[int, Field(ge=1)] = 4
-    """Networks in the ensemble."""
-    hidden: Annotated[int, Field(ge=1)] = 32
-    """Width of the hidden layer."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    """Step size of Adam."""
-    weight_decay: Annotated[float, Field(ge=0)] = 3.0
-    """Decoupled weight decay."""
-    batch: Annotated[int, Field(ge=1)] = 64
-    """Stored trials per update and network."""
-    updates: Annotated[int, Field(ge=1)] = 2
-    """Updates per trial."""
-    temperature: Annotated[float, Field(gt=0)] = 0.25
-    """How far the draws of training stray: the loss of quality that makes a setting e times rarer."""
-    capacity: Annotated[int, Field(ge=1)] = 20_000
-    """Trials kept to learn from."""
+    members: Annotated[int, Field(ge=1)] = 16
+    """Draws of what may be true; each draw of the training follows one of them."""
 
 
 class TrainConfig(Frozen):
-    """The training loop."""
+    """What is executed to learn from, and how. A slow machine takes longer for it; it learns no less."""
 
     learner: Literal["rloo", "direct"] = "direct"
     """Which learner (control/learners)."""
+    calibration_executions: Annotated[int, Field(ge=8)] = 72
+    """Executions of the calibration: ``full`` and five other settings in turn on each sample. Where they are not enough
+    for every setting, what the rest takes is forecast."""
+    select_executions: Annotated[int, Field(ge=0)] = 306
+    """Executions of the selection: the same on samples of the validation split."""
+    executions: Annotated[int, Field(ge=1)] = 600
+    """Executions of settings that the learner draws; anchors that are due come on top, in the selection as well."""
+    seconds: Seconds | None = None
+    """End the drawing of the learner after this time if its executions have not ended before."""
     group_size: Annotated[int, Field(ge=2)] = 4
     """Settings drawn per sample, with replacement."""
-    seconds: Seconds = 150.0
-    """Time box of training, everything counted."""
-    trials: Annotated[int, Field(ge=1)] | None = None
-    """End after this many trials if the time box has not ended before."""
-    executed_seconds: Seconds | None = None
-    """End after this many seconds inside executions if the time box has not ended before; without the calibration."""
-    calibration_seconds: Seconds = 25.0
-    """Time box of the calibration that finds each setting's latency and the range of budgets."""
-    calibration_samples: Annotated[int, Field(ge=1)] | None = None
-    """End the calibration after this many samples if the time box has not ended before."""
+    unseen: Annotated[int, Field(ge=1)] = 2_000
+    """Most samples that are looked at, not executed: to know what prompts differ in and to find prices."""
     anchor_every_s: Seconds = 3.0
     """``full`` is executed as an anchor whenever this much time has passed since the last one."""
     repeats: Annotated[int, Field(ge=1)] = 1
     """How often each drawn setting is executed; the median of its latencies counts."""
     latency: Literal["raw", "drift_corrected"] = "drift_corrected"
-    """Of what latency is a fraction of in rewards: ``raw``: ``full`` in the calibration. ``drift_corrected``: the same
-    times how the anchors say that the machine has drifted since (control/drift.py). Both are recorded."""
-    checkpoint_every_s: Seconds = 15.0
-    """Time between checkpoints; a resumed run replays the stored trials since the last one."""
+    """What latencies are fractions of: ``raw``: ``full`` in the calibration. ``drift_corrected``: that times how the
+    anchors say that the machine has drifted since (control/drift.py). Both are recorded."""
 
 
 class ValidationConfig(Frozen):
@@ -201,13 +206,9 @@ class ValidationConfig(Frozen):
     """Budgets on average, as fractions of ``full``."""
     deadlines: tuple[Fraction, ...] = (0.4, 0.6, 0.8)
     """Budgets for 95 % of the requests, as fractions of ``full``."""
-    select_seconds: Seconds = 90.0
-    """Time box for finding the best fixed settings on the validation split."""
-    select_samples: Annotated[int, Field(ge=8)] = 200
-    """Most validation samples used for that."""
     samples: Annotated[int, Field(ge=2)] = 300
     """Test samples to judge on; an interval needs two."""
-    seconds: Seconds = 600.0
+    seconds: Seconds | None = None
     """Time box of judging; if it ends first, the report says how many samples were judged."""
     stop: Literal["fixed", "decided"] = "fixed"
     """``fixed``: judge all ``samples``. ``decided``: end as soon as every verdict is known, by intervals that hold
@@ -229,8 +230,8 @@ class Config(Frozen):
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything that is drawn."""
     seconds: Seconds | None = None
-    """Time box of calibration, training and validation together, in one process: a resumed run has it anew. Validation
-    gets its samples first: on a slow machine training shrinks, and only then the number of judged samples."""
+    """Time box of everything in one process; a resumed run has it anew. Where it is short fewer samples are judged, at
+    least 100 of those asked for, and intervals are wider; nothing is learned less."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     knobs: KnobsConfig = KnobsConfig()

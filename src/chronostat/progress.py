@@ -5,11 +5,15 @@ from typing import Protocol
 from chronostat.records import Phase
 
 
-class Progress(Protocol):
-    """Shows how far a run is. CallOutcome between trials, never inside a measured span."""
+class DataWarning(UserWarning):
+    """A picture or sample is read, though not all of it; said once for each kind."""
 
-    def begin(self, phase: Phase, seconds: float) -> None:
-        """A phase starts that may take up to ``seconds``."""
+
+class Progress(Protocol):
+    """Shows how far a run is. Called between trials, never inside a measured span."""
+
+    def begin(self, phase: Phase, length: str) -> None:
+        """A phase starts; ``length`` says in words what it takes at most."""
         ...
 
     def advance(self, fraction: float, note: str) -> None:
@@ -28,7 +32,7 @@ class Progress(Protocol):
 class Silent:
     """Shows nothing."""
 
-    def begin(self, phase: Phase, seconds: float) -> None:
+    def begin(self, phase: Phase, length: str) -> None:
         """Nothing."""
 
     def advance(self, fraction: float, note: str) -> None:

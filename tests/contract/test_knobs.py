@@ -3,6 +3,7 @@
 import copy
 import math
 from collections import Counter
+from functools import partial
 from itertools import permutations, product
 
 import pytest
@@ -25,6 +26,8 @@ LEGAL = {
     "vision_tokens": [16, 80, 160],
     "moe_topk": [1, 2, 3, (4, 1, 1, 1, 1, 1, 1, 1), (4, 2, 4, 2, 4, 2, 1, 3)],
     "block_skip": [(0,), (7,), (2, 3), (0, 1, 2, 3, 4, 5, 6)],
+    "image_keep": ["pool:0.25", "stride:80", "norm:17", "attention:0.5", "prompt:1"],
+    "drop_after": [1, 7, "4:0.5"],
 }
 ILLEGAL = {
     "vision_tokens": (
@@ -51,6 +54,29 @@ ILLEGAL = {
         [3, (3, 2), (1, 1), (8,), (-1,), tuple(range(8)), [2, 3], (True,)],
         "legal: a tuple of ascending distinct block indices from 0 to 7, at most 7 of them",
     ),
+    "image_keep": (
+        [
+            0,
+            1,
+            64,
+            0.25,
+            2.0,
+            True,
+            "pool",
+            "pool:0",
+            "pool:1.0",
+            "pool:-1",
+            "pool:nan",
+            "pool:1.5",
+            "mean:4",
+            "pool:4:4",
+        ],
+        "legal: 1.0, or a method and what it keeps: pool, stride, norm, attention, prompt with a share below 1 or a",
+    ),
+    "drop_after": (
+        [0, -1, 9, True, 4.0, (4,), "4", "4:0", "4:1.0", "8:0.5", "0:0.5", "4:x", ":0.5"],
+        "legal: 1 to 8 blocks, or fewer than 8 and the share of image tokens that stays, such as 2:0.5",
+    ),
 }
 CASES = [(name, value) for name, values in LEGAL.items() for value in values]
 WRONG = [(name, value) for name, (values, _) in ILLEGAL.items() for value in values]
@@ -73,7 +99,7 @@ def blocks(bundled):
 
 
 def work(model, blocks, batch, new_tokens=3):
-    """What one call really did: image tokens read, (token, expert) pairs routed, decoder blocks run."""
+    """What one call really did: image tokens made and read, (token, expert) pairs routed, decoder blocks run."""
     experts = [module for name, module in model.named_modules() if name.endswith("mlp.experts")]
     routed = Counter()
 
@@ -82,13 +108,25 @@ def work(model, blocks, batch, new_tokens=3):
         routed["pairs"] += chosen.numel()
         routed["tokens"] += chosen.shape[0]
 
+    entered = {}
+
+    def note_tokens(index, _, args, kwargs, output):
+        entered.setdefault(index, (*args, *kwargs.values())[0].shape[1])
+
     handles = [module.register_forward_pre_hook(count) for module in experts]
+    handles += [
+        block.register_forward_hook(partial(note_tokens, index), with_kwargs=True) for index, block in blocks.items()
+    ]
     with counted_calls(blocks) as ran:
         model.generate(**batch, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
     for handle in handles:
         handle.remove()
+    made = int((batch["input_ids"] == image_token_id(model)).sum())
+    text, most = batch["input_ids"].shape[1] - made, max(entered.values())
     return {
-        "vision_tokens": int((batch["input_ids"] == image_token_id(model)).sum()),
+        "vision_tokens": made,
+        "image_keep": (most - text) / made,
+        "drop_after": len(blocks) - sum(tokens < most for tokens in entered.values()),
         "moe_topk": routed["pairs"] / routed["tokens"],
         "block_skip": tuple(index for index in blocks if not ran[index]),
         "calls per running block": set(ran.values()),
@@ -96,7 +134,15 @@ def work(model, blocks, batch, new_tokens=3):
 
 
 def counted(name, value):
-    """What ``work`` says of a value: one number of experts for each block comes to their mean, as tokens are equal."""
+    """What ``work`` says of a value: one number of experts for each block comes to their mean, as tokens are equal.
+
+    Of the 272 image tokens the share that is left, and the blocks that all of them enter.
+    """
+    if name == "image_keep" and isinstance(value, str):
+        amount = float(value.partition(":")[2])
+        return amount if 0 < amount < 1 else amount / 272
+    if name == "drop_after" and isinstance(value, str):
+        return int(value.partition(":")[0])
     return sum(value) / len(value) if name == "moe_topk" and isinstance(value, tuple) else value
 
 
@@ -170,13 +216,17 @@ def test_full_changes_nothing(bundled, demo_sample, name):
     assert (with_full.output_ids, with_full.image_tokens) == (plain.output_ids, plain.image_tokens)
 
 
-@pytest.mark.parametrize("order", list(permutations(["vision_tokens", "moe_topk", "block_skip"])))
+@pytest.mark.parametrize("order", list(permutations(LEGAL))[::17])
 def test_all_knobs_together_in_any_order(bundled, blocks, batch_under, order):
-    values = {"vision_tokens": 80, "moe_topk": 1, "block_skip": (0, 4)}
+    values = {"vision_tokens": 80, "moe_topk": 1, "block_skip": (0, 4), "image_keep": "norm:0.25", "drop_after": 5}
     setting = Setting({name: values[name] for name in order})
     before = Snapshot(bundled.model)
     with applied(setting, bundled.model, bundled.processor):
-        assert work(bundled.model, blocks, batch_under(setting)) == {**values, "calls per running block": {3}}
+        assert work(bundled.model, blocks, batch_under(setting)) == {
+            **values,
+            "image_keep": 0.25,
+            "calls per running block": {3},
+        }
     before.assert_equals(bundled.model)
 
 
@@ -290,7 +340,10 @@ def test_vision_tokens_is_an_upper_bound(bundled, batch_under, value):
 
 
 def test_an_unknown_knob_lists_the_known_ones(bundled):
-    with pytest.raises(KnobError, match="unknown knob 'depth'; known knobs: vision_tokens, moe_topk, block_skip"):
+    with pytest.raises(
+        KnobError,
+        match="unknown knob 'depth'; known knobs: vision_tokens, moe_topk, block_skip, image_keep, drop_after",
+    ):
         find_knob("depth", bundled.model, bundled.processor)
 
 
@@ -301,7 +354,8 @@ def test_a_ready_batch_has_no_vision_tokens(bundled):
 
 def test_the_space_is_the_product_of_what_the_model_offers(bundled):
     space, absent = find_space(bundled.model, bundled.processor, {})
-    assert absent == {}
+    assert absent.keys() == {"image_keep", "drop_after"}
+    assert "vision_tokens makes fewer image tokens before the vision tower" in absent["image_keep"]
     assert len(space) == 4 * 3 * 3
     assert space.pruned == {}
     assert space.level_indices == tuple(product(range(4), range(3), range(3)))
@@ -312,7 +366,7 @@ def test_the_space_is_the_product_of_what_the_model_offers(bundled):
 def test_asked_values_join_full_and_absent_knobs_give_their_reason():
     space, absent = find_space(molmo_like(), None, {"moe_topk": (1,), "block_skip": None})
     assert space.levels["moe_topk"] == (2, 1)
-    assert absent.keys() == {"vision_tokens"}
+    assert absent.keys() == {"vision_tokens", "image_keep", "drop_after"}
     with pytest.raises(KnobError, match="moe_topk = 9 is not legal"):
         find_space(molmo_like(), None, {"moe_topk": (9,)})
     with pytest.raises(KnobError, match="a ready batch has its image tokens already"):

@@ -15,7 +15,7 @@ from chronostat import errors
 from chronostat.cli.app import app
 from chronostat.cli.demo import DEMO_SECONDS
 from chronostat.config import Config, load_config
-from e2e.commands import ENDLESS, FEW_SETTINGS
+from e2e.commands import FEW_SETTINGS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -53,13 +53,14 @@ def code_of(document):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A working directory with the run that the documents speak of: ``runs/demo``, trained for three trials."""
+    """A working directory with the run that the documents speak of: ``runs/demo``, trained for a few trials."""
     from chronostat.runs.session import begin
     from chronostat.runs.training import train
 
     folder = tmp_path_factory.mktemp("docs")
     cheap = "knobs.block_skip=[[], [2, 3, 4, 5]]"  # far below the budgets of the documents, also where time is noisy
-    config = load_config(None, [*FEW_SETTINGS, cheap, *ENDLESS, "train.trials=3", "train.calibration_samples=4"])
+    short = ("train.calibration_executions=16", "train.select_executions=8", "train.executions=6")
+    config = load_config(None, [*FEW_SETTINGS, cheap, *short])
     with begin(config, run_dir=folder / "runs" / "demo", command="chronostat demo --run-dir runs/demo") as session:
         train(session)
         session.store.compact()

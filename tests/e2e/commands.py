@@ -10,18 +10,11 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 FEW_SETTINGS = ("knobs.vision_tokens=[272, 16]", "knobs.moe_topk=[4]", "knobs.block_skip=[[], [3, 4]]")
-ENDLESS = (  # counts end the phases, however slow the machine is
-    "train.calibration_seconds=1e6",
-    "train.seconds=1e6",
-    "validation.select_seconds=1e6",
-    "validation.seconds=1e6",
-)
 TINY = (
     *FEW_SETTINGS,
-    *ENDLESS,
-    "train.calibration_samples=1",
-    "train.trials=3",
-    "validation.select_samples=8",
+    "train.calibration_executions=8",
+    "train.select_executions=8",
+    "train.executions=6",
     "validation.samples=4",
     "validation.mean_budgets=[0.7]",
     "validation.deadlines=[0.9]",

@@ -1,6 +1,7 @@
 """What the verbs say and leave, without a training that is worth the name."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from chronostat import __version__
 from chronostat.models.load import BUNDLED
 from chronostat.records import StageTiming
 from chronostat.runs.store import RunStore
-from e2e.commands import ENDLESS, FEW_SETTINGS, executions, refusal, run, sets, typed
+from e2e.commands import FEW_SETTINGS, executions, refusal, run, sets, typed
 
 VERBS = ["demo", "train", "validate", "report", "measure", "doctor"]
 
@@ -156,20 +157,22 @@ def test_measure_refuses_an_illegal_setting_before_it_measures(tmp_path, monkeyp
 
 def test_a_dry_run_says_how_much_and_executes_no_trial(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = typed("train", "--dry-run", *sets(*FEW_SETTINGS, "train.trials=5", "validation.samples=7"))
+    said = typed("train", "--dry-run", *sets(*FEW_SETTINGS, "train.executions=20", "validation.samples=7"))
     assert said.status == 0
     assert "4 settings; one execution takes about" in said.out
     cells = {words[1]: words[3] for line in said.out.splitlines() if len(words := line.split()) > 4 and "│" in line}
-    assert cells["train"] == "20"  # 5 trials of 4 draws
-    assert cells["test"] == "77"  # 7 samples under about 11 settings
+    # 7 test samples under each of the 4 settings
+    assert (cells["calibrate"], cells["select"], cells["train"], cells["test"]) == ("72", "306", "20", "28")
+    assert "CPU hours" in said.out or "GPU hours" in said.out
+    assert "GB on disk" in said.out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_trained_run(trained_run):
     store = RunStore.open(trained_run)
-    assert len(store.trials("train")) == 3
+    assert sum(trial.asked for trial in store.trials("train")) >= 6
     assert store.metadata["command"].startswith("chronostat")
-    for phase in ("warmup", "calibrate", "train"):
+    for phase in ("warmup", "calibrate", "select", "train"):
         assert store.metadata["phases"][phase]["generate_calls"] == executions(store, phase)
     assert store.metadata["model"]["parameters"] < 5_900_000
     assert not store.holds("validation.json")
@@ -187,10 +190,16 @@ def validated(trained_run, tmp_path_factory):
 def test_validation_says_its_verdict_and_what_it_rests_on(validated):
     folder, said = validated
     store = RunStore.open(folder)
-    n = executions(store, "select", "test")
+    n = executions(store, "test")
     assert "5 paired test samples" in said.out
     assert all(policy in said.out for policy in ("controller", "best fixed", "static mix", "full"))
     assert f"validation: {n:,} stored executions, {n:,} generate() calls" in said.out
+    assert re.search(
+        r"^learned share: the controller looks at the request under [012] of 2 budgets", said.out, re.MULTILINE
+    )
+    assert re.search(
+        r"^forecast of latency: half of \d+ executions differ by more than [\d.]+ % from", said.out, re.MULTILINE
+    )
     assert f"report: {folder / 'report.html'}" in said.out
     assert "permutation test p = " in said.out
     assert len({trial.sample_id for trial in store.trials("test")}) == len(store.trials("test")) == 5
@@ -220,7 +229,8 @@ def test_a_second_validation_is_refused_but_goes_elsewhere(validated, tmp_path):
     again = RunStore.open(tmp_path / "again")
     assert again.metadata["trained_in"] == str(folder)
     assert again.metadata["config"]["validation"]["samples"] == 3
-    assert set(again.metadata["phases"]) == {"warmup", "select", "test"}
+    assert set(again.metadata["phases"]) == {"warmup", "test"}
+    assert again.metadata["forecast"] == RunStore.open(folder).metadata["forecast"]
     assert len(again.trials("test")) == 3
     assert again.holds("controller/controller.json")
     assert (tmp_path / "again" / "report.html").is_file()
@@ -232,12 +242,11 @@ def test_a_second_validation_is_refused_but_goes_elsewhere(validated, tmp_path):
 def test_an_interrupted_validation_is_not_begun_again(trained_run, tmp_path, monkeypatch):
     folder = shutil.copytree(trained_run, tmp_path / "run")
     with monkeypatch.context() as pressed:
-        pressed.setattr("chronostat.validation.selection.finalists", _press)
-        pressed.setattr("chronostat.validation.judge._Judging.run", _press)
+        pressed.setattr("chronostat.validation.judge._Judging._is_decided", _press)
         said = typed("validate", folder)
     assert said.status == 130
     assert refusal(said) == f"interrupted; what was measured is in {folder}"
-    assert executions(RunStore.open(folder), "select") > 0
+    assert executions(RunStore.open(folder), "test") > 0
     message = refusal(typed("validate", folder))
     assert message.startswith(f"the validation of {folder} was interrupted, and its samples are judged once")
 
@@ -274,10 +283,18 @@ def test_a_folder_with_brackets_is_named_as_it_is(trained_run, tmp_path):
 @pytest.mark.slow
 def test_the_configuration_file_and_the_flags_that_override_it(tmp_path):
     file = tmp_path / "small.toml"
-    file.write_text('[train]\nlearner = "rloo"\ntrials = 9\ncalibration_samples = 1\n')
+    file.write_text('[train]\nlearner = "rloo"\nexecutions = 9\ncalibration_executions = 8\n')
     folder = tmp_path / "run"
-    said = typed("train", file, "--run-dir", folder, "--seed", "3", *sets(*FEW_SETTINGS, *ENDLESS, "train.trials=2"))
+    said = typed(
+        "train",
+        file,
+        "--run-dir",
+        folder,
+        "--seed",
+        "3",
+        *sets(*FEW_SETTINGS, "train.select_executions=0", "train.executions=2"),
+    )
     assert said.status == 0, said.err
     config = RunStore.open(folder).metadata["config"]
-    assert (config["seed"], config["train"]["learner"], config["train"]["trials"]) == (3, "rloo", 2)
+    assert (config["seed"], config["train"]["learner"], config["train"]["executions"]) == (3, "rloo", 2)
     assert f"next: chronostat validate {folder}" in said.out

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from chronostat.cli.app import app
-from e2e.commands import ENDLESS, sets, typed
+from e2e.commands import sets, typed
 
 
 def said(*words: object):
@@ -24,7 +24,7 @@ def test_the_estimator_beside_measuring_once(tmp_path):
     """On the bundled model, from nine samples under six settings."""
     run, errors = tmp_path / "run", tmp_path / "errors.json"
     levels = ("knobs.vision_tokens=[272, 80, 16]", "knobs.moe_topk=[4]", "knobs.block_skip=[[], [3, 4]]")
-    overrides = (*levels, *ENDLESS, "train.calibration_samples=9", "train.trials=1")
+    overrides = (*levels, "train.calibration_executions=54", "train.select_executions=0", "train.executions=1")
     trained = typed("train", "--run-dir", run, *sets(*overrides))
     assert trained.status == 0, trained.err
     result = said(run, "--requests", 5, "--seconds", 1e6, "--json", errors)

@@ -41,7 +41,8 @@ def test_knobs_says_what_the_bundled_model_has(tmp_path):
     assert "vision_tokens: 0.06 is taken to 16, the nearest that can be asked for" in said.out
     assert "8 decoder blocks" in said.out
     data = json.loads(file.read_text())
-    assert (data["settings"], data["source"], data["absent"]) == (8, "measured", {})
+    assert (data["settings"], data["source"]) == (8, "measured")
+    assert data["absent"].keys() == {"image_keep", "drop_after"}
     assert data["nearest"] == {"vision_tokens": {"0.06": 16}}
     assert data["full"]["image_tokens"] == 272
     by_setting = {effect["knob"]: effect for effect in data["effects"]}
@@ -53,6 +54,51 @@ def test_knobs_says_what_the_bundled_model_has(tmp_path):
         assert effect["work"]["forwards"] == 2
         judged = effect["comparisons"]["prefill_ms"]  # on a busy machine every repeat may have been disturbed
         assert judged["pairs"] or judged["flags"]
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    """A folder with a random LLaVA 1.5 of the real image size, an image, and a file of samples."""
+    from benchmarks.processors.families import FAMILIES
+
+    folder = tmp_path_factory.mktemp("llava")
+    pair = FAMILIES["LLaVA 1.5 (336 px)"].build()
+    pair.model.save_pretrained(folder / "model")
+    pair.processor.save_pretrained(folder / "model")
+    Image.new("RGB", (64, 48), "teal").save(folder / "a.png")
+    line = {"image": "a.png", "prompt": "a b", "answers": ["c"]}
+    splits = ("train", "validation", "test")
+    lines = [json.dumps({"id": split, "split": split, **line}) for split in splits]
+    (folder / "own.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_knobs_offers_fewer_image_tokens_where_the_processor_makes_a_fixed_number(llava, tmp_path):
+    file = tmp_path / "effects.json"
+    asked = sets('knobs.image_keep=["attention:64","pool:0.25"]', "knobs.drop_after=[1]", "knobs.block_skip=[[]]")
+    request = ("--image", llava / "a.png", "--prompt", "a b", "--new-tokens", "2", "--repeats", "1")
+    said = typed("knobs", llava / "model", *request, "--json", file, *asked)
+    assert said.status == 0, said.err
+    assert "values 1.0; attention:64; pool:0.25" in said.out
+    data = json.loads(file.read_text())
+    assert (data["settings"], data["source"], data["full"]["image_tokens"]) == (6, "measured", 576)
+    tokens = {effect["value"]: effect["work"]["image_tokens"] for effect in data["effects"]}
+    assert tokens == {"attention:64": 64, "pool:0.25": 144, 1: 576}
+    assert all(effect["removes_work"] for effect in data["effects"])
+
+
+@pytest.mark.slow
+def test_a_run_offers_fewer_image_tokens_there(llava, tmp_path):
+    config = tmp_path / "own.toml"
+    config.write_text(f'[model]\npath = "{llava / "model"}"\n[data]\npath = "{llava / "own.jsonl"}"\n')
+    said = typed("train", config, "--dry-run")
+    assert said.status == 0, said.err
+    assert "8 settings" in said.out  # four shares of the image tokens, by two sets of blocks
+    assert "absent: drop_after: runs eagerly alone" in said.out
+    said = typed("train", config, "--dry-run", *sets('knobs.image_keep=["mean:4"]'))
+    assert said.status == KNOB
+    assert "image_keep = 'mean:4' is not legal on this model; legal: 1.0, or a method and what it keeps" in said.err
 
 
 @pytest.mark.slow
@@ -147,7 +193,7 @@ def test_a_ranking_that_has_ended_is_not_continued_nor_trained_in(ranked_run):
         (("--resume", "none", "--samples", "3"), CONFIG, "give no other option with it"),
         (sets("data.speed=3"), CONFIG, "unknown key 'data.speed'"),
         (sets("train.seconds=3"), CONFIG, "--set train.seconds=3: rank-blocks takes keys of model, data and measure"),
-        (sets("data.quality=bleu"), CONFIG, "data.quality = 'bleu'"),
+        (sets("data.quality=bleu"), CONFIG, "unknown quality 'bleu'"),
         (("/none",), CONFIG, "without data.path: the bundled task is made for the bundled model"),
     ],
 )

@@ -2,18 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chronostat.config import RewardConfig
-from chronostat.control.learners.multipliers import Multipliers, penalised
+from chronostat.control.learners.multipliers import Multipliers
 from chronostat.control.learners.rloo import group_advantages, policy_loss
 from chronostat.control.reward import REWARDS
 from chronostat.data.quality import QUALITIES
 from chronostat.knobs.space import ActionSpace
 from chronostat.records import Budget, Setting, knob_value
+from chronostat.scorers.folding import plain
 
 CONFIG = RewardConfig()
 REAL = st.floats(-10, 10)
@@ -117,14 +119,17 @@ def test_a_budget_in_ms_and_back(fraction, full_ms, kind):
     assert Budget(kind=kind, fraction=budget.ms(full_ms) / full_ms).fraction == pytest.approx(fraction)
 
 
-@given(st.lists(st.floats(0.1, 1), min_size=2, max_size=5, unique=True), st.floats(0.05, 1.2), st.integers(0, 10_000))
-def test_a_fitted_price_keeps_every_budget_that_can_be_kept(latencies, limit, seed):
-    means = torch.tensor(latencies, dtype=torch.float64)
-    scores = torch.rand(30, len(means), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    multipliers = Multipliers([limit])
-    multipliers.fit([scores], means, margin=0.0, lowest=0.0)
-    choices = penalised(scores, multipliers.at(limit), means, limit).argmax(dim=-1)
-    assert float(means[choices].mean()) <= max(limit, float(means.min())) + 1e-9
+@given(st.lists(st.floats(0.05, 2), min_size=1, max_size=6), st.floats(0, 0.5), st.integers(0, 10_000))
+def test_a_multiplier_is_never_negative_and_rises_only_where_its_budget_is_exceeded(fractions, rate, seed):
+    multipliers = Multipliers(fractions)
+    rng = np.random.default_rng(seed)
+    for _ in range(5):
+        before, costs = multipliers.values, rng.uniform(0.05, 2, len(multipliers.fractions)).tolist()
+        multipliers.ascend(costs, rate)
+        for was, now, cost, limit in zip(before, multipliers.values, costs, multipliers.fractions, strict=True):
+            assert now >= 0
+            assert now <= was or cost > limit
+    assert min(multipliers.values) <= multipliers.at(rng.uniform(0, 3)) <= max(multipliers.values)
 
 
 @given(
@@ -134,4 +139,8 @@ def test_quality_is_between_0_and_1_and_blind_to_the_order_of_references(name, a
     score = QUALITIES[name](answer, references)
     assert 0 <= score <= 1 + 1e-9
     assert QUALITIES[name](answer, references[::-1]) == pytest.approx(score)
-    assert QUALITIES[name](references[0], [references[0]] * 4) == 1
+    by_itself = QUALITIES[name](references[0], [references[0]] * 4)
+    if not plain(references[0]):
+        assert by_itself == 0  # nothing is never right
+    elif name not in {"number", "yes_no"}:  # which read some texts only
+        assert by_itself == 1

@@ -88,6 +88,7 @@ def metadata(**changes: object) -> dict[str, object]:
     """What ``run.json`` of the run holds."""
     phases = {
         "calibrate": {"seconds": 21.5, "generate_calls": 160},
+        "select": {"seconds": 9.5, "generate_calls": 60},
         "train": {"seconds": 149.8, "generate_calls": 452},
         "test": {"seconds": 61.0, "generate_calls": 648},
     }
@@ -96,7 +97,7 @@ def metadata(**changes: object) -> dict[str, object]:
         "command": "chronostat demo --seed 7",
         "started": "2026-03-04T05:06:07+00:00",
         "seed": 7,
-        "config": {"train": {"learner": "direct", "seconds": 150.0}},
+        "config": {"train": {"learner": "direct", "executions": 450}},
         "model": {"name": "demo_vlm", "fingerprint": "0123456789abcdef" * 4, "parameters": 5_812_345},
         "space": SPACE,
         "conditions": CONDITIONS,
@@ -105,6 +106,7 @@ def metadata(**changes: object) -> dict[str, object]:
         "full_ms": {"calibrate": FULL_MS, "test": 41.0},
         "phases": phases,
         "budget_range": [0.21, 0.97],
+        "forecast": {"error": 0.094, "executions": 672},
         "taken_out": {str(SETTINGS[5]): "RuntimeError: out of memory"},
     }
     return {**values, **changes}
@@ -155,7 +157,7 @@ def execution(sample: int, setting: Setting, split: str, random: np.random.Gener
 
 
 def trial(phase: Phase, index: int, settings: list[Setting], random: np.random.Generator, source: str) -> Trial:
-    split = "test" if phase == "test" else "train"
+    split = {"test": "test", "select": "validation"}.get(phase, "train")
     distinct = list(dict.fromkeys(settings))
     if phase == "test" and index % 5 == 0:
         distinct.append(FULL)  # once more, for the noise floor
@@ -167,7 +169,7 @@ def trial(phase: Phase, index: int, settings: list[Setting], random: np.random.G
         executions=ran,
         draws=tuple(distinct.index(setting) for setting in settings),
         anchor=distinct.index(FULL) if FULL in distinct else None,
-        started_s={"calibrate": 0.0, "train": 10.0, "test": 130.0}[phase] + index * 0.9,
+        started_s={"calibrate": 0.0, "select": 10.0, "train": 20.0, "test": 130.0}[phase] + index * 0.9,
         drift=None if phase == "calibrate" else around(1.0 + index / 1000, 0.05),
     )
 
@@ -231,7 +233,10 @@ def validation() -> Validation:
         by_kind=by_kind,
         samples=312,
         selection={
-            str(budget): Selected(setting=str(SETTINGS[8]), n=200, validation_accuracy=0.771) for budget in BUDGETS
+            str(budget): Selected(
+                setting=str(SETTINGS[8]), expected=0.771, shortfall=0.013, learned=budget.fraction > 0.35
+            )
+            for budget in BUDGETS
         },
         kinds_differ=KindsDiffer(
             budget="mean 0.40", p_value=0.0004, most_chosen={"color": str(SETTINGS[12]), "sum": str(SETTINGS[4])}
@@ -281,6 +286,9 @@ def write_run(folder: Path, *, source: str = "measured", until: str = "validate"
 
 
 def _train(store: RunStore, random: np.random.Generator, source: str) -> None:
+    drawn_alike = [[SETTINGS[(7 * i + j) % len(SETTINGS)] for j in range(6)] for i in range(10)]
+    own = np.random.default_rng(8)
+    store.append([trial("select", i, drawn, own, source) for i, drawn in enumerate(drawn_alike)])
     trials: list[Trial] = []
     steps: list[Step] = []
     for index in range(120):

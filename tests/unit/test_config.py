@@ -80,8 +80,12 @@ def test_an_unknown_key_names_the_known_ones(override, key, known):
         "rloo.advantage=ppo",
         "rloo.weight_clip=0.5",
         "rloo.learning_rate=0",
-        "direct.temperature=0",
         "direct.members=0",
+        "train.calibration_executions=7",
+        "train.select_executions=-1",
+        "train.executions=0",
+        "train.unseen=0",
+        "validation.seconds=0",
         "validation.mean_budgets=[0.0]",
     ],
 )
@@ -142,7 +146,7 @@ def test_what_only_rewards_read_is_refused_where_there_are_none(override):
 
 @pytest.mark.parametrize(
     ("override", "learner", "other"),
-    [("rloo.advantage=grpo", "direct", "rloo"), ("direct.temperature=2", "rloo", "direct")],
+    [("rloo.advantage=grpo", "direct", "rloo"), ("direct.members=2", "rloo", "direct")],
 )
 def test_what_only_the_other_learner_reads_is_refused(override, learner, other):
     key, _, _ = override.partition("=")

@@ -42,6 +42,8 @@ def tally(request):
         "text": set(),
         "anew": set(),
         "moe_topk": set(),
+        "image_keep": set(),
+        "drop_after": set(),
     }
     return request.config.stash.setdefault(_TALLY, empty)
 
@@ -63,5 +65,5 @@ def pytest_terminal_summary(terminalreporter, config):
         + f"; block_skip offered by {len(tally['block_skip'])}, equal to a model built without the block in "
         + f"{len(tally['equal'])}, on text alone in {len(tally['text'])} more, to skipping without a cache in "
         + f"{len(tally['anew'])} where no such model is one"
-        + f"; moe_topk offered by {len(tally['moe_topk'])}"
+        + "".join(f"; {knob} offered by {len(tally[knob])}" for knob in ("moe_topk", "image_keep", "drop_after"))
     )

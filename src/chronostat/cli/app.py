@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from chronostat.cli.calibrate import calibrate
+from chronostat.cli.data import check, convert
 from chronostat.cli.demo import demo
 from chronostat.cli.doctor import doctor
 from chronostat.cli.estimator import evaluate_estimator
@@ -44,9 +46,13 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-for verb in (demo, train, validate, report, measure, knobs, rank_blocks):
+for verb in (demo, train, validate, calibrate, report, measure, knobs, rank_blocks):
     app.command()(verb)
 estimator = typer.Typer(help="The fallback for models whose stages cannot be measured.", no_args_is_help=True)
 estimator.command("evaluate")(evaluate_estimator)
 app.add_typer(estimator, name="estimator")
+data = typer.Typer(help="Files of your own samples: what they hold, and one file of them.", no_args_is_help=True)
+data.command("check")(check)
+data.command("convert")(convert)
+app.add_typer(data, name="data")
 app.command()(doctor)

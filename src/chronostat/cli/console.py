@@ -1,6 +1,6 @@
 """What a person sees in the terminal: bars while a run goes on, tables at its end."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -30,20 +30,26 @@ _LEAST_CELL = len("needs 100")
 
 
 class Bars:
-    """One progress bar for each phase, with the time it has left; plain lines where there is no terminal."""
+    """One progress bar for each phase, with the time it has left; plain lines where there is no terminal.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where they are shown.
+        unsaid: phases that leave no line, only a bar while they go on.
+    """
+
+    def __init__(self, console: Console, unsaid: Collection[Phase] = ()) -> None:
         self._console = console
+        self._unsaid = {PHASE_NAMES[phase] for phase in unsaid}
         self._bars: Progress | None = None
         self._task = TaskID(0)
         self._name = ""
         self._note = ""
 
-    def begin(self, phase: Phase, seconds: float) -> None:
+    def begin(self, phase: Phase, length: str) -> None:
         """Start a bar."""
         self._name, self._note = PHASE_NAMES[phase], ""
         if not self._console.is_terminal:
-            self._console.print(f"{self._name}: at most {seconds:.0f} s")
+            self._say(length)
             return
         columns = (
             TextColumn("{task.description}", table_column=Column(min_width=_NAME_WIDTH, no_wrap=True)),
@@ -71,7 +77,11 @@ class Bars:
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
-        self._console.print(f"{self._name}: {', '.join(filter(None, (self._note, note)))}")
+        self._say(", ".join(filter(None, (self._note, note))))
+
+    def _say(self, text: str) -> None:
+        if self._name not in self._unsaid:
+            self._console.print(f"{self._name}: {text}")
 
 
 def _table(title: str | None) -> Table:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from chronostat.cli.options import finite
+from chronostat.cli.options import MovedData, finite
 from chronostat.cli.terminal import for_people, out
 
 
@@ -15,6 +15,7 @@ def evaluate_estimator(
     requests: Annotated[
         int | None, typer.Option(min=5, help="Most held-out requests; at least 5 are measured in any time.")
     ] = None,
+    data: MovedData = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the errors.")] = None,
 ) -> None:
     """How wrong estimates learned from a run are on held-out requests, beside measuring once."""
@@ -23,4 +24,4 @@ def evaluate_estimator(
         from chronostat.cli.output import require_writable
 
         require_writable({"--json": json_file})
-        action.evaluate(run, seconds, requests, json_file, out)
+        action.evaluate(run, data, seconds, requests, json_file, out)

@@ -37,15 +37,15 @@ def knobs(
         from chronostat.config import MeasureConfig, ModelConfig, load_config, refuse_others
 
         require_writable({"--json": json_file})
-        said = "knobs takes keys of knobs and model.layout, and seed; others are flags"
-        refuse_others(overrides or (), ("knobs.", "model.layout.", "seed="), said)
+        said = "knobs takes keys of knobs and model.layout, and of model.template, and seed; others are flags"
+        refuse_others(overrides or (), ("knobs.", "model.layout.", "model.template.", "seed="), said)
         config = load_config(None, overrides or ())
         own = ModelConfig(
             path=model_path(model), device=device, dtype=dtype, engine=engine, trust_remote_code=trust_remote_code
         )
         config = config.model_copy(
             update={
-                "model": own.model_copy(update={"layout": config.model.layout}),
+                "model": own.model_copy(update={"layout": config.model.layout, "template": config.model.template}),
                 "measure": MeasureConfig(threads=threads, max_new_tokens=new_tokens),
             }
         )

@@ -12,6 +12,7 @@ from chronostat.cli.options import (
     Layout,
     Sample,
     Seed,
+    Template,
     Threads,
     TrustRemoteCode,
     command_line,
@@ -65,6 +66,7 @@ def measure(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: TrustRemoteCode = False,
     layout: Layout = None,
+    template: Template = None,
     seed: Seed = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every execution.")] = None,
     html_file: Annotated[
@@ -77,9 +79,10 @@ def measure(
             raise ConfigError("--layout names the parts of one model; measure one, or leave it out")
         from chronostat.cli.actions import measure as action
         from chronostat.cli.output import require_writable
-        from chronostat.config import Config, MeasureConfig, ModelConfig
+        from chronostat.config import Config, MeasureConfig, ModelConfig, load_config
 
         require_writable({"--json": json_file, "--html": html_file})
+        told = load_config(None, [f"model.template.{each}" for each in template or ()]).model.template
         own = ModelConfig(
             device=device,
             dtype=dtype,
@@ -88,6 +91,7 @@ def measure(
             revision=revision,
             trust_remote_code=trust_remote_code,
             layout=action.read_layout(layout) if layout else {},
+            template=told,
         )
         paths = [model_path(name) for name in model or ("bundled",)]
         measured = MeasureConfig(threads=threads, max_new_tokens=new_tokens, sample=sample)

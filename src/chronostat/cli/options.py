@@ -50,6 +50,15 @@ Layout = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="JSON or TOML with module paths of vision, projector, blocks and head."),
 ]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template", metavar="KEY=VALUE", help="What the chat template is told: enable_thinking=false; repeatable."
+    ),
+]
+MovedData = Annotated[
+    Path | None, typer.Option("--data", metavar="FILE", help="Where the data of the run is now, if it has moved.")
+]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
 
 

@@ -26,7 +26,12 @@ RANKED_SAMPLES, RANKING_SECONDS = 100, 300.0
 
 def rank_blocks(
     model: Model = None,
-    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Own samples; absent: the bundled task.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Own samples; absent: the bundled task. Of a resumed ranking: where they are now."
+        ),
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(min=2, help="Most validation samples in each round; 100 if absent.")
     ] = None,
@@ -51,14 +56,14 @@ def rank_blocks(
     """Order the decoder blocks by the loss of quality for each millisecond that leaving them out saves."""
     folder = resume or run_dir or new_folder("rank-blocks")
     with for_people(folder, resume_with="rank-blocks"):
-        others = (model, data, samples, seconds, method, keep, run_dir, seed, overrides)
+        others = (model, samples, seconds, method, keep, run_dir, seed, overrides)
         if resume and (sample or any(value is not None for value in others)):
-            raise ConfigError("--resume continues a ranking as it was begun; give no other option with it")
+            raise ConfigError("--resume continues a ranking as it was begun; give no other option with it but --data")
         from chronostat.cli.actions import rank_blocks as action
         from chronostat.config import load_config, refuse_others
 
         if resume:
-            action.resume_ranking(folder, out)
+            action.resume_ranking(folder, data, out)
             return
         said = "rank-blocks takes keys of model, data and measure, and seed; its values of block_skip are its own"
         refuse_others(overrides or (), ("model.", "data.", "measure.", "seed="), said)

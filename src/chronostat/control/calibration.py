@@ -1,51 +1,18 @@
-"""Before training: can the stages be seen, what does each setting cost here, and which budgets can bind."""
+"""Before training: can the stages be seen, what is executed to know the settings, and which budgets can bind."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 
-from chronostat.control.failures import Failures
 from chronostat.errors import MeasurementError
-from chronostat.execution.trials import TrialInput, TrialRunner
+from chronostat.evidence.latency import Forecast
 from chronostat.knobs.space import ActionSpace
+from chronostat.policy.frontier import Requests
 from chronostat.records import Budget, Execution, LatencyMetric, Setting, Source, Trial
 
 BUDGETS_PER_KIND = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """What a short measurement of all settings said.
-
-    Attributes:
-        full_ms: median latency of ``full``.
-        fractions: mean latency of each setting divided by ``full_ms``, in the order of the space; NaN where every
-            execution failed.
-        samples: samples that were measured.
-        controller_ms: what choosing a setting costs, on average; 0 if it was not measured.
-        streaks: how often each setting failed in a row at the end, in the order of the space.
-        reasons: why, by position.
-    """
-
-    full_ms: float
-    fractions: tuple[float, ...]
-    samples: int
-    streaks: tuple[int, ...] = ()
-    reasons: Mapping[int, str] = field(default_factory=dict)
-    controller_ms: float = 0.0
-
-    @property
-    def charged(self) -> tuple[float, ...]:
-        """``fractions`` with ``controller_ms``: what budgets limit."""
-        return tuple(fraction + self.controller_ms / self.full_ms for fraction in self.fractions)
-
-    def budgets(self) -> tuple[Budget, ...]:
-        """Means and deadlines spread evenly over what the settings cost here, so that they bind somewhere."""
-        low, high = np.nanquantile(self.charged, [0.05, 0.95])
-        grid = np.linspace(low, high, BUDGETS_PER_KIND)
-        means = tuple(Budget(kind="mean", fraction=float(fraction)) for fraction in grid)
-        return (*means, *(Budget(kind="deadline", fraction=budget.fraction) for budget in means))
+LEAST_SAMPLES = 2  # of the calibration: what one request takes may be its own
+GROUP = 6  # settings on each sample, full among them: many requests teach more than many settings of one
 
 
 def check_source(probe: Execution, on_unmeasured: str) -> Source:
@@ -66,58 +33,73 @@ def check_source(probe: Execution, on_unmeasured: str) -> Source:
     return "estimated" if on_unmeasured == "estimate" else "total_only"
 
 
-def calibrate(
-    runner: TrialRunner,
-    space: ActionSpace,
-    trial_inputs: Sequence[TrialInput],
-    metric: LatencyMetric,
-    seconds: float,
-    advance: Callable[[float, str], None] = lambda fraction, note: None,
-) -> Calibration:
-    """Measure all settings on one sample after the other until the time or the samples are over.
+def calibrated_settings(space: ActionSpace, executions: int, seed: int) -> list[list[Setting]]:
+    """Settings to execute on each sample of the calibration, about as many as ``executions`` altogether.
 
-    A setting that fails on three samples in a row is not executed any more.
+    ``full`` on each, since everything is a fraction of it, and all others in turn: first those that turn one knob, so
+    that what the rest takes can be forecast where there are not executions enough for all of them.
+    """
+    single = alone(space)[1:]
+    others = [setting for setting in space.settings[1:] if setting not in set(single)]
+    rng = np.random.default_rng([seed, len(space)])
+    first = [group[i] for group in (single, others) for i in rng.permutation(len(group)).tolist()]
+    samples = max(executions // min(GROUP, len(space)), LEAST_SAMPLES)
+    return [_group(space.settings, first, index, seed) for index in range(samples)]
+
+
+def alone(space: ActionSpace) -> list[Setting]:
+    """``full``, then each other value of each knob with all other knobs full."""
+    return [s for s, row in zip(space.settings, space.level_indices, strict=True) if np.count_nonzero(row) <= 1]
+
+
+def selected_settings(legal: Sequence[Setting], index: int, seed: int) -> list[Setting]:
+    """Settings to execute on sample number ``index`` of the selection: ``full`` and others in turn, all alike often.
 
     Args:
-        runner: executes them.
-        space: the settings.
-        trial_inputs: samples or ready batches.
-        metric: the latency that counts.
-        seconds: no sample begins after this time.
-        advance: told the share that is done, and a note for people, after each sample.
+        legal: those that can be chosen, ``full`` first.
+        index: of the sample.
+        seed: of their order.
+    """
+    order = np.random.default_rng([seed, 1]).permutation(len(legal) - 1).tolist()
+    return _group(legal, [legal[1 + i] for i in order], index, seed + 1)
+
+
+def _group(settings: Sequence[Setting], first: Sequence[Setting], index: int, seed: int) -> list[Setting]:
+    """``full`` and the next few of a round through all others; rounds after the first one are in random order."""
+    picked: list[Setting] = []
+    for turn in range(index * (GROUP - 1), (index + 1) * (GROUP - 1)):
+        if first:
+            number, place = divmod(turn, len(first))
+            order = (
+                np.random.default_rng([seed, number]).permutation(len(first)).tolist() if number else range(len(first))
+            )
+            picked.append(first[order[place]])
+    return list(dict.fromkeys([settings[0], *picked]))
+
+
+def chances_of(group: Sequence[Setting], settings: int) -> list[float]:
+    """Probability of each setting of such a group to be what a draw of the group is, among ``settings`` of them."""
+    others = (len(group) - 1) / len(group) / max(settings - 1, 1)
+    return [1 / len(group), *[others] * (len(group) - 1)]
+
+
+def full_ms_of(trials: Sequence[Trial], full: Setting, metric: LatencyMetric) -> float:
+    """Median latency of ``full`` in the calibration.
 
     Raises:
-        MeasurementError: ``full`` failed three times in a row or could not be measured on any sample; says why.
+        MeasurementError: it could not be measured; says why.
     """
-    start_s = runner.elapsed_s
-    trials: list[Trial] = []
-    failures = Failures(space)
-    for index, trial_input in enumerate(trial_inputs):
-        trial = runner.run("calibrate", index, runner.request(trial_input), failures.legal_settings)
-        failures.add(trial)
-        trials.append(trial)
-        used = (runner.elapsed_s - start_s) / seconds
-        note = f"{len(trials)} samples under {len(failures.legal_settings)} settings"
-        advance(max(used, len(trials) / len(trial_inputs)), note)
-        if used >= 1:
-            break
-    full_ms = [e.latency_ms(metric) for e in _executions(trials, space.full) if e.timing is not None]
-    if not full_ms:
-        raise MeasurementError(f"full could not be measured: {_executions(trials, space.full)[0].invalid}")
-    median_ms = float(np.median(full_ms))
-    return Calibration(
-        full_ms=median_ms,
-        fractions=tuple(_mean_fraction(trials, setting, metric, median_ms) for setting in space.settings),
-        samples=len(trials),
-        streaks=failures.streaks,
-        reasons=failures.reasons,
-    )
+    executions = [e for trial in trials for e in trial.executions if e.setting == full]
+    measured_ms = [e.latency_ms(metric) for e in executions if e.timing is not None]
+    if not measured_ms:
+        raise MeasurementError(f"full could not be measured: {executions[0].invalid}")
+    return float(np.median(measured_ms))
 
 
-def _executions(trials: Sequence[Trial], setting: Setting) -> list[Execution]:
-    return [execution for trial in trials for execution in trial.executions if execution.setting == setting]
-
-
-def _mean_fraction(trials: Sequence[Trial], setting: Setting, metric: LatencyMetric, full_ms: float) -> float:
-    measured_ms = [e.latency_ms(metric) for e in _executions(trials, setting) if e.timing is not None]
-    return float(np.mean(measured_ms)) / full_ms if measured_ms else float("nan")
+def training_budgets(forecast: Forecast, requests: Requests) -> tuple[Budget, ...]:
+    """Means and deadlines spread evenly over what the settings cost here, so that they bind somewhere."""
+    means = forecast.mean(requests.prompts, requests.tokens).mean(axis=0)
+    low, high = np.quantile(means, [0.05, 0.95]).tolist()
+    grid = np.linspace(low, high, BUDGETS_PER_KIND).tolist()
+    budgets = [Budget(kind="mean", fraction=fraction) for fraction in grid]
+    return (*budgets, *(Budget(kind="deadline", fraction=fraction) for fraction in grid))

@@ -1,34 +1,31 @@
 """The controller that comes out of training: what answers requests within a budget."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, inf, isnan
+from math import ceil, inf
 from numbers import Real
 from pathlib import Path
 from statistics import fmean
 
-import torch
+import numpy as np
 from PIL.Image import Image
-from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from chronostat.control.calibration import calibrate
 from chronostat.control.controller_files import ControllerMetadata, read_controller, write_controller
-from chronostat.control.learners import learner_by_name
-from chronostat.control.learners.base import Learner
-from chronostat.control.learners.means_and_tail import TooTightError
-from chronostat.control.observation import Observer
+from chronostat.control.observer import Observer
 from chronostat.data.samples import Sample
-from chronostat.errors import BudgetError, ChronostatError, ConfigError, ModelError, StoreError, UnlikeConditions
+from chronostat.errors import BudgetError, ChronostatError, ModelError, StoreError, UnlikeConditions
 from chronostat.execution.conditions import as_it_was, read_conditions
 from chronostat.execution.execute import Request, SampleRequest, execute
-from chronostat.execution.trials import TrialInput, TrialRunner
 from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.generate import device_of
 from chronostat.models.identity import fingerprint, unlike
-from chronostat.records import Budget, BudgetKind, Conditions, Execution, LatencyMetric, Setting
+from chronostat.policy.policy import Policy, TooTightError
+from chronostat.records import Budget, BudgetKind, Execution, LatencyMetric, Setting
+
+_COIN = np.random.default_rng()  # which side of a mean budget a request falls is nobody's to foresee
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +40,7 @@ class Choice:
 class Controller:
     """A frozen policy for one model."""
 
-    learner: Learner
+    policy: Policy
     observer: Observer
     metadata: ControllerMetadata
 
@@ -62,61 +59,21 @@ class Controller:
         """Median of that latency at ``full`` when it was calibrated last."""
         return self.metadata.full_ms
 
-    def recalibrated(self, full_ms: float, model: PreTrainedModel) -> "Controller":
-        """The same policy on another day or machine: budgets in ms are read against ``full_ms``, measured there.
-
-        Raises:
-            UnlikeConditions: ``full`` alone does not tell what the other settings take there; says what to measure.
-        """
-        differing = self.metadata.conditions.shaping_differences(self._conditions_here(model))
-        if differing:
-            raise UnlikeConditions(
-                f"the controller knows what settings take beside full under other conditions ({'; '.join(differing)}), "
-                "and full_ms alone does not renew that; measure every setting here: pass samples to load_controller "
-                "instead (docs/controller.md), or train anew here"
-            )
-        return self._here(full_ms, model)
-
-    def _here(self, full_ms: float, model: PreTrainedModel) -> "Controller":
-        now = {
-            "full_ms": full_ms,
-            "conditions": self._conditions_here(model),
-            "model_fingerprint": fingerprint(model),
-        }
-        return replace(self, metadata=self.metadata.model_copy(update=now))
-
-    def _conditions_here(self, model: PreTrainedModel) -> Conditions:
-        return read_conditions(model, sample=self.metadata.config.measure.sample)
-
-    def renewed(
-        self, latency_means: Sequence[float], observations: Tensor, full_ms: float, model: PreTrainedModel
-    ) -> "Controller":
-        """The same policy, held to its budgets by what the settings take now; changes its learner's prices.
+    def choose(self, request: Request, budget: Budget, clock: Clock, coin: float) -> Choice:
+        """The setting for a request under a budget.
 
         Args:
-            latency_means: of all settings with ``controller_ms``, as fractions of ``full``; NaN where not measured.
-            observations: unseen requests, shape [N, D].
-            full_ms: median of the metric at ``full``, measured with them.
-            model: the model it is used with.
-        """
-        self.learner.settle(observations, torch.tensor(latency_means, dtype=torch.float64))
-        return self._here(full_ms, model)
-
-    def without(self, settings: Sequence[Setting]) -> "Controller":
-        """The same policy, which never chooses some settings; changes its learner."""
-        self.learner.take_out([self.space.index(setting) for setting in settings])
-        taken_out = tuple(dict.fromkeys([*self.metadata.taken_out, *map(str, settings)]))
-        return replace(self, metadata=self.metadata.model_copy(update={"taken_out": taken_out}))
-
-    def choose(self, request: Request, budget: Budget, clock: Clock) -> Choice:
-        """The setting for a request under a budget.
+            request: what shall be executed.
+            budget: of either kind.
+            clock: times the choosing.
+            coin: uniform in [0, 1): which of two neighbouring prices this request pays, so that a mean budget is spent.
 
         Raises:
             BudgetError: no setting can meet the budget; names the cheapest in ms and as a fraction of ``full``.
         """
-        return self.choose_each(request, [budget], clock)[0]
+        return self.choose_each(request, [budget], clock, coin)[0]
 
-    def choose_each(self, request: Request, budgets: Sequence[Budget], clock: Clock) -> list[Choice]:
+    def choose_each(self, request: Request, budgets: Sequence[Budget], clock: Clock, coin: float) -> list[Choice]:
         """The setting for a request under each of some budgets; each choice is charged the one observation.
 
         Raises:
@@ -128,19 +85,19 @@ class Controller:
         choices: list[Choice] = []
         for budget in budgets:
             start_ns = clock.host_ns()
-            setting = self.space.settings[self._decide(observation, budget)]
+            try:
+                setting = self.space.settings[self.policy.decide(observation, budget, coin)]
+            except TooTightError as error:
+                raise self._in_ms(error, budget) from None
             choices.append(Choice(setting=setting, controller_ms=observed_ms + clock.host_ms_since(start_ns)))
         return choices
 
-    def _decide(self, observation: Tensor, budget: Budget) -> int:
-        try:
-            return self.learner.decide(observation, budget)
-        except TooTightError as error:
-            cheapest_ms = ceil(error.cheapest * self.full_ms * 10) / 10
-            raise BudgetError(
-                f"{error} ({cheapest_ms:.1f} ms where full takes {self.full_ms:.1f} ms; "
-                f"asked for were {budget.ms(self.full_ms):.1f} ms)"
-            ) from None
+    def _in_ms(self, error: TooTightError, budget: Budget) -> BudgetError:
+        cheapest_ms = ceil(error.cheapest * self.full_ms * 10) / 10
+        return BudgetError(
+            f"{error} ({cheapest_ms:.1f} ms where full takes {self.full_ms:.1f} ms; "
+            f"asked for were {budget.ms(self.full_ms):.1f} ms)"
+        )
 
     def generate(
         self,
@@ -178,7 +135,8 @@ class Controller:
         sample = Sample(id="request", split="test", prompt=prompt, references=(), load_images=lambda: tuple(images))
         request = SampleRequest(sample=sample, images=images, processor=processor, quality=None)
         clock = clock_for(device_of(model))
-        choice = self.choose(request, Budget(kind=kind, fraction=budget_ms / self.full_ms), clock)
+        budget = Budget(kind=kind, fraction=budget_ms / self.full_ms)
+        choice = self.choose(request, budget, clock, float(_COIN.random()))
         return execute(
             model,
             request,
@@ -211,41 +169,50 @@ class Controller:
         Raises:
             StoreError: it cannot be written.
         """
-        write_controller(
-            Path(folder), self.metadata, observation_size=self.observer.size, policy=self.learner.policy_state()
-        )
+        write_controller(Path(folder), self.metadata, prompt_width=self.observer.width, policy=self.policy.state())
 
 
-def load_controller(
-    folder: str | Path,
-    model: PreTrainedModel,
-    processor: ProcessorMixin | None,
-    *,
-    full_ms: float | None = None,
-    samples: Sequence[TrialInput] = (),
-) -> Controller:
-    """Read a controller for the model it was trained for.
+def choosing_ms(controller: Controller, requests: Sequence[Request], clock: Clock) -> float:
+    """What the controller's look and choice take on average; nothing is executed, and the first one is not counted."""
+    budget = Budget(kind="mean", fraction=max(1.0, controller.policy.cheapest("mean")))
+    took_ms = [controller.choose(request, budget, clock, 0.5).controller_ms for request in requests]
+    return fmean(took_ms[1:] or took_ms)  # the first one pays for what later ones find ready
+
+
+def load_controller(folder: str | Path, model: PreTrainedModel, processor: ProcessorMixin | None) -> Controller:
+    """Read a controller for the model it was trained for, where it was calibrated.
 
     Args:
         folder: its directory.
         model: the model.
         processor: the model's processor; None for ready batches.
-        full_ms: the metric's median at ``full``, measured here and now. Without it, budgets in ms are read against the
-            one of the training, so that the conditions have to be those of the training.
-        samples: executed here under every setting, some dozens of the kind to come or as many ready batches, where the
-            device, dtype, attention ... is another one: there settings relate to ``full`` in another way.
 
     Raises:
-        ConfigError: both ``full_ms`` and ``samples``.
-        UnlikeConditions: without either, on another machine, thread count, library version ...; with ``full_ms`` alone,
-            on another device, with another dtype or attention ...; names them and what to measure.
-        MeasurementError: ``full`` could not be measured on ``samples``.
+        UnlikeConditions: on another machine, thread count, library version, with another dtype ...; names them and what
+            to do.
         StoreError: the directory holds no controller, or a damaged one.
         ModelError: it belongs to another model, or sees requests through another processor.
     """
-    if full_ms is not None and samples:
-        raise ConfigError("full_ms is measured on the samples that are given; give samples or full_ms, not both")
-    saved, tensors = read_controller(Path(folder))
+    controller = read_for(folder, model, processor)
+    conditions = controller.metadata.conditions
+    here = read_conditions(model, sample=controller.metadata.config.measure.sample)
+    try:
+        as_it_was(conditions, model).require_comparable(here)
+    except UnlikeConditions as error:
+        raise UnlikeConditions(
+            f"the controller in {folder} knows what settings take under other conditions ({error}); set the same ones, "
+            f"or renew it here with: chronostat calibrate {folder}"
+        ) from None
+    return controller
+
+
+def read_for(folder: str | Path, model: PreTrainedModel, processor: ProcessorMixin | None) -> Controller:
+    """A controller for its model, whatever the conditions are here.
+
+    Raises:
+        StoreError, ModelError: as ``load_controller``.
+    """
+    saved, arrays = read_controller(Path(folder))
     metadata = saved.controller
     differing = unlike(metadata.model_fingerprint, model)
     if differing is not None:
@@ -253,75 +220,14 @@ def load_controller(
             f"the controller in {folder} was trained for model {metadata.model} ({metadata.model_fingerprint}), "
             f"not for {fingerprint(model)}: {differing} differ; train one for this model"
         )
-    observer = Observer(model, processor)
-    if observer.size != saved.observation_size:
+    observer = Observer(model, processor, ActionSpace(metadata.levels, metadata.pruned))
+    if observer.width != saved.prompt_width:
         raise ModelError(
-            f"the controller in {folder} observes {saved.observation_size} values of a request, this version of "
-            f"chronostat {observer.size}; train it anew"
+            f"the controller in {folder} reads embeddings of {saved.prompt_width} values, this model has "
+            f"{observer.width}; train it anew"
         )
     try:
-        learner = _restore(metadata, observer.size, tensors)
-    except (ChronostatError, RuntimeError, KeyError) as error:  # unknown learner, or tensors of other names or shapes
+        policy = Policy.restored(metadata.learner, arrays)
+    except (ChronostatError, ValueError, KeyError, TypeError) as error:  # unknown learner, arrays of other names
         raise StoreError(f"cannot read the controller in {folder}: {error}; train it anew") from error
-    controller = Controller(learner=learner, observer=observer, metadata=metadata)
-    if samples:
-        return _measured_on(controller, model, processor, samples)
-    if full_ms is not None:
-        return controller.recalibrated(full_ms, model)
-    here = read_conditions(model, sample=metadata.config.measure.sample)
-    try:
-        as_it_was(metadata.conditions, model).require_comparable(here)
-    except UnlikeConditions as error:
-        every = metadata.conditions.shaping_differences(here)
-        what = "every setting here: pass samples" if every else "full here and pass it as full_ms"
-        raise UnlikeConditions(
-            f"the controller in {folder} counts in milliseconds of other conditions ({error}); set the same ones, or "
-            f"measure {what}"
-        ) from None
-    return controller
-
-
-def _measured_on(
-    controller: Controller, model: PreTrainedModel, processor: ProcessorMixin | None, samples: Sequence[TrialInput]
-) -> Controller:
-    """The same policy, held to its budgets by what every setting takes here on some samples."""
-    space, clock = controller.space, clock_for(device_of(model))
-    runner = TrialRunner(
-        model=model,
-        processor=processor,
-        quality=None,
-        full=space.full,
-        max_new_tokens=controller.metadata.config.measure.max_new_tokens,
-        clock=clock,
-        seed=controller.metadata.config.seed,
-        keep=lambda _: None,
-        anchor_every_s=inf,
-    )
-    runner.run("warmup", 0, runner.request(samples[0]), space.settings)
-    took = calibrate(runner, space, samples, controller.metric, inf)
-    failed = [setting for setting, share in zip(space.settings, took.fractions, strict=True) if isnan(share)]
-    requests = [runner.request(sample) for sample in samples]
-    loosest = max(controller.metadata.budgets, key=lambda budget: budget.fraction)
-    chosen_ms = fmean(controller.choose(request, loosest, clock).controller_ms for request in requests)
-    observations = torch.stack([controller.observer(request) for request in requests])
-    charged = replace(took, controller_ms=chosen_ms).charged
-    return controller.without(failed).renewed(charged, observations, took.full_ms, model)
-
-
-def _restore(metadata: ControllerMetadata, observation_size: int, tensors: Mapping[str, Tensor]) -> Learner:
-    """The learner, deciding as it did when it was saved.
-
-    Raises:
-        ConfigError: there is no such learner.
-        RuntimeError: the tensors are not those of this learner; so does KeyError.
-    """
-    learner = learner_by_name(metadata.learner)(
-        space=ActionSpace(metadata.levels, metadata.pruned),
-        observation_size=observation_size,
-        config=metadata.config,
-        seed=metadata.config.seed,
-        latency_means=metadata.latency_means,
-        budgets=metadata.budgets,
-    )
-    learner.load_policy_state(tensors)
-    return learner
+    return Controller(policy=policy, observer=observer, metadata=metadata)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
 from chronostat.config import Config
 from chronostat.errors import ChronostatError, StoreError
+from chronostat.evidence.linear import Floats
 from chronostat.files import disk_errors, write_whole
-from chronostat.records import Budget, Conditions, KnobValue, LatencyMetric, Number
+from chronostat.records import Budget, Conditions, KnobValue, LatencyMetric
 from chronostat.tensors import read_tensors, tensors_content
 
 METADATA = "controller.json"
@@ -25,15 +25,14 @@ class ControllerMetadata(BaseModel):
         levels: of each knob, the full one first.
         pruned: combinations of them that are not in the action space, with the reason for each.
         metric: the latency that budgets limit.
-        full_ms: median of that latency at ``full``; budgets in ms are read against it.
+        full_ms: median of that latency at ``full``, as it was calibrated last; budgets in ms are read against it.
         learner: its name.
-        config: of the run that trained it.
-        latency_means: of the calibration, as fractions of ``full``, in the order of the settings.
+        config: of the run that trained it; its sections model and measure are those of the last calibration.
         budgets: those of the training.
         model: where the model came from, for people.
         model_fingerprint: of the only model it may be used with.
-        conditions: under which it was trained.
-        trials: measured trials that it learned from.
+        conditions: under which it was trained, or calibrated last.
+        executions: measured ones that it learned from.
         taken_out: settings that it never chooses, because they kept failing.
     """
 
@@ -44,12 +43,11 @@ class ControllerMetadata(BaseModel):
     full_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     learner: str
     config: Config
-    latency_means: tuple[Number, ...]
     budgets: tuple[Budget, ...]
     model: str
     model_fingerprint: str
     conditions: Conditions
-    trials: int
+    executions: int
     taken_out: tuple[str, ...] = ()
     pruned: Mapping[str, str] = Field(default_factory=dict)
 
@@ -60,12 +58,12 @@ class SavedController(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     controller: ControllerMetadata
-    observation_size: int
+    prompt_width: int
     policy_sha256: str
 
 
 def write_controller(
-    folder: Path, metadata: ControllerMetadata, *, observation_size: int, policy: Mapping[str, Tensor]
+    folder: Path, metadata: ControllerMetadata, *, prompt_width: int, policy: Mapping[str, Floats]
 ) -> None:
     """Write the directory; the controller that was there before is whole until the new one is.
 
@@ -74,18 +72,18 @@ def write_controller(
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    content = tensors_content(policy, {})
+    content = tensors_content(policy)
     digest = _digest(content)
     tensors = _policy_path(folder, digest)
     write_whole(tensors, content)
-    saved = SavedController(controller=metadata, observation_size=observation_size, policy_sha256=digest)
+    saved = SavedController(controller=metadata, prompt_width=prompt_width, policy_sha256=digest)
     write_whole(folder / METADATA, f"{saved.model_dump_json(indent=2)}\n".encode())
     with disk_errors(folder):
         for earlier in {*folder.glob("policy-*.safetensors"), *folder.glob(".policy-*.tmp")} - {tensors}:
             earlier.unlink()
 
 
-def read_controller(folder: Path) -> tuple[SavedController, dict[str, Tensor]]:
+def read_controller(folder: Path) -> tuple[SavedController, dict[str, Floats]]:
     """What ``write_controller`` wrote: what it says, and the tensors of its policy.
 
     Raises:
@@ -97,12 +95,22 @@ def read_controller(folder: Path) -> tuple[SavedController, dict[str, Tensor]]:
     try:
         saved = SavedController.model_validate_json(path.read_bytes())
     except (OSError, ValidationError, ChronostatError) as error:
-        raise StoreError(f"cannot read {path}: {error}; it was not written by this version of chronostat") from error
+        raise StoreError(
+            f"cannot read {path}: {_first_problem(error)}; it was not written by this version of chronostat, or is "
+            "damaged: train a controller with this one (chronostat train), or decide with the version that wrote it"
+        ) from error
     policy = _policy_path(folder, saved.policy_sha256)
-    tensors, _ = read_tensors(policy)
+    tensors = read_tensors(policy)
     if _digest(policy.read_bytes()) != saved.policy_sha256:
         raise StoreError(f"{policy} was changed: it is not what {METADATA} beside it names; put back the whole folder")
     return saved, tensors
+
+
+def _first_problem(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
 
 def _policy_path(folder: Path, sha256: str) -> Path:

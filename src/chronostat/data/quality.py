@@ -1,54 +1,70 @@
-"""How good an answer is, in [0, 1]."""
+"""How good an answer is, in [0, 1]: the scorers by name."""
 
-import re
+import importlib
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
+from chronostat.data.samples import Sample
 from chronostat.errors import ConfigError
+from chronostat.scorers.choices import choice, yes_no
+from chronostat.scorers.numbers import number, relaxed
+from chronostat.scorers.texts import anls, contains, exact, f1
+from chronostat.scorers.vqa import vqa
+
+__all__ = ["QUALITIES", "Quality", "exact", "quality_by_name", "score", "vqa"]
 
 Quality = Callable[[str, Sequence[str]], float]
-
-_SPACES = re.compile(r"\s+")
-_PUNCTUATION = re.compile(r"[^\w\s]")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-
-
-def exact(answer: str, references: Sequence[str]) -> float:
-    """1 if the answer equals a reference after folding case, outer punctuation and white space, else 0."""
-    return float(_folded(answer) in {_folded(reference) for reference in references})
-
-
-def vqa(answer: str, references: Sequence[str]) -> float:
-    """Leave-one-out VQA accuracy (Antol et al. 2015; the evaluation of VQA v2).
-
-    For each of the n reference answers, the other n - 1 are compared with the answer and give min(matches / 3, 1); the
-    score is the mean. With ten references 0, 1, 2, 3 and 4 or more matches give 0, 0.3, 0.6, 0.9 and 1. A single
-    reference has no others, so it is compared itself.
-    """
-    matches = [_plain(answer) == _plain(reference) for reference in references]
-    if len(matches) == 1:
-        return float(matches[0])
-    others = (sum(matches) - match for match in matches)
-    return sum(min(count / 3, 1.0) for count in others) / len(matches)
-
-
-QUALITIES: dict[str, Quality] = {"exact": exact, "vqa": vqa}
+QUALITIES: dict[str, Quality] = {
+    "exact": exact,
+    "vqa": vqa,
+    "anls": anls,
+    "relaxed": relaxed,
+    "choice": choice,
+    "yes_no": yes_no,
+    "number": number,
+    "contains": contains,
+    "f1": f1,
+}
 
 
 def quality_by_name(name: str) -> Quality:
-    """One of ``QUALITIES``.
+    """One of ``QUALITIES``, or a function of one's own as ``package.module:function``.
 
     Raises:
-        ConfigError: unknown; lists the known names.
+        ConfigError: unknown; lists the known names. The module cannot be imported, or has no such function.
     """
+    if ":" in name:
+        return _imported(name)
     if name not in QUALITIES:
-        raise ConfigError(f"unknown quality {name!r}; known: {', '.join(QUALITIES)}")
+        raise ConfigError(
+            f"unknown quality {name!r}; known: {', '.join(QUALITIES)}, or one of your own as package.module:function"
+        )
     return QUALITIES[name]
 
 
-def _folded(text: str) -> str:
-    return _SPACES.sub(" ", text).strip(" .,;:!?\"'").casefold()
+def score(quality: Quality, answer: str, sample: Sample) -> float:
+    """The quality of an answer to a sample: what chooses is told the options too.
+
+    Raises:
+        ConfigError: a quality of one's own gave something else than a number in [0, 1].
+    """
+    if quality is choice:
+        return choice(answer, sample.references, sample.options)
+    value = quality(answer, sample.references)
+    if not 0 <= value <= 1:
+        raise ConfigError(f"the quality of {answer!r} is {value!r}; a quality is a number from 0 to 1")
+    return float(value)
 
 
-def _plain(text: str) -> str:
-    words = _SPACES.sub(" ", _PUNCTUATION.sub(" ", text.casefold())).strip()
-    return _SPACES.sub(" ", _ARTICLES.sub(" ", words)).strip() or words  # "a" may be the answer to "which letter?"
+def _imported(name: str) -> Quality:
+    module_name, _, function = name.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"data.quality = {name!r} cannot be imported ({error}); name a function that takes an answer and its "
+            "references as package.module:function"
+        ) from None
+    if not callable(found):
+        raise ConfigError(f"data.quality = {name!r} is no function; it takes an answer and its references")
+    return cast("Quality", found)

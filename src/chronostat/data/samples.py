@@ -1,12 +1,15 @@
 """A sample: image(s), a prompt and reference answers under a stable id."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
 
 from PIL.Image import Image
 
+from chronostat.records.messages import Turn
+
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +19,17 @@ class Sample:
     Attributes:
         id: stable name, unique in the data set.
         split: the part of the data it belongs to.
-        prompt: the user's text, without any chat template.
+        prompt: the user's text, without any chat template; of a conversation all that the user says. The controller
+            reads it.
         references: the accepted answers; empty where an answer cannot be scored.
         load_images: reads or draws the images; called once per request, outside every clock.
+        image_shapes: height and width of the images in pixels, told without decoding or drawing them; None: only
+            loading them tells.
         kind: the kind of question, for reports only: it never reaches the model or the controller.
+        turns: the conversation; empty: one user's turn with the images and then the prompt.
+        options: of a multiple choice question, in the order of their letters; they stand in the prompt too.
+        image_digests: who its images are, by content; empty where that is not known.
+        where: file and line that it was read from, for messages.
     """
 
     id: str
@@ -27,7 +37,22 @@ class Sample:
     prompt: str
     references: tuple[str, ...]
     load_images: Callable[[], tuple[Image, ...]]
+    image_shapes: Callable[[], tuple[tuple[int, int], ...]] | None = None
     kind: str | None = None
+    turns: tuple[Turn, ...] = ()
+    options: tuple[str, ...] = ()
+    image_digests: tuple[str, ...] = ()
+    where: str | None = field(default=None, compare=False)
+
+    @property
+    def asked(self) -> str | tuple[Turn, ...]:
+        """What a processor is given: the conversation, or the prompt where it is one turn after the images."""
+        return self.turns or self.prompt
+
+    @property
+    def place(self) -> str:
+        """Where to look for it, for messages."""
+        return self.where or f"sample {self.id}"
 
 
 class Dataset(Protocol):

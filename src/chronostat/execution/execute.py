@@ -13,10 +13,10 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from chronostat.data.quality import Quality
+from chronostat.data.quality import Quality, score
 from chronostat.data.samples import Sample
 from chronostat.errors import ChronostatError, ConfigError, DataError, KnobError, MeasurementError
-from chronostat.knobs.registry import applied, find_knob
+from chronostat.knobs.registry import applied, find_knob, tokens_read
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.measure.decoding import decoding_of, seeded
 from chronostat.measure.generate import Batch, Measured, check_batch, device_of, measure_alone, sole_measurement
@@ -138,6 +138,9 @@ def execute(
     if seen is not None:
         seen(measured)
     answer = _answer(request.processor, measured)
+    made, prompt = count_image_tokens(model, batch), prompt_length(batch)
+    read = tokens_read(setting, model, request.processor, made)
+    left_out = 0 if made is None or read is None else made - read
     return Execution(
         **identity(request),
         setting=setting,
@@ -147,8 +150,8 @@ def execute(
         quality=_quality(request, measured, answer),
         preprocess_ms=preprocess_ms,
         controller_ms=controller_ms,
-        prompt_tokens=prompt_length(batch),
-        image_tokens=count_image_tokens(model, batch),
+        prompt_tokens=None if prompt is None else prompt - left_out,
+        image_tokens=read,
         disturbed=measured.disturbed,
         sampling_seed=sampling_seed,
     )
@@ -264,7 +267,7 @@ def _batch(
     batch = prepare(
         request.processor,
         request.images,
-        request.sample.prompt,
+        request.sample.asked,
         device=model.device,
         dtype=model.dtype,
         image_arguments=image_arguments,
@@ -284,4 +287,4 @@ def _quality(request: Request, measured: Measured, answer: str | None) -> float 
         return None if request.score is None else request.score(measured.output_ids)
     if request.quality is None or answer is None or not request.sample.references:
         return None
-    return request.quality(answer, request.sample.references)
+    return score(request.quality, answer, request.sample)

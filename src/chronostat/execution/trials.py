@@ -103,6 +103,8 @@ class TrialRunner:
         budget: Budget | None = None,
         controller_ms: float = 0.0,
         again: Sequence[Setting] = (),
+        probabilities: Sequence[float] = (),
+        policy_version: int | None = None,
     ) -> Trial:
         """Execute every distinct setting of ``draws`` once, in random order; every single draw where the model samples.
 
@@ -114,6 +116,8 @@ class TrialRunner:
             budget: the budget under which they were drawn.
             controller_ms: what drawing them cost; charged to each execution.
             again: settings of ``draws`` that are executed once more for each time they are named here.
+            probabilities: of each draw, for the record.
+            policy_version: of what drew them, for the record.
         """
         started_s = self.elapsed_s
         drift = None if self.drift is None else self.drift.at(started_s)
@@ -136,6 +140,8 @@ class TrialRunner:
             sample_id=executions[0].sample_id,
             executions=executions,
             draws=tuple(order.index(i) if self.sample else settings.index(draw) for i, draw in enumerate(draws)),
+            probabilities=tuple(probabilities),
+            policy_version=policy_version,
             anchor=anchor,
             budget=budget,
             started_s=started_s,

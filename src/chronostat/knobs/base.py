@@ -1,7 +1,7 @@
 """What a knob is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self
 
@@ -73,6 +73,10 @@ class Knob(ABC):
         """
         return self.levels
 
+    def stands_back(self, others: Collection[str]) -> str | None:
+        """Why it is offered only where a configuration names its values, beside some other knobs; None: by itself."""
+        return None
+
     def effect(self, value: KnobValue, setting: Mapping[str, KnobValue]) -> Hashable:
         """What a value comes to beside the other knobs' values; values of equal effect are one to the action space."""
         return value
@@ -84,6 +88,10 @@ class Knob(ABC):
     def image_arguments(self, value: KnobValue) -> dict[str, Any]:
         """What the image processor is called with under this value."""
         return {}
+
+    def reads(self, value: KnobValue, image_tokens: int) -> int:
+        """How many of the image tokens of a ready batch the language model reads under this value."""
+        return image_tokens
 
     def applied(self, model: PreTrainedModel, value: KnobValue) -> AbstractContextManager[None]:
         """The model under this value, for the length of the ``with``; bit-equal afterwards.

@@ -12,12 +12,14 @@ from transformers import PreTrainedModel, ProcessorMixin
 from chronostat.errors import KnobError
 from chronostat.knobs.base import Knob
 from chronostat.knobs.block_skip import BlockSkip
+from chronostat.knobs.drop_after import DropAfter
+from chronostat.knobs.image_keep import ImageKeep
 from chronostat.knobs.moe_topk import MoeTopk
 from chronostat.knobs.space import ActionSpace, pruning
 from chronostat.knobs.vision_tokens import VisionTokens
 from chronostat.records import KnobValue, Setting
 
-KNOBS: dict[str, type[Knob]] = {knob.name: knob for knob in (VisionTokens, MoeTopk, BlockSkip)}
+KNOBS: dict[str, type[Knob]] = {knob.name: knob for knob in (VisionTokens, MoeTopk, BlockSkip, ImageKeep, DropAfter)}
 
 
 def find_knob(name: str, model: PreTrainedModel, processor: ProcessorMixin | None) -> Knob:
@@ -60,6 +62,10 @@ def find_space(
             absent[name] = str(error)
             continue
         _require_no_idle_option(name, asked, options)
+        reason = knob.stands_back(found) if asked is None else None
+        if reason is not None:
+            absent[name] = f"{name}: {reason}"
+            continue
         offered = knob.offered(options) if asked is None else tuple(knob.reached(value) for value in asked)
         knobs[name] = knob
         found[name] = tuple(dict.fromkeys([knob.full, *offered]))
@@ -91,6 +97,16 @@ def _pruned_space(knobs: Mapping[str, Knob], levels: Mapping[str, Sequence[KnobV
     kept = ActionSpace(levels, pruned).settings
     used = {name: [value for value in values if any(s[name] == value for s in kept)] for name, values in levels.items()}
     return ActionSpace(used, pruned)
+
+
+def tokens_read(
+    setting: Setting, model: PreTrainedModel, processor: ProcessorMixin | None, image_tokens: int | None
+) -> int | None:
+    """How many of the image tokens of a ready batch the language model reads under a setting; None: it is not known."""
+    for name, value in setting.items():
+        if image_tokens is not None:
+            image_tokens = find_knob(name, model, processor).reads(value, image_tokens)
+    return image_tokens
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from threadpoolctl import threadpool_limits
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def stabilised(*, threads: int | None = None, flush_denormals: bool | None = Non
     something inside changes them.
 
     Args:
-        threads: of torch; None: as many as there are.
+        threads: of torch, and of numpy's linear algebra between executions; None: as many as there are.
         flush_denormals: count numbers near 0 as 0. Faster where a model makes such numbers, but answers can then differ
             from those of a plain call. None: as it is. Where the CPU cannot do it, ``Conditions.flush_denormals`` says
             so.
@@ -45,6 +46,7 @@ def stabilised(*, threads: int | None = None, flush_denormals: bool | None = Non
         undo.enter_context(_frozen())
         if threads is not None:
             torch.set_num_threads(threads)
+            undo.enter_context(threadpool_limits(threads, user_api="blas"))  # numpy's own: it would wait for cores
         if flush_denormals is not None:
             torch.set_flush_denormal(flush_denormals)
         yield

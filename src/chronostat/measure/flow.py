@@ -20,6 +20,7 @@ from chronostat.measure.colours import Colour, Colours, tensors_in
 from chronostat.measure.hooks import restorer
 from chronostat.models.anatomy import Anatomy, anatomy_of, remember
 from chronostat.models.blocks import running_blocks
+from chronostat.models.calls import watching_calls
 from chronostat.models.locate import library_part, within
 
 _LIBRARY = "transformers.generation"  # its methods surround the whole call
@@ -93,21 +94,30 @@ def parts_followed(model: nn.Module) -> Generator[None]:
     """
     watched: Any = model
     original, restore = watched.generate, restorer(model, "generate")
-    anatomy, flows = anatomy_of(model), list[Flow]()
+    anatomy, flows, opened = anatomy_of(model), list[Flow](), list[Flow]()
+
+    @contextmanager
+    def following(arguments: dict[str, Any]) -> Generator[None]:
+        if flows or opened:
+            yield
+            return
+        opened.append(Flow())
+        try:
+            with _following(model, anatomy, opened[0], arguments):
+                yield
+            flows.extend(opened)
+        finally:
+            opened.clear()
 
     @functools.wraps(original)
     def followed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passes through whatever generate takes
-        if flows:
+        with following(kwargs):
             return original(*args, **kwargs)
-        flow = Flow()
-        with _following(model, anatomy, flow, kwargs):
-            output = original(*args, **kwargs)
-        flows.append(flow)
-        return output
 
     watched.generate = followed
     try:
-        yield
+        with watching_calls(model, following):
+            yield
     finally:
         restore()
     if flows and flows[0].saw_image:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from chronostat.measure.hooks import restorer
 from chronostat.models.anatomy import anatomy_of
 from chronostat.models.blocks import SkippedBlock, running_blocks
+from chronostat.models.calls import watching_calls
 from chronostat.models.locate import module_of
 from chronostat.models.prepare import count_image_tokens
 
@@ -71,19 +72,32 @@ def counted_work(model: nn.Module) -> Generator[list[Work]]:
     done: list[Work] = []
     watched: Any = model
     original, restore = watched.generate, restorer(model, "generate")
+    opened: list[_Tally] = []
+
+    @contextmanager
+    def counting(_: object) -> Generator[_Tally]:
+        if opened:
+            yield opened[0]
+            return
+        opened.append(_Tally())
+        try:
+            with _hooked(model, opened[0]):
+                yield opened[0]
+        finally:
+            opened.clear()
 
     @functools.wraps(original)
     def counted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passes through whatever generate takes
-        tally = _Tally()
-        try:
-            with _hooked(model, tally):
+        with counting(kwargs) as tally:
+            try:
                 return original(*args, **kwargs)
-        finally:
-            done.append(tally.work(count_image_tokens(model, kwargs)))
+            finally:
+                done.append(tally.work(count_image_tokens(model, kwargs)))
 
     watched.generate = counted
     try:
-        yield done
+        with watching_calls(model, counting):
+            yield done
     finally:
         restore()
 

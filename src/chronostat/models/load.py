@@ -1,5 +1,6 @@
 """Loading a model and its processor. Model files are data: safetensors only, and no remote code unless asked for."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from chronostat.models.adapters import WITHOUT_ADAPTER, adapter_of, check_no_ada
 from chronostat.models.anatomy import anatomy_of
 from chronostat.models.identity import fingerprint
 from chronostat.models.molmo import first_molmo_class
+from chronostat.models.refusals import missing_package
 
 if TYPE_CHECKING:  # loading a model needs no pydantic, which the configuration is made of
     from chronostat.records.choices import Attention, DeviceName, DtypeName
@@ -48,6 +50,7 @@ def load_vlm(
     revision: str | None = None,
     trust_remote_code: bool = False,
     layout: Mapping[str, str | Sequence[str]] | None = None,
+    template: Mapping[str, Any] | None = None,
 ) -> Vlm:
     """Load a directory in the ``save_pretrained`` format, or a hub name; the bundled model if ``path`` is None.
 
@@ -62,6 +65,7 @@ def load_vlm(
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run code that comes with the checkpoint.
         layout: module paths of parts that are not found by themselves.
+        template: what the chat template is told, such as ``{"enable_thinking": False}``.
 
     Raises:
         ModelError: not a model directory, only pickled weights, missing weights, no processor, not an
@@ -80,6 +84,7 @@ def load_vlm(
         adapter = adapter_of(source, revision)
         kind_of_model = _model_class(source, config, trusted=trust_remote_code, revision=revision)
         processor = _load_processor(source, **named)
+        _tell_template(processor, template or {}, source)
         chosen = {} if attention == "auto" else {"attn_implementation": attention}
         loaded: Any = kind_of_model.from_pretrained(
             source, dtype=kind, use_safetensors=True, output_loading_info=True, **named, **chosen, **WITHOUT_ADAPTER
@@ -98,6 +103,23 @@ def load_vlm(
     model = model.to(place).eval()  # pyright: ignore[reportArgumentType] - a decorated method of the library
     anatomy_of(model, layout)
     return Vlm(model=model, processor=processor, name=_name(source), fingerprint=fingerprint(model))
+
+
+def speaks_like_the_bundled(path: str | Path) -> bool:
+    """Whether a directory has the tokenizer and chat template of the bundled model; nothing is loaded."""
+    own, bundled = (_dialect(Path(folder)) for folder in (path, BUNDLED))
+    return own is not None and own == bundled
+
+
+def _dialect(folder: Path) -> tuple[object, str] | None:
+    """Vocabulary with its rules, and template; None: it is no directory with both."""
+    try:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    # how the last batch was padded and cut is kept in the file too
+    return {key: value for key, value in tokenizer.items() if key not in {"padding", "truncation"}}, template
 
 
 def _is_about_attention(error: Exception) -> bool:
@@ -175,7 +197,9 @@ def _model_class(
 def _load_processor(source: str, **named: Any) -> ProcessorMixin:  # noqa: ANN401 - revision, trust_remote_code
     try:
         processor = AutoProcessor.from_pretrained(source, **named)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except ImportError as error:
+        raise missing_package(source, error) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{source} has no usable processor ({error}); save one into the folder") from error
     if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
         raise ModelError(
@@ -183,6 +207,22 @@ def _load_processor(source: str, **named: Any) -> ProcessorMixin:  # noqa: ANN40
             "save the model's processor into the folder with processor.save_pretrained"
         )
     return processor
+
+
+def _tell_template(processor: ProcessorMixin, told: Mapping[str, Any], source: str) -> None:
+    """Set variables of the chat template in the template itself, so that whoever renders it renders it so."""
+    if not told:
+        return
+    template: Any = getattr(processor, "chat_template", None)
+    if not isinstance(template, str):
+        raise ModelError(f"model.template = {dict(told)!r}, but the processor of {source} has no chat template to tell")
+    unread = [name for name in told if name not in template]
+    if unread:
+        raise ModelError(
+            f"model.template: {unread[0]!r} is read nowhere in the chat template of {source}; leave it out"
+        )
+    lines = (f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in told.items())
+    processor.chat_template = "".join(lines) + template
 
 
 def _name(source: str) -> str:

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from transformers import ProcessorMixin
 
 from chronostat.errors import DataError
+from chronostat.records.messages import Turn
 
 
 def prepare(
     processor: ProcessorMixin,
     images: Sequence[Image],
-    prompt: str,
+    asked: str | Sequence[Turn],
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -24,17 +25,19 @@ def prepare(
 
     Args:
         processor: the model's own.
-        images: RGB images, placed before the prompt in their order.
-        prompt: the user's text.
+        images: RGB images.
+        asked: the user's text, before which the images stand in their order; or a conversation that places them.
         device: where the tensors go.
         dtype: type of the pixel values.
         image_arguments: passed to the image processor, for example ``{"max_patches": 4}``.
 
     Raises:
-        DataError: the processor has no chat template, nor a method ``process`` of its own; or it takes one image.
+        DataError: the processor has no chat template, nor a method ``process`` of its own; or it takes one image, or
+            no conversation.
+        Exception: whatever processors raise for what they do not take; ``models/refusals.py`` puts it into words.
     """
     own: Any = getattr(processor, "process", None)
-    batch = (_by_template if own is None else _by_own_method)(processor, images, prompt, image_arguments)
+    batch = (_by_template if own is None else _by_own_method)(processor, images, asked, image_arguments)
     return {
         key: value.to(device, dtype if value.is_floating_point() else None)
         for key, value in batch.items()
@@ -42,12 +45,25 @@ def prepare(
     }
 
 
+def conversation_of(images: Sequence[Image], asked: str | Sequence[Turn]) -> list[dict[str, Any]]:
+    """Messages as chat templates take them, each with its text and images in order."""
+    if isinstance(asked, str):
+        asked = [Turn(role="user", parts=(*range(len(images)), asked))]
+    return [{"role": turn.role, "content": [_content(images, part) for part in turn.parts]} for turn in asked]
+
+
+def _content(images: Sequence[Image], part: str | int) -> dict[str, Any]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": images[part]}
+
+
 def _by_template(
-    processor: ProcessorMixin, images: Sequence[Image], prompt: str, image_arguments: Mapping[str, Any]
+    processor: ProcessorMixin,
+    images: Sequence[Image],
+    asked: str | Sequence[Turn],
+    image_arguments: Mapping[str, Any],
 ) -> Mapping[str, Any]:
     template: Any = processor
-    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]
-    conversation = [{"role": "user", "content": content}]
+    conversation = conversation_of(images, asked)
     if getattr(processor, "chat_template", None) is None:
         raise DataError(f"{type(processor).__name__} has no chat template; add one to the model's processor")
     if _reads_pages(processor):
@@ -72,11 +88,18 @@ def _reads_pages(processor: ProcessorMixin) -> bool:
 
 
 def _by_own_method(
-    processor: ProcessorMixin, images: Sequence[Image], prompt: str, image_arguments: Mapping[str, Any]
+    processor: ProcessorMixin,
+    images: Sequence[Image],
+    asked: str | Sequence[Turn],
+    image_arguments: Mapping[str, Any],
 ) -> Mapping[str, Any]:
     """The first Molmo generation: ``process`` writes the prompt's format itself and returns one request unbatched."""
     own: Any = processor
-    made = own.process(images=list(images), text=prompt, images_kwargs=dict(image_arguments))
+    if not isinstance(asked, str):
+        raise DataError(
+            f"{type(processor).__name__} takes one prompt after the images, no conversation and no places of images"
+        )
+    made = own.process(images=list(images), text=asked, images_kwargs=dict(image_arguments))
     return {key: value.unsqueeze(0) for key, value in made.items() if isinstance(value, Tensor)}
 
 
@@ -103,8 +126,21 @@ def count_image_tokens(model: nn.Module, batch: Mapping[str, Any]) -> int | None
         return int(images * tiles * ((vision.image_size // vision.patch_size) ** 2 + 1))
     if isinstance(places, Tensor):
         return int((places >= 0).sum())
-    placeholder, ids = image_token_id(model), batch.get("input_ids")
-    return None if placeholder is None or not isinstance(ids, Tensor) else int((ids == placeholder).sum())
+    places = image_places(model, batch)
+    return None if places is None else int(places.sum())
+
+
+def image_places(model: nn.Module, batch: Mapping[str, Any]) -> Tensor | None:
+    """Where image features take the place of embeddings of the prompt, shape [1, T]; None where that is not known.
+
+    Where the placeholder stands in ``input_ids``; in Kosmos-2, which has none, where ``image_embeds_position_mask`` is
+    set.
+    """
+    ids, mask = batch.get("input_ids"), batch.get("image_embeds_position_mask")
+    if isinstance(mask, Tensor):
+        return mask != 0
+    placeholder = image_token_id(model)
+    return None if placeholder is None or not isinstance(ids, Tensor) else ids == placeholder
 
 
 def image_token_id(model: nn.Module) -> int | None:

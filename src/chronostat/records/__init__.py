@@ -7,6 +7,7 @@ docs/definitions.md.
 from chronostat.records.budgets import DEADLINE_SHARE, Budget, BudgetKind
 from chronostat.records.conditions import NOT_RECORDED, Conditions
 from chronostat.records.executions import LATENCY_METRICS, NOT_CALLED, Execution, LatencyMetric, Source, StageTiming
+from chronostat.records.messages import Role, Turn
 from chronostat.records.plain_data import Number, plain
 from chronostat.records.settings import KnobValue, Setting, knob_value, value_text
 from chronostat.records.trials import Decision, Phase, Step, Trial
@@ -29,11 +30,13 @@ __all__ = [
     "Number",
     "Phase",
     "PolicyScore",
+    "Role",
     "Setting",
     "Source",
     "StageTiming",
     "Step",
     "Trial",
+    "Turn",
     "Verdict",
     "knob_value",
     "plain",

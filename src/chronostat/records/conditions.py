@@ -11,8 +11,6 @@ from chronostat.errors import UnlikeConditions
 NOT_RECORDED = "not recorded"
 _ONLY_TOLD = frozenset({"affinity", "commit"})
 _YOUNGER = frozenset({"adapter"})  # not compared with records that are older than the field
-# how a setting relates to full: under other ones a latency of full says nothing about the others
-_SHAPING = ("device", "dtype", "attention", "cache", "compiled", "engine", "adapter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +102,6 @@ class Conditions:
         unequal = [name for name in mine if mine[name] != theirs[name] and name not in unknown]
         texts = {name: f"{name}: {mine[name]} != {theirs[name]}" for name in unequal}
         return [texts[n] for n in unequal if n not in _ONLY_TOLD], [texts[n] for n in unequal if n in _ONLY_TOLD]
-
-    def shaping_differences(self, other: "Conditions") -> list[str]:
-        """The fields among ``differences`` under which settings relate to ``full`` in another way.
-
-        The device is the card, and on a CPU the CPU.
-        """
-        names = {*_SHAPING, *(("cpu",) if self.device == other.device == "cpu" else ())}
-        return [text for text in self.differences(other)[0] if text.partition(":")[0] in names]
 
     def require_comparable(self, other: "Conditions") -> None:
         """Accept conditions under which latencies can be compared.

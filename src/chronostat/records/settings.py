@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from chronostat.errors import KnobError
 
-KnobValue = int | float | tuple[int, ...]
+KnobValue = int | float | str | tuple[int, ...]
 
 
 @dataclass(frozen=True, init=False)
@@ -14,8 +14,8 @@ class Setting(Mapping[str, KnobValue]):
     """One value for each knob, by name; hashable. A knob that is not named stays as the model was built.
 
     ``str(setting)`` and ``Setting.parse`` are inverse: ``"vision_tokens=80 moe_topk=1 block_skip=2,3"``, with
-    ``vision_tokens=0.25`` for a share, ``block_skip=-`` for the empty tuple and ``"full"`` for the setting without
-    knobs.
+    ``vision_tokens=0.25`` for a share, ``image_keep=pool:64`` for a method with its number, ``block_skip=-`` for the
+    empty tuple and ``"full"`` for the setting without knobs.
     """
 
     pairs: tuple[tuple[str, KnobValue], ...]
@@ -61,7 +61,7 @@ class Setting(Mapping[str, KnobValue]):
         return cls(dict(pairs))
 
 
-def knob_value(plain: float | list[int]) -> KnobValue:
+def knob_value(plain: float | str | list[int]) -> KnobValue:
     """The value that JSON has made a list of, where it is a tuple."""
     return tuple(plain) if isinstance(plain, list) else plain
 
@@ -82,6 +82,9 @@ def _parse_pair(word: str) -> tuple[str, KnobValue]:
             return name, ()
         if "," in text:
             return name, tuple(int(part) for part in text.rstrip(",").split(","))
+        before, colon, after = text.partition(":")
+        if equals and name and colon and before and after:
+            return name, text
         number = text if equals and name else ""
         return name, float(number) if set(".e") & set(number) else int(number)
     except ValueError:

@@ -20,6 +20,8 @@ class Trial:
         index: position of the trial in its phase.
         draws: for each draw of the group, the position of its execution; equal draws share one.
         anchor: position of the execution of ``full`` that tracks drift, if this trial had one.
+        probabilities: of each draw under the policy that drew it, exactly; empty where nothing was drawn.
+        policy_version: of that policy, counted from 0 in its run; None where settings were drawn alike.
         budget: the budget under which the group was drawn, if a learner drew it.
         started_s: seconds since the run began.
         drift: latency of ``full`` then, relative to the calibration, from the anchors before this trial; None before
@@ -31,10 +33,17 @@ class Trial:
     sample_id: str
     executions: tuple[Execution, ...]
     draws: tuple[int, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    policy_version: int | None = None
     anchor: int | None = None
     budget: Budget | None = None
     started_s: float = 0.0
     drift: Estimate | None = None
+
+    @property
+    def asked(self) -> int:
+        """Executions without an anchor that was only due: a slower machine has more of those."""
+        return len(self.executions) - (self.anchor is not None and self.anchor not in self.draws)
 
 
 @dataclass(frozen=True, kw_only=True)

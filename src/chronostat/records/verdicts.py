@@ -53,6 +53,8 @@ class PolicyScore:
         share_within: share of requests within ``budget_ms``.
         gain: accuracy of the controller less that of this policy, paired by sample; None for the controller.
         kept: whether the budget was kept by its own rule (mean, or 95 % of requests).
+        unmeetable: samples that no measured setting brings within a deadline; for every policy alike they count in the
+            mean latency alone.
     """
 
     policy: str
@@ -67,3 +69,4 @@ class PolicyScore:
     share_within: Estimate
     gain: Estimate | None
     kept: bool
+    unmeetable: int = 0

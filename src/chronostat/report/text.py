@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from chronostat.records import Estimate, LatencyMetric, Setting, Source, knob_value
-from chronostat.runs.store import NoiseFloor
+from chronostat.records import Estimate, LatencyMetric, PolicyScore, Setting, Source, knob_value
+from chronostat.runs.store import NoiseFloor, Selected
 
 ABSENT = "not recorded"
 
@@ -54,6 +54,11 @@ def ms_interval(estimate: Estimate) -> str:
     return _interval(estimate, lambda number: f"{number:.1f}", " ms")
 
 
+def points(value: float | None) -> str:
+    """A difference of shares in points, ``1.2``."""
+    return _number(value, lambda share: f"{100 * share:.1f}")
+
+
 def points_interval(estimate: Estimate | None) -> str:
     """A difference of shares in points with its 95 % interval, ``+5.0 [1.6, 8.4]``."""
     return "" if estimate is None else _interval(estimate, lambda share: f"{100 * share:+.1f}", "")
@@ -66,6 +71,56 @@ def noise_floor_text(noise: NoiseFloor) -> str:
     if not math.isfinite(noise.spread):
         known = "not known"
     return f"{known}; {count(left_out)} of {count(noise.asked)} pairs left out"
+
+
+def forecast_text(known: Mapping[str, float], noise: NoiseFloor | None) -> str:
+    """How far the forecast of a latency is from what was measured then, beside measuring once.
+
+    Args:
+        known: ``forecast`` of ``run.json``.
+        noise: pairs of ``full`` against itself: what one earlier measurement of the same would have been off by.
+    """
+    executions, error = count(known["executions"]), percent(known["error"])
+    said = f"half of {executions} executions differ by more than {error} from a forecast that did not know them"
+    if noise is None or not math.isfinite(noise.spread):
+        return said
+    return f"{said}; from one earlier measurement of the same by more than {percent(noise.spread)} (noise floor)"
+
+
+def learned_share_text(selection: Mapping[str, Selected]) -> str | None:
+    """Under which budgets the controller looks at the request; None for a verdict of an older version."""
+    known = {budget: each.learned for budget, each in selection.items() if each.learned is not None}
+    if not known:
+        return None
+    plain = [budget for budget, learned in known.items() if not learned]
+    said = f"the controller looks at the request under {len(known) - len(plain)} of {len(known)} budgets"
+    if not plain:
+        return said
+    return (
+        f"{said}; under {', '.join(plain)} the evidence for that is not there, and it plays what is best for all alike"
+    )
+
+
+def choice_text(selected: Selected) -> str:
+    """How the best fixed setting under a budget was found, and whether the controller looks at the request."""
+    if selected.n is not None:
+        return (
+            f"best fixed setting found on {count(selected.n)} validation samples (accuracy there "
+            f"{percent(selected.validation_accuracy)})"
+        )
+    looks = "looks at the request" if selected.learned else "treats all requests alike"
+    return (
+        f"best fixed setting by all evidence (accuracy expected of it {percent(selected.expected)}; the truly best one "
+        f"may be {points(selected.shortfall)} points better); the controller {looks}"
+    )
+
+
+def unmeetable_text(score: PolicyScore) -> str:
+    """What is said where no measured setting brings some samples within a deadline."""
+    return (
+        f"{count(score.unmeetable)} of {count(score.samples)} samples take longer under every setting that was "
+        "measured on them, so they count for no policy here"
+    )
 
 
 def setting_lines(setting: str) -> str:

@@ -251,7 +251,7 @@ def _elements(model: PreTrainedModel, request: SampleRequest, setting: Setting) 
         batch = prepare(
             request.processor,
             request.images,
-            request.sample.prompt,
+            request.sample.asked,
             device=torch.device("cpu"),
             dtype=model.dtype,
             image_arguments=image_arguments,

@@ -51,7 +51,7 @@ class CallCounter:
 
 @contextmanager
 def counted_phase(
-    store: RunStore, progress: Progress, counter: CallCounter, runner: TrialRunner, phase: Phase, seconds: float
+    store: RunStore, progress: Progress, counter: CallCounter, runner: TrialRunner, phase: Phase, length: str
 ) -> Generator[None]:
     """Record what a phase took, also when it is interrupted; the processes of one run are added up.
 
@@ -63,7 +63,7 @@ def counted_phase(
     else:  # until this process has ended nobody knows its calls
         _record_phase(store, phase, {key: value for key, value in earlier.items() if key != "generate_calls"})
     start_s, start_calls = runner.elapsed_s, counter.calls
-    progress.begin(phase, seconds)
+    progress.begin(phase, length)
     try:
         yield
     finally:

@@ -4,21 +4,23 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
+from math import inf
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from chronostat.config import Config
 from chronostat.control.calibration import check_source
 from chronostat.control.drift import DriftTracker, reference_of
 from chronostat.control.failures import IN_A_ROW
-from chronostat.control.observation import Observer
+from chronostat.control.observer import Observer
+from chronostat.data.identity import require_same
 from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import Split
 from chronostat.errors import ChronostatError, UnlikeConditions
+from chronostat.evidence.observation import Observation
 from chronostat.execution.conditions import as_it_was
 from chronostat.execution.trials import TrialInput, TrialRunner
 from chronostat.knobs.space import ActionSpace
@@ -34,14 +36,12 @@ from chronostat.runs.knob_check import metadata_of, prove_knobs
 from chronostat.runs.phases import CallCounter, counted_phase
 from chronostat.runs.store import RunStore
 from chronostat.runs.store.comparable import CONDITIONS
-from chronostat.runs.workload import Workload
+from chronostat.runs.workload import Workload, quality_of
 from chronostat.version import VERSION
 
 _MOST_PROBES = 4  # executions before training at which the stages can be seen
-_SETTLE_SAMPLES = 256  # that the price of latency is fitted on
 _TIME_LIMIT = 30.0  # of the time that full took, unless the configuration names a limit
 _LEAST_TIME_LIMIT_S = 10.0
-_LEAST_PHASE_S = 10.0  # even where the box of the whole run has ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +88,21 @@ class Session:
         """
         return self.workload.dataset.split(split)
 
-    def unseen_observations(self) -> Tensor:
-        """What the controller sees of some validation samples, shape [N, D]; nothing is executed."""
-        unseen = self.samples("validation")[:_SETTLE_SAMPLES]
-        return torch.stack([self.observer(self.runner.request(trial_input)) for trial_input in unseen])
+    def observe(self, trial_input: TrialInput) -> Observation:
+        """What the controller sees of it; nothing is executed."""
+        return self.observer.seen(trial_input)
 
-    def box_s(self, seconds: float) -> float:
-        """Time box of a phase that may take ``seconds``, if the box of the whole run leaves them."""
+    def unseen(self) -> list[Observation]:
+        """What it sees of samples to train and to select on, evenly from both."""
+        most = self.config.train.unseen
+        train, validation = (self.samples(split) for split in ("train", "validation"))
+        mixed = [each for pair in zip_longest(train[:most], validation[:most]) for each in pair if each is not None]
+        return [self.observe(trial_input) for trial_input in mixed[:most]]
+
+    def time_left_s(self) -> float:
+        """Of the box of the whole run; infinite where it has none."""
         whole_s = self.config.seconds
-        return seconds if whole_s is None else min(seconds, max(whole_s - self.runner.elapsed_s, _LEAST_PHASE_S))
+        return inf if whole_s is None else whole_s - self.runner.elapsed_s
 
     def follow_drift(self, full_ms: float) -> None:
         """From now on every trial records how ``full`` has drifted; what the run holds already is taken into account.
@@ -126,14 +132,23 @@ class Session:
         drift = self.runner.drift
         return full_ms if drift is None else full_ms * drift.at(self.runner.elapsed_s).point
 
-    def phase(self, phase: Phase, seconds: float) -> AbstractContextManager[None]:
+    def phase(self, phase: Phase, length: str) -> AbstractContextManager[None]:
         """Everything executed inside belongs to ``phase``; its time and its ``generate()`` calls are recorded.
+
+        Args:
+            phase: that begins.
+            length: what it takes at most, in words.
 
         Raises:
             UnlikeConditions: threads, clocks or whatever else counts are not what they were when the session began.
         """
         self.conditions.require_comparable(self.workload.conditions())
-        return counted_phase(self.store, self.progress, self.counter, self.runner, phase, seconds)
+        return counted_phase(self.store, self.progress, self.counter, self.runner, phase, length)
+
+
+def executions(count: int) -> str:
+    """How long a phase is, in words."""
+    return f"about {count:,} executions"
 
 
 @contextmanager
@@ -217,10 +232,11 @@ def _say_engine(progress: Progress, eager_because: str | None) -> None:
 
 
 def require_comparable(workload: Workload, store: RunStore) -> None:
-    """Accept a stored run of the same model and conditions; for a caller inside ``workload.stabilised()``.
+    """Accept a stored run of the same model, data and conditions; for a caller inside ``workload.stabilised()``.
 
     Raises:
         UnlikeConditions: names what differs.
+        DataError: the samples of a split are others.
     """
     metadata = store.metadata
     differing = unlike(metadata["model"]["fingerprint"], workload.vlm.model)
@@ -229,6 +245,7 @@ def require_comparable(workload: Workload, store: RunStore) -> None:
             f"the run in {store.folder} belongs to model {metadata['model']['fingerprint']}, but {workload.vlm.name} "
             f"is {workload.vlm.fingerprint}: {differing} differ; begin a new run"
         )
+    require_same(metadata.get("data", {}).get("digests", {}), workload.dataset, str(store.folder))
     stored = as_it_was(Conditions.from_json(metadata.get("conditions", {})), workload.vlm.model)
     stored.require_comparable(workload.conditions())
 
@@ -245,7 +262,7 @@ def _session(workload: Workload, store: RunStore, progress: Progress, clock: Clo
     runner = TrialRunner(
         model=model,
         processor=workload.vlm.processor,
-        quality=quality_by_name(config.data.quality),
+        quality=quality_by_name(quality_of(config)),
         full=workload.space.full,
         max_new_tokens=config.measure.max_new_tokens,
         clock=clock or clock_for(model.device),
@@ -259,10 +276,10 @@ def _session(workload: Workload, store: RunStore, progress: Progress, clock: Clo
         _keep_conditions(store, conditions, model)
         if workload.decoding.note is not None:
             progress.warn(workload.decoding.note)
-        with counted_phase(store, progress, counter, runner, "warmup", config.train.calibration_seconds):
+        with counted_phase(store, progress, counter, runner, "warmup", executions(len(workload.space))):
             weights = weights_checksum(model)
             recorded: Source | None = store.metadata.get("source")
-            source = _decide_source(runner, workload, recorded)
+            source = decide_source(runner, workload, recorded)
             _prove_knobs(runner, workload, store, weights)
         metric = config.measure.latency_metric if source != "total_only" else "total_ms"
         if recorded is None:
@@ -273,7 +290,7 @@ def _session(workload: Workload, store: RunStore, progress: Progress, clock: Clo
             progress=progress,
             counter=counter,
             runner=runner,
-            observer=Observer(model, workload.vlm.processor),
+            observer=Observer(model, workload.vlm.processor, workload.space),
             conditions=conditions,
             metric=metric,
             source=source,
@@ -307,7 +324,7 @@ def record_check(store: RunStore, **metadata: object) -> None:
     store.update_metadata(selfcheck={**store.metadata.get("selfcheck", {}), **metadata})
 
 
-def _decide_source(runner: TrialRunner, workload: Workload, recorded: Source | None) -> Source:
+def decide_source(runner: TrialRunner, workload: Workload, recorded: Source | None) -> Source:
     """Execute ``full`` twice, since the first call of a process pays for what later ones find ready.
 
     The first one is followed, to find the parts by what flows through them.

@@ -1,10 +1,12 @@
 """What a stored run says of itself."""
 
+from pathlib import Path
+
 from pydantic import ValidationError
 
 from chronostat.config import Config
 from chronostat.control import controller_files
-from chronostat.errors import StoreError
+from chronostat.errors import ConfigError, DataError, StoreError
 from chronostat.runs.store import RunStore
 from chronostat.runs.store.run import METADATA
 
@@ -14,19 +16,46 @@ def is_trained(store: RunStore) -> bool:
     return store.holds(f"{controller_files.FOLDER}/{controller_files.METADATA}")
 
 
-def stored_config(store: RunStore) -> Config:
-    """The configuration that a run began with.
+def stored_config(store: RunStore, data: Path | None = None) -> Config:
+    """The configuration that a run began with, and where its data is now.
+
+    Args:
+        store: of the run.
+        data: where its own samples are, if they have moved; whether they are the same is seen when they are loaded.
 
     Raises:
         StoreError: it was not written by this version.
+        ConfigError: ``data`` for a run without own data.
+        DataError: the data is neither where the configuration says nor where it was then.
     """
+    return _with_data(store, _stored(store), data)
+
+
+def _with_data(store: RunStore, config: Config, data: Path | None) -> Config:
+    if config.data.path is None:
+        if data is not None:
+            raise ConfigError(f"--data {data}: the run in {store.folder} has no data of its own; leave it out")
+        return config
+    then: str | None = store.metadata.get("data", {}).get("path")
+    places = [Path(config.data.path).expanduser(), *([Path(then)] if then else ())] if data is None else [data]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise DataError(
+            f"the data of the run in {store.folder} is not in {' nor in '.join(dict.fromkeys(map(str, places)))}; name "
+            "where it is now with --data FILE"
+        )
+    return config.model_copy(update={"data": config.data.model_copy(update={"path": str(found)})})
+
+
+def _stored(store: RunStore) -> Config:
     try:
         return Config.model_validate(store.metadata["config"])
     except KeyError:
         problem = "there is none"
     except ValidationError as error:
-        problem = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        first, *more = error.errors()
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}{f' ({len(more)} more)' if more else ''}"
     raise StoreError(
         f"the configuration in {store.folder / METADATA} cannot be used: {problem}; it was not written by this version "
-        "of chronostat"
+        f"of chronostat. chronostat report {store.folder} shows it all the same; to train and judge begin a new run"
     )

@@ -1,45 +1,39 @@
-"""From a configuration to a controller: calibrate, then propose, execute, reward and learn until the time box ends."""
+"""From a configuration to a controller: calibrate, select, train, freeze."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from math import isfinite
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-import torch
-from pydantic import TypeAdapter
 
-from chronostat.config import Config, TrainConfig
-from chronostat.control.calibration import Calibration, calibrate
-from chronostat.control.controller import Controller
+from chronostat.config import Config
+from chronostat.control.calibration import calibrated_settings, chances_of, full_ms_of, training_budgets
+from chronostat.control.controller import Controller, choosing_ms
 from chronostat.control.controller_files import FOLDER, ControllerMetadata
 from chronostat.control.failures import Failures
-from chronostat.control.learners import learner_by_name
+from chronostat.control.learners import Learner, learner_by_name
 from chronostat.control.trainer import Trainer
+from chronostat.data.samples import Split
 from chronostat.errors import KnobError, StoreError
-from chronostat.records import Budget
+from chronostat.evidence.evidence import Evidence
+from chronostat.evidence.linear import Flags
+from chronostat.evidence.observation import Observation
+from chronostat.execution.trials import TrialInput
+from chronostat.policy.frontier import Requests
+from chronostat.policy.policy import Policy
+from chronostat.policy.scorers import QualityScorer
+from chronostat.records import Budget, Trial
+from chronostat.runs.beginning import what_full_answered
 from chronostat.runs.knob_check import require_gradients
-from chronostat.runs.session import Session, record_check
-from chronostat.runs.store.run import CHECKPOINT
-from chronostat.tensors import read_tensors, write_tensors
+from chronostat.runs.session import Session, executions, record_check
 
-JUDGED_SETTINGS = 11  # about how many distinct settings a judged sample runs under
-_LEAST_TRAINING_S = 10.0
-_CHOICES = 16  # that the controller's own time is taken from before training
-_SPARE = 1.15  # a machine that slows down later shall still judge all its samples
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Start:
-    """Where training begins: after the calibration, or at a checkpoint."""
-
-    trainer: Trainer
-    calibration: Calibration
-    trained_s: float
+_DRAWS = 100  # of what may be true of quality, kept with the policy
+_SELECT_FROM: Split = "validation"
 
 
 def train(session: Session, judged: Sequence[Budget] = ()) -> Controller:
-    """Calibrate, train until the time box ends, and save the controller in the run; continues a killed run.
+    """Calibrate, select, train until the executions are used, and save the controller; continues a killed run.
+
+    Whatever is stored already is learned from and not executed again.
 
     Args:
         session: at work on the run.
@@ -47,197 +41,217 @@ def train(session: Session, judged: Sequence[Budget] = ()) -> Controller:
 
     Raises:
         BudgetError: by the calibration no setting can meet one of ``judged``; there is no training then.
-        MeasurementError: a setting could not be measured at all.
-        StoreError: the run cannot be written, or its checkpoint cannot be read.
+        MeasurementError: ``full`` could not be measured.
+        StoreError: the run cannot be written, or its stored trials are not of this configuration and data.
     """
-    start = _continue(session) if (session.store.folder / CHECKPOINT).is_file() else _begin(session)
-    _require_meetable(session, start.trainer, judged)
-    _loop(session, start)
-    controller = _frozen(session, start)
+    trainer = _calibrated(session)
+    _require_meetable(session, trainer, judged)
+    _select(session, trainer)
+    _begin_learning(session, trainer)
+    _draw(session, trainer)
+    controller = _frozen(session, trainer)
     controller.save(session.store.folder / FOLDER)
     return controller
 
 
-def _begin(session: Session) -> _Start:
-    seconds = session.config.train.calibration_seconds
-    samples = session.samples("train")[: session.config.train.calibration_samples]
-    with session.phase("calibrate", seconds):
-        calibration = calibrate(
-            session.runner, session.space, samples, session.metric, seconds, session.progress.advance
-        )
-    calibration = replace(calibration, controller_ms=_choosing_ms(session, calibration))
-    session.follow_drift(calibration.full_ms)
-    trainer = _trainer(session, calibration)
-    for position in trainer.failures.taken_out:
-        session.take_out(session.space.settings[position], trainer.failures.reasons[position])
-    low, high = trainer.budgets[0].fraction, max(budget.fraction for budget in trainer.budgets)
-    session.store.update_metadata(
-        full_ms={"calibrate": calibration.full_ms}, budget_range=[low, high], calibration=_metadata(calibration)
-    )
-    start = _Start(trainer=trainer, calibration=calibration, trained_s=0.0)
-    _save_checkpoint(session, start, 0.0)  # before the first trial: stored trials belong to this calibration's budgets
-    return start
+def _calibrated(session: Session) -> Trainer:
+    """Execute settings on some samples; what they took is what everything else is a fraction of."""
+    config, samples = session.config.train, session.samples("train")
+    plan = calibrated_settings(session.space, config.calibration_executions, session.config.seed)[: len(samples)]
+    stored = session.store.trials("calibrate")
+    trials = stored[: len(plan)]
+    failures = Failures(session.space)
+    for trial in trials:
+        failures.add(trial, earlier=True)
+    with session.phase("calibrate", executions(sum(map(len, plan)))):
+        for index in range(len(trials), len(plan)):
+            settings = [s for s in plan[index] if s in failures.legal_settings]
+            trial = session.runner.run(
+                "calibrate",
+                index,
+                session.runner.request(samples[index]),
+                settings,
+                probabilities=chances_of(settings, len(session.space)),
+            )
+            failures.add(trial)
+            trials.append(trial)
+            note = f"{index + 1} samples under {len(settings)} settings"
+            session.progress.advance((index + 1) / len(plan), note)
+    for told in what_full_answered(trials, session.space.full):
+        session.progress.warn(told)
+    return _trainer(session, trials, earlier=len(stored))
 
 
-def _choosing_ms(session: Session, calibration: Calibration) -> float:
-    """What the controller's own look and draw take, on average over some requests; nothing is executed.
-
-    Settings that training hardly ever draws keep the latency of the calibration, and a budget limits both together.
-    """
-    trainer, generator = _trainer(session, calibration), torch.Generator().manual_seed(session.config.seed)
-    took_ms: list[float] = []
-    for trial_input in session.samples("train")[: _CHOICES + 1]:
-        request = session.runner.request(trial_input)
-        start_ns = session.clock.host_ns()
-        trainer.learner.propose(session.observer(request), trainer.budgets[0], trainer.group_size, generator)
-        took_ms.append(session.clock.host_ms_since(start_ns))
-    return float(np.mean(took_ms[1:] or took_ms))  # the first one pays for what later ones find ready
-
-
-def _require_meetable(session: Session, trainer: Trainer, budgets: Sequence[Budget]) -> None:
-    request = session.runner.request(session.samples("validation")[0])
-    for budget in budgets:
-        trainer.learner.decide(session.observer(request), budget)
-
-
-def _continue(session: Session) -> _Start:
-    path = session.store.folder / CHECKPOINT
-    tensors, numbers = read_tensors(path)
-    try:
-        calibration = TypeAdapter(Calibration).validate_python(numbers["calibration"])
-        trainer = _trainer(session, calibration)
-        trainer.resume(tensors, numbers["trainer"])
-        trained_s = float(numbers["trained_s"])
-    except (KeyError, ValueError, RuntimeError) as error:  # of other names, values or shapes
-        raise StoreError(
-            f"cannot continue from {path}: {error}; it was not written by this version of chronostat, begin a new run"
-        ) from error
-    session.follow_drift(calibration.full_ms)
-    trainer.replay(session.store.trials("train"))
-    return _Start(trainer=trainer, calibration=calibration, trained_s=trained_s)
-
-
-def _metadata(calibration: Calibration) -> dict[str, Any]:
-    """For ``run.json``: null where there is no number."""
-    known = [fraction if isfinite(fraction) else None for fraction in calibration.fractions]
-    return {
-        "full_ms": calibration.full_ms,
-        "fractions": known,
-        "samples": calibration.samples,
-        "controller_ms": calibration.controller_ms,
-    }
-
-
-def _trainer(session: Session, calibration: Calibration) -> Trainer:
+def _trainer(session: Session, calibration: Sequence[Trial], earlier: int) -> Trainer:
+    """What has learned from the calibration, whose first ``earlier`` trials are of a process that has ended."""
     config = session.config
-    budgets = calibration.budgets()
-    learner = learner_by_name(config.train.learner)(
-        session.space, session.observer.size, config, config.seed, calibration.charged, budgets
-    )
-    failures = Failures(session.space, calibration.streaks, calibration.reasons)
-    learner.take_out(failures.taken_out)
-    return Trainer(
+    full_ms = full_ms_of(calibration, session.space.full, session.metric)
+    session.follow_drift(full_ms)
+    trainer = Trainer(
         runner=session.runner,
         space=session.space,
         observer=session.observer,
-        learner=learner,
-        budgets=budgets,
+        evidence=Evidence(session.space, session.unseen(), config.seed),
         metric=session.metric,
-        full_ms=calibration.full_ms,
-        latency=config.train.latency,
-        repeats=config.train.repeats,
+        full_ms=full_ms,
         group_size=config.train.group_size,
         seed=config.seed,
         keep=session.store.append,
-        failures=failures,
+        failures=Failures(session.space),
+        latency=config.train.latency,
+        repeats=config.train.repeats,
         take_out=session.take_out,
     )
+    for number, trial in enumerate(calibration):
+        trainer.absorb(trial, _observed(session, trial, "train"), earlier=number < earlier)
+    trainer.evidence.fit()
+    forecast = trainer.evidence.forecast()
+    fractions = forecast.mean(trainer.evidence.prompts, trainer.evidence.tokens).mean(axis=0)
+    session.store.update_metadata(
+        full_ms={"calibrate": full_ms},
+        calibration={"full_ms": full_ms, "fractions": fractions.tolist(), "samples": len(calibration)},
+    )
+    return trainer
 
 
-def _loop(session: Session, start: _Start) -> None:
-    config, runner, trainer = session.config.train, session.runner, start.trainer
-    samples = session.samples("train")
+def _observed(session: Session, trial: Trial, split: Split) -> Observation:
+    """What is seen of the sample of a trial that is stored already.
+
+    Raises:
+        StoreError: the sample at its place is another one.
+    """
+    samples = session.samples(split)
+    if trial.index >= len(samples) or samples[trial.index].id != trial.sample_id:
+        raise StoreError(
+            f"the stored {trial.phase} trial {trial.index} is of sample {trial.sample_id!r}, which is not sample "
+            f"{trial.index} of split {split} now; resume with the same config and data"
+        )
+    return session.observe(samples[trial.index])
+
+
+def _require_meetable(session: Session, trainer: Trainer, budgets: Sequence[Budget]) -> None:
+    policy = _policy(session, trainer)
+    observation = session.observe(session.samples(_SELECT_FROM)[0])
+    for budget in budgets:
+        policy.decide(observation, budget, 0.5)
+
+
+def _select(session: Session, trainer: Trainer) -> None:
+    """Execute settings drawn alike on validation samples, so that the fixed ones are known that must be beaten."""
+    wanted, samples = session.config.train.select_executions, session.samples(_SELECT_FROM)
+    done = 0
+    stored = session.store.trials("select")
+    for trial in stored:
+        trainer.absorb(trial, _observed(session, trial, _SELECT_FROM), earlier=True)
+        done += trial.asked
+    with session.phase("select", executions(wanted)):
+        for index in range(len(stored), len(samples)):
+            if done >= wanted:
+                break
+            done += trainer.select(index, samples[index]).asked
+            session.progress.advance(done / wanted, f"{index + 1} samples")
+    trainer.evidence.fit()
+
+
+def _begin_learning(session: Session, trainer: Trainer) -> None:
+    config, evidence = session.config, trainer.evidence
+    budgets = training_budgets(evidence.forecast(), Requests(prompts=evidence.prompts, tokens=evidence.tokens))
+    learner = learner_by_name(config.train.learner)(session.space, evidence, config, budgets, config.seed)
+    trainer.begin(learner, budgets)
+    session.store.update_metadata(budget_range=[budgets[0].fraction, max(budget.fraction for budget in budgets)])
+
+
+def _draw(session: Session, trainer: Trainer) -> None:
+    """The training: the learner draws settings, they are executed, and it learns."""
+    config, samples = session.config.train, session.samples("train")
     order = np.random.default_rng(session.config.seed).permutation(len(samples))
-    box_s = training_seconds(session)
-    with session.phase("train", box_s):
-        begin_s = runner.elapsed_s - start.trained_s
-        saved_s = start.trained_s
-        updated = False
-        while not _is_over(trainer, config, spent_s := runner.elapsed_s - begin_s, box_s):
-            step = trainer.step(samples[int(order[trainer.next_step % len(samples)])])
+
+    def sample() -> TrialInput:
+        return samples[int(order[trainer.next_step % len(samples)])]
+
+    known = {step.index for step in session.store.steps()}
+    keep = trainer.keep
+    trainer.keep = lambda step: None if step.index in known else keep(step)
+    for trial in session.store.trials("train"):
+        trainer.relearn(trial, sample())
+    with session.phase("train", executions(config.executions)):
+        begin_s, updated = session.runner.elapsed_s, False
+        while trainer.executions < config.executions:
+            if config.seconds is not None and session.runner.elapsed_s - begin_s >= config.seconds:
+                break
+            step = trainer.step(sample())
             if step.metrics and not updated:
                 _check_heads(session, trainer)
-            updated = updated or bool(step.metrics)
-            if spent_s - saved_s >= config.checkpoint_every_s:
-                _save_checkpoint(session, start, spent_s)
-                saved_s = spent_s
-            share = max(_done(trainer, config), spent_s / box_s)
-            session.progress.advance(share, f"{step.index + 1} trials, quality {step.quality:.2f}")
-        _save_checkpoint(session, start, runner.elapsed_s - begin_s)
+                updated = True
+            note = f"{step.index + 1} trials, quality {step.quality:.2f}"
+            session.progress.advance(trainer.executions / config.executions, note)
 
 
 def _check_heads(session: Session, trainer: Trainer) -> None:
     """After the first update of this process: it reached what chooses the values of each knob."""
-    settings = trainer.failures.legal_settings
+    assert trainer.learner is not None, "it has just learned"
     try:
-        record_check(session.store, gradients=dict(require_gradients(trainer.learner, settings)))
+        gradients = require_gradients(trainer.learner, trainer.failures.legal_settings)
+        record_check(session.store, gradients=dict(gradients))
     except KnobError as error:
         record_check(session.store, failed=str(error))
         raise
 
 
-def _is_over(trainer: Trainer, config: TrainConfig, spent_s: float, box_s: float) -> bool:
-    return spent_s >= box_s or _done(trainer, config) >= 1
+def _policy(session: Session, trainer: Trainer) -> Policy:
+    """What is known now, frozen."""
+    legal = np.ones(len(session.space), dtype=np.bool_)
+    legal[trainer.failures.taken_out] = False
+    return policy_of(session.config, trainer.evidence, trainer.learner, legal)
 
 
-def _done(trainer: Trainer, config: TrainConfig) -> float:
-    """Share of the trials, or of the executed seconds, that the training may have; 0 if it may have any number."""
-    trials = trainer.next_step / config.trials if config.trials else 0.0
-    executed = trainer.executed_ms / 1e3 / config.executed_seconds if config.executed_seconds else 0.0
-    return max(trials, executed)
+def policy_of(config: Config, evidence: Evidence, learner: Learner | None, legal: Flags) -> Policy:
+    """What evidence and a learner know now, frozen.
 
-
-def training_seconds(session: Session) -> float:
-    """Time box of training: what the whole run's box leaves after validation has got its samples.
-
-    The time of an execution is taken from what this process has executed so far.
+    Args:
+        config: of the run.
+        evidence: of all executions so far.
+        learner: that values settings for the request; None: there is none yet.
+        legal: settings that may be chosen, bool of shape [S].
     """
-    elapsed_s = session.runner.elapsed_s
-    return training_box_s(session.config, elapsed_s, elapsed_s / max(session.counter.calls, 1))
+    order, by_setting = evidence.order(), evidence.quality.mean()
+    plain = QualityScorer.alike(by_setting, order, evidence.prompts)
+    return Policy.of(
+        config.train.learner,
+        evidence.features,
+        {"learned": plain if learner is None else learner.scorer(), "plain": plain},
+        evidence.forecast(),
+        Requests(prompts=evidence.prompts, tokens=evidence.tokens),
+        evidence.quality.draws(evidence.rng(), _DRAWS),
+        legal,
+        min(config.reward.margin, evidence.mean_deviation()),
+    )
 
 
-def training_box_s(config: Config, elapsed_s: float, execution_s: float) -> float:
-    """The same from the seconds that have gone by, and those that one execution takes."""
-    if config.seconds is None:
-        return config.train.seconds
-    judging_s = _SPARE * config.validation.samples * JUDGED_SETTINGS * execution_s
-    validation_s = config.validation.select_seconds + judging_s
-    return min(config.train.seconds, max(config.seconds - elapsed_s - validation_s, _LEAST_TRAINING_S))
-
-
-def _save_checkpoint(session: Session, start: _Start, trained_s: float) -> None:
-    tensors, numbers = start.trainer.state()
-    data = {"trainer": numbers, "trained_s": trained_s, "calibration": asdict(start.calibration)}
-    write_tensors(session.store.folder / CHECKPOINT, tensors, data)
-
-
-def _frozen(session: Session, start: _Start) -> Controller:
-    """The controller that comes out, held to its mean budgets on requests that were not trained on."""
-    trainer = start.trainer
-    trainer.learner.settle(session.unseen_observations())
+def _frozen(session: Session, trainer: Trainer) -> Controller:
+    """The controller that comes out, held to its budgets on requests that were not executed."""
+    assert trainer.learner is not None, "it was trained"
+    trainer.learner.finish()
+    trainer.evidence.fit()
+    latency = trainer.evidence.latency
+    session.store.update_metadata(forecast={"error": latency.error(), "executions": latency.count})
+    policy = _policy(session, trainer)
     metadata = ControllerMetadata(
         levels=session.space.levels,
         pruned=session.space.pruned,
         metric=session.metric,
-        full_ms=session.full_ms_now(start.calibration.full_ms),
+        full_ms=session.full_ms_now(trainer.full_ms * latency.full),
         learner=session.config.train.learner,
         config=session.config,
-        latency_means=start.calibration.charged,
         budgets=trainer.budgets,
         model=session.workload.vlm.name,
         model_fingerprint=session.workload.vlm.fingerprint,
         conditions=session.conditions,
-        trials=trainer.next_step,
+        executions=trainer.evidence.quality.count,
         taken_out=tuple(str(session.space.settings[position]) for position in trainer.failures.taken_out),
     )
-    return Controller(learner=trainer.learner, observer=session.observer, metadata=metadata)
+    controller = Controller(policy=policy, observer=session.observer, metadata=metadata)
+    requests = [session.runner.request(each) for each in session.samples(_SELECT_FROM)[:17]]
+    took_ms = choosing_ms(controller, requests, session.clock)
+    charged = replace(policy.forecast, controller=took_ms / metadata.full_ms)
+    return replace(controller, policy=policy.renewed(charged, policy.legal))

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from chronostat.config import Config
-from chronostat.data.demo import DemoTask
-from chronostat.data.jsonl import JsonLines
+from chronostat.config import Config, DataConfig
+from chronostat.data.identity import digests
+from chronostat.data.own import OwnData
 from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import Dataset, Split
+from chronostat.data.tasks import TASKS, default_quality, task_by_name
 from chronostat.engine.choosing import running_by
 from chronostat.errors import ConfigError
 from chronostat.execution.conditions import read_conditions
@@ -25,8 +26,9 @@ from chronostat.knobs.space import ActionSpace
 from chronostat.machine.stabilise import stabilised
 from chronostat.measure.decoding import Decoding, decoding_of
 from chronostat.models.identity import fingerprint
-from chronostat.models.load import Vlm, load_vlm
+from chronostat.models.load import Vlm, load_vlm, speaks_like_the_bundled
 from chronostat.records import Conditions
+from chronostat.runs.beginning import check_prompts, check_references
 from chronostat.runs.store import RunStore
 
 
@@ -71,7 +73,7 @@ class Workload:
         """Load model and data.
 
         Raises:
-            ConfigError: an unknown quality, or an own model without own data.
+            ConfigError: an unknown quality or task, a task beside own data, or an own model without own data.
             StoreError: ``measure.estimate_from`` holds no run.
             ModelError: the model cannot be used.
             DataError: the data cannot be used, or has nothing to train or to settle on.
@@ -79,8 +81,8 @@ class Workload:
         """
         if config.measure.estimate_from is not None:
             RunStore.open(config.measure.estimate_from)  # read only if the stages are not seen; a typo is said now
-        dataset = load_data(config)
-        return cls.of(config, load_model(config), dataset)
+        dataset, vlm = load_both(config)
+        return cls.of(config, vlm, dataset)
 
     @classmethod
     def of(cls, config: Config, vlm: Vlm | BareModel, dataset: TrialInputs) -> "Workload":
@@ -114,11 +116,17 @@ class Workload:
                 "fingerprint": self.vlm.fingerprint,
                 "parameters": sum(weight.numel() for weight in self.vlm.model.parameters()),
             },
+            "data": {"path": self._data_path, "digests": digests(self.dataset)},
             "space": self.space.to_json(),
             "absent": dict(self.absent),
             "pruned": dict(self.space.pruned),
             "conditions": asdict(self.conditions()),
         }
+
+    @property
+    def _data_path(self) -> str | None:
+        path = self.config.data.path
+        return None if path is None else str(Path(path).expanduser().absolute())
 
     @contextmanager
     def stabilised(self) -> Generator[str | None]:
@@ -151,6 +159,21 @@ class Workload:
             execute(self.vlm.model, request, setting=self.space.full, max_new_tokens=2)
 
 
+def load_both(config: Config) -> tuple[Dataset, Vlm]:
+    """Data and model of a configuration, and whether they go together.
+
+    Raises:
+        ConfigError: an unknown quality, or an own model without own data.
+        ModelError: the model cannot be used.
+        DataError: the data cannot be used, the processor refuses a prompt, or no reference can ever be matched.
+    """
+    dataset = load_data(config)
+    check_references(dataset, quality_of(config))
+    vlm = load_model(config)
+    check_prompts(dataset, vlm)
+    return dataset, vlm
+
+
 def load_model(config: Config) -> Vlm:
     """The model of a configuration, with torch set up for measuring.
 
@@ -165,6 +188,7 @@ def load_model(config: Config) -> Vlm:
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
         layout=config.model.layout,
+        template=config.model.template,
     )
     if vlm.model.device.type == "cpu":
         torch.set_num_threads(config.measure.threads)
@@ -175,13 +199,39 @@ def load_data(config: Config) -> Dataset:
     """The samples of a configuration.
 
     Raises:
-        ConfigError: an unknown quality, or an own model without own data.
+        ConfigError: an unknown quality or task, a task beside own data, or an own model without own data.
         DataError: the data cannot be used.
     """
-    quality_by_name(config.data.quality)
-    if config.data.path is None and config.model.path is not None:
+    quality_by_name(quality_of(config))
+    data = config.data
+    if data.path is not None:
+        if data.task != DataConfig().task or data.files:
+            raise ConfigError(f"data.path = {data.path!r} beside data.task or data.files; name one source of samples")
+        return OwnData(Path(data.path).expanduser(), data.columns, data.shuffle)
+    if data.columns:
+        raise ConfigError("data.columns names columns of data.path, which is absent; name a file with data.path")
+    if config.model.path is not None and data.task in TASKS:
+        _require_the_bundled_dialect(config.model.path)
+    return task_by_name(data.task, data.files, data.shuffle)
+
+
+def quality_of(config: Config) -> str:
+    """How answers are scored, by name.
+
+    Raises:
+        ConfigError: an unknown task of lmms-eval.
+    """
+    return config.data.quality or default_quality(config.data.task)
+
+
+def _require_the_bundled_dialect(path: str) -> None:
+    """Accept a model that reads and writes as the bundled one does, as one that was widened or tuned from it.
+
+    Raises:
+        ConfigError: its tokenizer or chat template is another one, or it is no directory.
+    """
+    if not speaks_like_the_bundled(path):
         raise ConfigError(
-            f"model.path = {config.model.path!r} without data.path: the bundled task is made for the bundled model; "
-            "name your own samples with data.path (docs/data.md)"
+            f"model.path = {path!r} without data.path: the bundled task is made for the bundled model; name your own "
+            "samples with data.path (docs/data.md), or a model directory with its tokenizer and chat template"
         )
-    return DemoTask() if config.data.path is None else JsonLines(Path(config.data.path))

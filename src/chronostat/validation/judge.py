@@ -1,5 +1,6 @@
 """The frozen controller against fixed settings on samples that neither has seen, measured afresh and interleaved."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,30 +9,27 @@ import numpy as np
 
 from chronostat.compare.sequential import is_look
 from chronostat.control.controller import Controller
-from chronostat.control.controller_files import FOLDER
 from chronostat.errors import ConfigError, MeasurementError, UnlikeConditions
 from chronostat.execution.execute import Request, identity
-from chronostat.records import Budget, Decision, Setting
-from chronostat.runs.session import Session
+from chronostat.policy.rivals import Rivals, rivals_of
+from chronostat.records import Budget, Decision
+from chronostat.runs.plan import LEAST_JUDGED
+from chronostat.runs.session import Session, executions
 from chronostat.runs.store import Validation
 from chronostat.runs.store.run import VALIDATION
 from chronostat.validation.policies import Measurements
-from chronostat.validation.selection import Selection, select_rivals
 from chronostat.validation.summary import Judged, compared, summary
 from chronostat.validation.verdicts import Verdicts
 
 _LEAST_SAMPLES = 2
+_LEAST_BOX_S = 1e-3
 
 
 def validate(session: Session, controller: Controller) -> Validation:
-    """Choose the rivals on the validation split, then judge once on the test split; stored as ``validation.json``.
-
-    What the settings took on the validation split holds the controller to its budgets as it does the rivals: a machine
-    is not the same minutes after the training. The renewed controller is stored.
+    """Judge once on the test split; stored as ``validation.json``.
 
     Raises:
-        BudgetError: no setting can meet one of the budgets: by the training, and nothing is executed then; or by what
-            they took on the validation split, and no test sample is executed then.
+        BudgetError: no setting can meet one of the budgets; nothing is executed then.
         ConfigError: no budgets, or too few samples to judge on; nothing is executed then.
         DataError: there are no test samples; nothing is executed then.
         UnlikeConditions: the controller's budgets limit another latency; nothing is executed then.
@@ -41,20 +39,9 @@ def validate(session: Session, controller: Controller) -> Validation:
     _check(session, controller, budgets)
     if session.runner.drift is None and "calibration" in session.store.metadata:
         session.follow_drift(session.store.metadata["calibration"]["full_ms"])
-    selection = select_rivals(
-        session,
-        budgets,
-        lambda request: controller.choose(request, budgets[0], session.clock).controller_ms,
-        [Setting.parse(text) for text in controller.metadata.taken_out],
-    )
-    renewed = controller.without(selection.taken_out).renewed(
-        selection.latency_means, session.unseen_observations(), selection.full_ms, session.workload.vlm.model
-    )
-    _check(session, renewed, budgets)  # as long as the controller of the training is still there
-    renewed.save(session.store.folder / FOLDER)
-    judging = _Judging(session=session, controller=renewed, budgets=budgets, selection=selection)
+    judging = _Judging(session=session, controller=controller, budgets=budgets)
     judged = judging.run()
-    validation = summary(session, selection, judged, judging.verdicts, judging.ended)
+    validation = summary(session, controller, judged, judging.verdicts, judging.ended)
     session.store.write_json(VALIDATION, validation.to_json())
     return validation
 
@@ -81,7 +68,7 @@ def _check(session: Session, controller: Controller, budgets: Sequence[Budget]) 
         raise UnlikeConditions(
             f"the controller was trained on {controller.metric}, this run measures {session.metric}; train one for it"
         )
-    controller.choose_each(session.runner.request(session.samples("validation")[0]), budgets, session.clock)
+    controller.choose_each(session.runner.request(session.samples("validation")[0]), budgets, session.clock, 0.5)
 
 
 @dataclass(kw_only=True)
@@ -89,7 +76,7 @@ class _Judging:
     """The test split, sample by sample: every rival's setting and the controller's choice for every budget.
 
     Attributes:
-        selection: the rivals.
+        rivals: for each budget the policies that need no looking.
         verdicts: of all comparisons so far.
         ended: why there are no more samples.
     """
@@ -97,8 +84,8 @@ class _Judging:
     session: Session
     controller: Controller
     budgets: Sequence[Budget]
-    selection: Selection
     ended: str = ""
+    rivals: dict[Budget, Rivals] = field(init=False)
     decisions: dict[Budget, list[Decision]] = field(init=False)
     table: Measurements = field(init=False)
     verdicts: Verdicts = field(init=False)
@@ -106,6 +93,7 @@ class _Judging:
 
     def __post_init__(self) -> None:
         session, config = self.session, self.session.config.validation
+        self.rivals = {budget: rivals_of(self.controller.policy, budget) for budget in self.budgets}
         self.decisions = {budget: [] for budget in self.budgets}
         self.table = Measurements(space=session.space, metric=session.metric)
         self.verdicts = Verdicts(
@@ -115,7 +103,9 @@ class _Judging:
     @property
     def fixed(self) -> list[int]:
         """Positions of the settings that run on every sample, ``full`` first."""
-        return list(dict.fromkeys([0, *self.selection.settings]))
+        mixes = [each.mix for each in self.rivals.values() if each.mix is not None]
+        used = [*(each.fixed for each in self.rivals.values()), *(i for mix in mixes for i in (mix.low, mix.high))]
+        return list(dict.fromkeys([0, *sorted(used)]))
 
     def run(self) -> Judged:
         """Measure until the samples or the time end, or everything is decided if that is asked for.
@@ -125,23 +115,25 @@ class _Judging:
         """
         session, config = self.session, self.session.config.validation
         runner, samples = session.runner, session.samples("test")[: config.samples]
-        box_s = session.box_s(config.seconds)
+        box_s = math.inf if config.seconds is None else config.seconds
+        left_s = min(box_s, session.time_left_s())
+        least = _LEAST_SAMPLES if left_s == box_s else min(LEAST_JUDGED, len(samples))
         self.ended = "all samples were judged"
-        with session.phase("test", box_s):
+        with session.phase("test", executions(len(samples) * (len(self.fixed) + len(self.budgets) // 2))):
             start_s = runner.elapsed_s
             for index, sample in enumerate(samples):
-                used = (runner.elapsed_s - start_s) / box_s
-                if used >= 1 and index >= _LEAST_SAMPLES:
+                used = (runner.elapsed_s - start_s) / max(left_s, _LEAST_BOX_S)
+                if used >= 1 and index >= least:
                     self.ended = "the time box ended"
                     break
                 self._judge(index, runner.request(sample))
-                share = max(used, (index + 1) / len(samples))
+                share = min(max(used, (index + 1) / len(samples)), 1.0)
                 session.progress.advance(share, f"{index + 1} samples")
                 if self._is_decided(index + 1, share):
                     self.ended = "every verdict was known"
                     break
         judged = self._judged()
-        self.verdicts.look(compared(self.selection, judged), share=1.0, final=True)
+        self.verdicts.look(compared(judged), share=1.0, final=True)
         return judged
 
     def _judge(self, index: int, request: Request) -> None:
@@ -161,30 +153,30 @@ class _Judging:
             return False
         self._last_look = samples
         judged = self._judged(least=0)
-        return bool(len(judged.pool)) and self.verdicts.look(compared(self.selection, judged), share=share)
+        return bool(len(judged.pool)) and self.verdicts.look(compared(judged), share=share)
 
     def _judged(self, least: int = _LEAST_SAMPLES) -> Judged:
-        return _judged(self.session, self.table, self.decisions, self.fixed, least)
+        return _judged(self, least)
 
 
 def _decide(
     session: Session, controller: Controller, request: Request, budgets: Sequence[Budget], index: int
 ) -> list[Decision]:
     """One decision for each budget, in random order: the first one finds the caches cold."""
-    order = np.random.default_rng([session.config.seed, index]).permutation(len(budgets))
-    shuffled = [budgets[i] for i in order]
+    rng = np.random.default_rng([session.config.seed, index])
+    shuffled = [budgets[i] for i in rng.permutation(len(budgets))]
+    choices = controller.choose_each(request, shuffled, session.clock, float(rng.random()))
     return [
         Decision(**identity(request), budget=budget, setting=choice.setting, controller_ms=choice.controller_ms)
-        for budget, choice in zip(shuffled, controller.choose_each(request, shuffled, session.clock), strict=True)
+        for budget, choice in zip(shuffled, choices, strict=True)
     ]
 
 
-def _judged(
-    session: Session, table: Measurements, decisions: dict[Budget, list[Decision]], fixed: list[int], least: int
-) -> Judged:
+def _judged(judging: _Judging, least: int) -> Judged:
     """Only the samples on which every policy could be measured are compared."""
-    settings = {b: np.array([session.space.index(d.setting) for d in made]) for b, made in decisions.items()}
-    pool = table.complete(fixed)
+    table, decisions, space = judging.table, judging.decisions, judging.session.space
+    settings = {b: np.array([space.index(d.setting) for d in made]) for b, made in decisions.items()}
+    pool = table.complete(judging.fixed)
     measured = np.isfinite(np.array(table.quality))
     everywhere = [np.take_along_axis(measured, chosen[:, None], axis=1)[:, 0] for chosen in settings.values()]
     rows = pool.rows[np.all([finite[pool.rows] for finite in everywhere], axis=0)]
@@ -198,4 +190,5 @@ def _judged(
         kinds=tuple(next(iter(decisions.values()))[i].kind or "any" for i in rows),
         settings={budget: chosen[rows] for budget, chosen in settings.items()},
         controller_ms={b: np.array([d.controller_ms for d in made])[rows] for b, made in decisions.items()},
+        rivals=judging.rivals,
     )

@@ -1,7 +1,7 @@
 """What policies did on samples that were measured: fixed settings, mixes of two, a controller. Arithmetic only."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,6 +97,20 @@ class Pool:
             disturbed=tuple(a or b for a, b in zip(one.disturbed, other.disturbed, strict=True)),
         )
 
+    def can_meet(self, limit_ms: float) -> Flags:
+        """Whether any setting that was measured on a sample is within a limit, shape [n]."""
+        return np.nanmin(self.latency_ms, axis=1) <= limit_ms
+
+    @property
+    def full_ms(self) -> float:
+        """Median latency of ``full``, the denominator of budgets.
+
+        Over the samples whose latency counts, as the means that are held against it: disturbances that raised only the
+        denominator would widen every budget.
+        """
+        full = self.fixed(0)
+        return float(np.median(full.charged_ms[0, full.timed]))
+
     def played(self, settings: Indices, controller_ms: Floats | float = 0.0) -> "Played":
         """A setting for each sample, shape [n], chosen at a cost."""
         each = np.arange(len(self))
@@ -156,15 +170,22 @@ class Played:
         """Probability of each sample to be within a limit, shape [n]."""
         return self.weights @ (self.charged_ms <= limit_ms)
 
-    def keeps(self, budget: Budget, limit_ms: float) -> bool:
-        """Whether the budget is kept by its own rule."""
+    def keeps(self, budget: Budget, limit_ms: float, can: Flags) -> bool:
+        """Whether the budget is kept by its own rule.
+
+        Args:
+            budget: of either kind.
+            limit_ms: in milliseconds.
+            can: samples that some setting can bring in time, shape [n]; the others count for no deadline.
+        """
         if budget.kind == "mean":
             return self.timed_ms <= limit_ms
-        return float(self.within(limit_ms)[self.timed].mean()) >= DEADLINE_SHARE
+        counts = self.timed & can
+        return not counts.any() or float(self.within(limit_ms)[counts].mean()) >= DEADLINE_SHARE
 
-    def quantile_ms(self, q: float) -> float:
-        """Quantile of the latency over all requests."""
-        charged_ms = self.charged_ms[:, self.timed]
+    def quantile_ms(self, q: float, can: Flags | None = None) -> float:
+        """Quantile of the latency over all requests, or over some of them, bool of shape [n]."""
+        charged_ms = self.charged_ms[:, self.timed if can is None or not (self.timed & can).any() else self.timed & can]
         return weighted_quantile(charged_ms.ravel(), np.repeat(self.weights, charged_ms.shape[1]), q)
 
     def shares(self, space: ActionSpace) -> tuple[tuple[str, float], ...]:
@@ -176,48 +197,12 @@ class Played:
         return tuple(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mix:
-    """Two settings, and the share of requests that gets the dearer one."""
-
-    low: int
-    high: int
-    share: float
-
-
-def best_fixed(pool: Pool, candidates: Iterable[int], budget: Budget, limit_ms: float) -> int | None:
-    """The candidate of highest accuracy that keeps the budget, ties to the faster; None if none keeps it."""
-    kept = [(i, pool.fixed(i)) for i in candidates]
-    ranked = [
-        (float(played.accuracy.mean()), -played.timed_ms, i) for i, played in kept if played.keeps(budget, limit_ms)
-    ]
-    return max(ranked)[2] if ranked else None
-
-
-def best_mix(pool: Pool, candidates: Sequence[int], limit_ms: float) -> Mix | None:
-    """The mix of two candidates of highest accuracy whose mean latency is the limit; None if none can keep it."""
-    accuracy = {i: float(pool.quality[:, i].mean()) for i in candidates}
-    mean_ms = {i: pool.fixed(i).timed_ms for i in candidates}
-    below = [i for i in candidates if mean_ms[i] <= limit_ms]
-    above = [i for i in candidates if mean_ms[i] > limit_ms]
-    pure = [Mix(low=i, high=i, share=0.0) for i in below]
-    mixed = [
-        Mix(low=low, high=high, share=(limit_ms - mean_ms[low]) / (mean_ms[high] - mean_ms[low]))
-        for low in below
-        for high in above
-    ]
-    return max(
-        [*pure, *mixed],
-        key=lambda mix: (1 - mix.share) * accuracy[mix.low] + mix.share * accuracy[mix.high],
-        default=None,
-    )
-
-
 def score(
     name: str,
     played: Played,
     budget: Budget,
     limit_ms: float,
+    can: Flags,
     space: ActionSpace,
     bootstrap: PairedBootstrap,
     *,
@@ -230,6 +215,7 @@ def score(
         played: what it did.
         budget: the budget.
         limit_ms: the budget in milliseconds on these samples.
+        can: samples that can meet it, see ``Played.keeps``.
         space: names the settings.
         bootstrap: over the same n samples.
         against: the controller on the same samples, for its gain over this policy; None for the controller.
@@ -240,11 +226,12 @@ def score(
         budget_ms=limit_ms,
         samples=played.settings.shape[1],
         settings=played.shares(space),
-        accuracy=bootstrap.bounded(played.accuracy, 0.0, 1.0),
+        accuracy=bootstrap.bounded(played.accuracy, 0.0, 1.0, can),
         mean_ms=bootstrap.mean(played.mean_ms, played.timed),
-        p50_ms=played.quantile_ms(0.5),
-        p95_ms=played.quantile_ms(0.95),
-        share_within=bootstrap.bounded(played.within(limit_ms), 0.0, 1.0, played.timed),
-        gain=None if against is None else bootstrap.bounded(against.accuracy - played.accuracy, -1.0, 1.0),
-        kept=played.keeps(budget, limit_ms),
+        p50_ms=played.quantile_ms(0.5, can),
+        p95_ms=played.quantile_ms(0.95, can),
+        share_within=bootstrap.bounded(played.within(limit_ms), 0.0, 1.0, played.timed & can),
+        unmeetable=int((~can).sum()),
+        gain=None if against is None else bootstrap.bounded(against.accuracy - played.accuracy, -1.0, 1.0, can),
+        kept=played.keeps(budget, limit_ms, can),
     )

@@ -1,13 +1,15 @@
 """What is said of the judged samples: scores, verdicts, kinds of question, the noise floor."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from chronostat.compare.reasons import kind_of
 from chronostat.compare.statistics import PairedBootstrap, dependence_p_value
+from chronostat.control.controller import Controller
+from chronostat.policy.rivals import Rivals
 from chronostat.records import Budget, Execution, PolicyScore
 from chronostat.runs.session import Session
 from chronostat.runs.store import (
@@ -20,8 +22,7 @@ from chronostat.runs.store import (
     Selected,
     Validation,
 )
-from chronostat.validation.policies import Played, Pool, score
-from chronostat.validation.selection import Selection, full_ms
+from chronostat.validation.policies import Flags, Played, Pool, score
 from chronostat.validation.verdicts import Name, Pairs, Verdicts, pairs_of, self_comparison
 
 
@@ -33,60 +34,67 @@ class Judged:
         kinds: kind of question of each sample of the pool, length n.
         settings: for each budget the controller's choice on each sample, shape [n].
         controller_ms: for each budget what choosing cost, shape [n].
+        rivals: for each budget the policies that need no looking.
     """
 
     pool: Pool
     kinds: tuple[str, ...]
     settings: dict[Budget, np.ndarray]
     controller_ms: dict[Budget, np.ndarray]
+    rivals: Mapping[Budget, Rivals]
 
     def controller(self, budget: Budget) -> Played:
         """What the controller did under a budget."""
         return self.pool.played(self.settings[budget], self.controller_ms[budget])
 
+    def others(self, budget: Budget) -> dict[str, Played]:
+        """What each rival of the controller did under a budget."""
+        rivals = self.rivals[budget]
+        others = {"best fixed": self.pool.fixed(rivals.fixed)}
+        if rivals.mix is not None:
+            others["static mix"] = self.pool.mix(rivals.mix.low, rivals.mix.high, rivals.mix.share)
+        others["full"] = self.pool.fixed(0)
+        return others
 
-def compared(selection: Selection, judged: Judged) -> dict[Name, Pairs]:
+    def counting(self, budget: Budget) -> Flags:
+        """The samples that count under a budget, shape [n]: under a deadline those that can meet it."""
+        if budget.kind == "mean":
+            return np.ones(len(self.pool), dtype=np.bool_)
+        return self.pool.can_meet(budget.ms(self.pool.full_ms))
+
+
+def compared(judged: Judged) -> dict[Name, Pairs]:
     """The controller against every rival, by budget and policy."""
     return {
-        (budget, name): pairs_of(judged.controller(budget), played)
+        (budget, name): pairs_of(judged.controller(budget), played, judged.counting(budget))
         for budget in judged.settings
-        for name, played in _rivals_of(selection, judged.pool, budget).items()
+        for name, played in judged.others(budget).items()
     }
 
 
-def summary(session: Session, selection: Selection, judged: Judged, verdicts: Verdicts, ended: str) -> Validation:
+def summary(session: Session, controller: Controller, judged: Judged, verdicts: Verdicts, ended: str) -> Validation:
     """Everything that ``validation.json`` holds.
 
     Args:
         session: what measured.
-        selection: the rivals.
+        controller: that was judged.
         judged: what was measured on the judged samples.
         verdicts: after the last look.
         ended: why judging ended, in words.
     """
-    counts = session.store.metadata["phases"]
-    phases = [counts[phase] for phase in ("select", "test")]
-    trials = [trial for phase in ("select", "test") for trial in session.store.trials(phase)]
-    called = sum(execution.called for trial in trials for execution in trial.executions)
+    called = sum(execution.called for trial in session.store.trials("test") for execution in trial.executions)
     bootstrap = PairedBootstrap(len(judged.pool), session.config.seed)
     budgets = list(judged.settings)
     means = sorted([each for each in budgets if each.kind == "mean"] or budgets, key=lambda each: each.fraction)
     return Validation(
-        scores=tuple(s for budget in budgets for s in _scores(session, selection, judged, budget, bootstrap)),
+        scores=tuple(s for budget in budgets for s in _scores(session, judged, budget, bootstrap)),
         samples=len(judged.pool),
         fixed=tuple(_fixed_scores(session, judged.pool, bootstrap)),
-        by_kind=tuple(s for budget in budgets for s in _kind_scores(session, selection, judged, budget)),
-        selection={
-            str(budget): Selected(
-                setting=str(session.space.settings[rivals.fixed]),
-                n=selection.samples,
-                validation_accuracy=rivals.accuracy,
-            )
-            for budget, rivals in selection.rivals.items()
-        },
+        by_kind=tuple(s for budget in budgets for s in _kind_scores(session, judged, budget)),
+        selection={str(budget): _selected(session, controller, judged, budget) for budget in budgets},
         kinds_differ=_kinds_differ(session, judged, means[len(means) // 2]),
-        counted=Counted(executions=called, generate_calls=sum(phase["generate_calls"] for phase in phases)),
-        comparisons=tuple(_comparisons(selection, judged, verdicts)),
+        counted=Counted(executions=called, generate_calls=session.store.metadata["phases"]["test"]["generate_calls"]),
+        comparisons=tuple(_comparisons(judged, verdicts)),
         noise=_noise_floor(session),
         stop=ended,
         metric=session.metric,
@@ -95,34 +103,31 @@ def summary(session: Session, selection: Selection, judged: Judged, verdicts: Ve
     )
 
 
-def _scores(
-    session: Session, selection: Selection, judged: Judged, budget: Budget, bootstrap: PairedBootstrap
-) -> list[PolicyScore]:
-    pool = judged.pool
-    limit_ms = budget.ms(full_ms(pool))
+def _selected(session: Session, controller: Controller, judged: Judged, budget: Budget) -> Selected:
+    rivals = judged.rivals[budget]
+    return Selected(
+        setting=str(session.space.settings[rivals.fixed]),
+        expected=rivals.accuracy,
+        shortfall=rivals.shortfall,
+        learned=controller.policy.gains[budget.kind].is_learned(budget.fraction),
+    )
+
+
+def _scores(session: Session, judged: Judged, budget: Budget, bootstrap: PairedBootstrap) -> list[PolicyScore]:
+    limit_ms = budget.ms(judged.pool.full_ms)
+    can = judged.counting(budget)
     ours = judged.controller(budget)
-    others = _rivals_of(selection, pool, budget)
     return [
-        score("controller", ours, budget, limit_ms, session.space, bootstrap),
+        score("controller", ours, budget, limit_ms, can, session.space, bootstrap),
         *(
-            score(name, played, budget, limit_ms, session.space, bootstrap, against=ours)
-            for name, played in others.items()
+            score(name, played, budget, limit_ms, can, session.space, bootstrap, against=ours)
+            for name, played in judged.others(budget).items()
         ),
     ]
 
 
-def _rivals_of(selection: Selection, pool: Pool, budget: Budget) -> dict[str, Played]:
-    """What each rival of the controller did under a budget."""
-    rivals = selection.rivals[budget]
-    others = {"best fixed": pool.fixed(rivals.fixed)}
-    if rivals.mix is not None:
-        others["static mix"] = pool.mix(rivals.mix.low, rivals.mix.high, rivals.mix.share)
-    others["full"] = pool.fixed(0)
-    return others
-
-
-def _comparisons(selection: Selection, judged: Judged, verdicts: Verdicts) -> Iterator[PolicyComparison]:
-    for name, pairs in compared(selection, judged).items():
+def _comparisons(judged: Judged, verdicts: Verdicts) -> Iterator[PolicyComparison]:
+    for name, pairs in compared(judged).items():
         budget, policy = name
         gain, accuracy, latency = verdicts.comparison(name, pairs)
         yield PolicyComparison(budget=str(budget), policy=policy, gain=gain, accuracy=accuracy, latency=latency)
@@ -169,10 +174,10 @@ def _fixed_scores(session: Session, pool: Pool, bootstrap: PairedBootstrap) -> l
     return scores
 
 
-def _kind_scores(session: Session, selection: Selection, judged: Judged, budget: Budget) -> list[KindScore]:
+def _kind_scores(session: Session, judged: Judged, budget: Budget) -> list[KindScore]:
     policies = {
         "controller": judged.controller(budget),
-        "best fixed": judged.pool.fixed(selection.rivals[budget].fixed),
+        "best fixed": judged.pool.fixed(judged.rivals[budget].fixed),
     }
     scores: list[KindScore] = []
     for kind in sorted(set(judged.kinds)):

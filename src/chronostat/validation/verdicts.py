@@ -22,7 +22,7 @@ from chronostat.compare.sequential import (
 from chronostat.compare.statistics import PairedBootstrap
 from chronostat.records import Budget, Comparison, Estimate, LatencyMetric, Verdict
 from chronostat.runs.store.validation import AccuracyVerdict
-from chronostat.validation.policies import Floats, Played
+from chronostat.validation.policies import Flags, Floats, Played
 
 ALPHA = 0.05  # of each verdict
 Stop = Literal["fixed", "decided"]
@@ -44,13 +44,15 @@ class Pairs:
     left_out: Mapping[str, int]
 
 
-def pairs_of(ours: Played, other: Played) -> Pairs:
-    """The controller and a rival, sample by sample."""
-    reasons = [mine or theirs for mine, theirs in zip(ours.disturbed, other.disturbed, strict=True)]
+def pairs_of(ours: Played, other: Played, counting: Flags) -> Pairs:
+    """The controller and a rival, sample by sample; those that count, bool of shape [n]."""
+    both = zip(ours.disturbed, other.disturbed, counting.tolist(), strict=True)
+    reasons = [mine or theirs for mine, theirs, counts in both if counts]
     calm = np.array([reason is None for reason in reasons], dtype=bool)
+    ours_ms, other_ms = ours.mean_ms[counting][calm], other.mean_ms[counting][calm]
     return Pairs(
-        gains=ours.accuracy - other.accuracy,
-        log_ratios=np.log(ours.mean_ms[calm]) - np.log(other.mean_ms[calm]),
+        gains=(ours.accuracy - other.accuracy)[counting],
+        log_ratios=np.log(ours_ms) - np.log(other_ms),
         left_out=dict(Counter(kind_of(reason) for reason in reasons if reason is not None)),
     )
 

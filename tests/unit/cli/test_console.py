@@ -33,29 +33,46 @@ def test_without_a_terminal_each_phase_is_two_lines():
     there = console()
     bars = Bars(there)
     for phase in PHASE_NAMES:
-        bars.begin(phase, 25)
+        bars.begin(phase, "about 96 executions")
         bars.advance(0.5, "12 samples")
         bars.end("96 executions in 25 s")
     lines = shown(there).splitlines()
     assert len(lines) == 2 * len(PHASE_NAMES)
-    assert lines[2:4] == ["calibrate: at most 25 s", "calibrate: 12 samples, 96 executions in 25 s"]
+    assert lines[2:4] == ["calibrate: about 96 executions", "calibrate: 12 samples, 96 executions in 25 s"]
 
 
 def test_a_phase_that_did_nothing_has_no_note_of_the_one_before():
     there = console()
     bars = Bars(there)
-    bars.begin("calibrate", 25)
+    bars.begin("calibrate", "about 96 executions")
     bars.advance(0.5, "12 samples")
     bars.end("done")
-    bars.begin("train", 25)
+    bars.begin("train", "about 96 executions")
     bars.end("0 executions in 0 s")
     assert shown(there).splitlines()[-1] == "train: 0 executions in 0 s"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_phase_that_is_unsaid_leaves_no_line_but_its_warnings(terminal):
+    there = console(terminal=terminal)
+    bars = Bars(there, unsaid={"warmup"})
+    bars.begin("warmup", "about 36 executions")
+    bars.advance(0.5, "12 settings")
+    bars.warn("the model samples by itself")
+    bars.end("38 executions in 5 s")
+    bars.begin("train", "about 240 executions")
+    bars.end("240 executions in 150 s")
+    written = shown(there)
+    assert "38 executions" not in written
+    assert "warning: the model samples by itself\n" in written
+    assert ("check and warm up" in written) == terminal  # a bar, while it goes on
+    assert written.endswith("train: 240 executions in 150 s\n")
 
 
 def test_in_a_terminal_a_bar_becomes_a_line():
     there = console(terminal=True)
     bars = Bars(there)
-    bars.begin("train", 150)
+    bars.begin("train", "about 240 executions")
     bars.advance(0.25, "30 trials")
     bars.advance(1.5, "60 trials")  # a box that was overrun is full, not more
     bars.end("240 executions in 150 s")

@@ -1,105 +1,143 @@
-"""The calibration: fractions by hand, budgets that bind, and the source of a run."""
+"""Before training: what is executed to know the settings, budgets that bind, and the source of a run."""
 
+from collections import Counter
+
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-import chronostat.execution.trials
-from chronostat.control.calibration import Calibration, calibrate, check_source
+from chronostat.control.calibration import (
+    BUDGETS_PER_KIND,
+    GROUP,
+    calibrated_settings,
+    chances_of,
+    check_source,
+    full_ms_of,
+    selected_settings,
+    training_budgets,
+)
 from chronostat.errors import MeasurementError
-from chronostat.measure.clock import FakeClock
-from chronostat.records import Execution, Setting, StageTiming
-from stand_ins.control_fixtures import LATENCIES, SPACE, FakeExecutions, make_runner, trial_input
+from chronostat.knobs.space import ActionSpace
+from chronostat.policy.frontier import Requests
+from chronostat.records import Execution, Setting, StageTiming, Trial
+from stand_ins.control_fixtures import LATENCIES, SPACE, forecast_of
+
+LARGE = ActionSpace({"vision_tokens": (5, 4, 3, 2, 1), "moe_topk": (4, 3, 2, 1), "block_skip": ((), (1,), (1, 2))})
+
+# what is executed
 
 
-@pytest.fixture
-def executions(monkeypatch):
-    fake = FakeExecutions()
-    monkeypatch.setattr(chronostat.execution.trials, "execute", fake)
-    return fake
+def alone_in(space):
+    return {s for s, row in zip(space.settings, space.level_indices, strict=True) if np.count_nonzero(row) == 1}
 
 
-def run(samples=5, seconds=60.0, trials=None):
-    runner = make_runner(FakeClock(), (trials if trials is not None else []).append)
-    return calibrate(runner, SPACE, [trial_input(i) for i in range(samples)], "prefill_ms", seconds)
+def test_full_on_every_sample_and_all_others_in_turn():
+    plan = calibrated_settings(SPACE, 48, 0)
+    assert [len(each) for each in plan[:1]] == [GROUP]
+    assert len(plan) == 8
+    assert all(each[0] == SPACE.full for each in plan)
+    counts = Counter(setting for each in plan for setting in each[1:])
+    # 40 places for eight others; two of a setting on one sample are one
+    assert set(counts) == set(SPACE.settings[1:])
+    assert all(3 <= count <= 5 for count in counts.values())
 
 
-def test_every_setting_is_measured_as_a_fraction_of_full(executions):
-    calibration = run()
-    assert calibration.full_ms == pytest.approx(80)
-    assert calibration.fractions == pytest.approx(LATENCIES)
-    assert calibration.samples == 5
+def test_of_a_large_space_each_value_alone_comes_first():
+    plan = calibrated_settings(LARGE, 30, 0)
+    assert len(plan) == 5
+    others = [setting for each in plan for setting in each[1:]]
+    assert len(set(others)) == 25  # of 59, on each sample other ones
+    assert set(others[:9]) == alone_in(LARGE)
+    assert plan != calibrated_settings(LARGE, 30, 1)
+    assert plan == calibrated_settings(LARGE, 30, 0)
 
 
-def test_full_is_the_median_over_samples_and_a_setting_the_mean(executions, monkeypatch):
-    factors = iter([1.0, 1.0, 2.0])
-
-    def slower(*arguments, **keywords):
-        if len(executions.calls) % len(SPACE) == 0:
-            executions.full_ms = 80.0 * next(factors)
-        return executions(*arguments, **keywords)
-
-    monkeypatch.setattr(chronostat.execution.trials, "execute", slower)
-    calibration = run(samples=3)
-    assert calibration.full_ms == pytest.approx(80)  # the median of 80, 80, 160
-    assert calibration.fractions == pytest.approx([fraction * 4 / 3 for fraction in LATENCIES])  # the mean of 1, 1, 2
+@settings(deadline=None, max_examples=40)
+@given(st.integers(12, 300), st.integers(0, 100))
+def test_a_plan_takes_about_as_many_as_it_may(executions, seed):
+    for space in (SPACE, LARGE, ActionSpace({"moe_topk": (2, 1)})):
+        plan = calibrated_settings(space, executions, seed)
+        assert len(plan) >= 2
+        assert sum(map(len, plan)) <= executions
+        assert all(each[0] == space.full and len(set(each)) == len(each) for each in plan)
+        asked = {setting for each in plan for setting in each}
+        assert len(asked) == min(len(space), 1 + len(plan) * (GROUP - 1))
 
 
-def test_the_time_box_ends_between_samples(executions):
-    # nine settings: 80 ms * the sum of their fractions, and 5 ms each
-    sample_s = (80 * sum(LATENCIES) + 9 * 5) / 1e3
-    assert run(seconds=1.5 * sample_s).samples == 2
+def test_a_space_of_full_alone():
+    assert calibrated_settings(ActionSpace({"moe_topk": (2,)}), 8, 0) == [[Setting(moe_topk=2)]] * 8
+    assert selected_settings([SPACE.full], 3, 0) == [SPACE.full]
 
 
-def test_a_setting_that_always_fails_is_executed_three_times_and_has_no_number(executions):
-    failing = SPACE.settings[4]
-    executions.fails = frozenset({failing})
-    trials = []
-    calibration = run(trials=trials)
-    assert executions.calls.count(failing) == 3
-    assert [len(trial.executions) for trial in trials] == [9, 9, 9, 8, 8]
-    assert calibration.streaks == (0, 0, 0, 0, 3, 0, 0, 0, 0)
-    assert calibration.reasons == {4: "RuntimeError: out of memory"}
-    others = [
-        (known, found) for i, (known, found) in enumerate(zip(LATENCIES, calibration.fractions, strict=True)) if i != 4
+def test_the_selection_takes_full_and_all_others_alike_often():
+    drawn = [selected_settings(SPACE.settings, index, 0) for index in range(80)]
+    assert all(each[0] == SPACE.full and len(set(each)) == len(each) for each in drawn)
+    counts = Counter(setting for each in drawn for setting in each[1:])
+    assert min(counts[setting] for setting in SPACE.settings[1:]) >= 40
+    assert max(counts.values()) <= 50  # 400 places for eight
+    assert drawn[:20] == [selected_settings(SPACE.settings, index, 0) for index in range(20)]
+    assert drawn[:20] != [selected_settings(SPACE.settings, index, 1) for index in range(20)]
+
+
+def test_the_chances_of_a_group_are_those_of_one_of_its_draws():
+    group = selected_settings(SPACE.settings, 0, 0)
+    chances = chances_of(group, len(SPACE))
+    # full is one of six; each of the eight others is one of the five others as often as any
+    assert chances == pytest.approx([1 / 6, *[5 / 6 / 8] * 5])
+    assert 1 / 6 + 8 * chances[1] == pytest.approx(1)
+    assert chances_of([SPACE.full], 1) == [1.0]
+
+
+# what follows from it
+
+
+def calibration(*measured_ms):
+    executions = [
+        Execution(
+            sample_id="a",
+            split="train",
+            setting=SPACE.full,
+            timing=None
+            if ms is None
+            else StageTiming(source="measured", total_ms=ms + 9, new_tokens=1, decode_steps=0, prefill_ms=ms),
+            invalid="RuntimeError: out of memory" if ms is None else None,
+        )
+        for ms in measured_ms
     ]
-    assert all(found == pytest.approx(known) for known, found in others)
-    assert calibration.fractions[4] != calibration.fractions[4]  # there is none
-    # the quantiles of the budgets are those of the others
-    known = Calibration(full_ms=80.0, fractions=tuple(found for _, found in others), samples=5)
-    assert calibration.budgets() == known.budgets()
+    return [Trial(phase="calibrate", index=0, sample_id="a", executions=tuple(executions))]
 
 
-def test_a_failure_is_left_out_of_the_mean(executions, monkeypatch):
-    failing = SPACE.settings[4]
-
-    def sometimes(*arguments, **keywords):
-        executions.fails = frozenset({failing}) if len(executions.calls) < len(SPACE) else frozenset()
-        return executions(*arguments, **keywords)
-
-    monkeypatch.setattr(chronostat.execution.trials, "execute", sometimes)
-    assert run().fractions == pytest.approx(LATENCIES)
+def test_full_is_the_median_of_what_was_measured():
+    assert full_ms_of(calibration(80.0, None, 160.0, 81.0), SPACE.full, "prefill_ms") == 81.0
+    assert full_ms_of([*calibration(80.0), *calibration(90.0)], SPACE.full, "total_ms") == 94.0
 
 
-def test_full_that_always_fails_stops_the_run(executions):
-    executions.fails = frozenset({SPACE.full})
-    with pytest.raises(MeasurementError, match=r"full failed 3 times in a row.*RuntimeError: out of memory"):
-        run()
-    assert executions.calls.count(SPACE.full) == 3
-
-
-def test_full_that_failed_on_the_only_samples_is_said(executions):
-    executions.fails = frozenset({SPACE.full})
+def test_full_that_was_never_measured_is_said():
     with pytest.raises(MeasurementError, match="full could not be measured: RuntimeError: out of memory"):
-        run(samples=2)
+        full_ms_of(calibration(None, None), SPACE.full, "prefill_ms")
 
 
 def test_budgets_lie_where_the_settings_do():
-    fractions = tuple(0.1 + 0.9 * i / 100 for i in range(101))
-    budgets = Calibration(full_ms=80.0, fractions=fractions, samples=1).budgets()
+    fractions = np.linspace(0.1, 1.0, 101)
+    requests = Requests(prompts=np.ones((3, 1)), tokens=np.full((3, 101, 2), 10.0))
+    budgets = training_budgets(forecast_of(fractions), requests)
     means = [budget.fraction for budget in budgets if budget.kind == "mean"]
     # quantiles .05 and .95 of .1 to 1
     assert (means[0], means[-1]) == (pytest.approx(0.145), pytest.approx(0.955))
-    assert means == sorted(means)
+    assert np.diff(means) == pytest.approx(np.full(BUDGETS_PER_KIND - 1, (0.955 - 0.145) / (BUDGETS_PER_KIND - 1)))
     assert [budget.fraction for budget in budgets if budget.kind == "deadline"] == means
+
+
+def test_budgets_are_of_means_over_requests_of_every_size():
+    slopes = np.array([[1.0] * 9, *[[0.0] * 9] * 4])
+    tokens = np.stack([np.full((9, 2), 10.0), np.full((9, 2), 32.0)])  # three times as large
+    requests = Requests(prompts=np.ones((2, 1)), tokens=tokens)
+    budgets = training_budgets(forecast_of(LATENCIES, slopes=slopes), requests)
+    assert budgets[0].fraction == pytest.approx(2 * np.quantile(LATENCIES, 0.05))
+
+
+# the source of a run
 
 
 def probe(source="measured", invalid=None):

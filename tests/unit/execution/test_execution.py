@@ -12,7 +12,8 @@ from chronostat.errors import DataError, KnobError, MeasurementError
 from chronostat.execution.execute import BatchRequest, execute, request_for, require_replayed, without_capturing
 from chronostat.measure.call import Measured
 from chronostat.measure.clock import FakeClock
-from chronostat.records import Execution, Setting, StageTiming
+from chronostat.records import Execution, Setting, StageTiming, Turn
+from chronostat.scorers.choices import choice
 from stand_ins.molmo_like import molmo_batch, molmo_like
 from stand_ins.observing import Snapshot, delay
 
@@ -248,3 +249,18 @@ def test_what_fell_back_is_refused_where_no_record_keeps_it():
     message = r"^full: photo fell back from the engine 'graph' \(a hook\); measure with --engine eager$"
     with pytest.raises(MeasurementError, match=message):
         require_replayed(replace(MEASURED, fell_back="a hook"), "full: photo")
+
+
+def test_a_conversation_is_executed_and_a_choice_is_scored_with_its_options(bundled, demo_sample):
+    turns = (
+        Turn(role="user", parts=("First ", 0)),
+        Turn(role="assistant", parts=("yes",)),
+        Turn(role="user", parts=("then ", 1, demo_sample.prompt)),
+    )
+    sample = replace(demo_sample, turns=turns, load_images=lambda: demo_sample.load_images() * 2)
+    one = execute(bundled.model, request_for(demo_sample, bundled.processor, None), setting=Setting(), max_new_tokens=4)
+    options = (one.answer, f"not {one.answer}")
+    asked = request_for(replace(demo_sample, options=options, references=("A",)), bundled.processor, choice)
+    assert execute(bundled.model, asked, setting=Setting(), max_new_tokens=4).quality == 1
+    two = execute(bundled.model, request_for(sample, bundled.processor, None), setting=Setting(), max_new_tokens=4)
+    assert two.image_tokens == 2 * one.image_tokens

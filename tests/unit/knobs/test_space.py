@@ -1,16 +1,18 @@
 """The action space."""
 
+import numpy as np
 import pytest
-import torch
 from torch import nn
 
-from chronostat.config import Config
 from chronostat.control.learners import LEARNERS
 from chronostat.control.learners.base import Outcome
 from chronostat.errors import KnobError
+from chronostat.evidence.evidence import Answers, Evidence
+from chronostat.evidence.observation import Observation
 from chronostat.knobs.registry import find_space
 from chronostat.knobs.space import ActionSpace, pruning
 from chronostat.records import Budget, Setting
+from stand_ins.control_fixtures import config_of, frozen
 from stand_ins.molmo_like import molmo_like
 
 SPACE = ActionSpace({"vision_tokens": (272, 16), "block_skip": ((), (3, 4), (2, 3, 4, 5))})
@@ -116,22 +118,26 @@ def test_a_value_without_any_combination_left_is_none():
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_learner_works_on_a_pruned_space(name):
     space = ActionSpace(LEVELS, PRUNED)
-    budget = Budget(kind="mean", fraction=0.7)
-    latencies = [1.0, 0.8, 0.6, 0.5]
-    learner = LEARNERS[name](space, 3, Config(), 0, latencies, [budget])
-    generator = torch.Generator().manual_seed(0)
-    observation = torch.ones(3)
-    for _ in range(5):
-        draws = learner.propose(observation, budget, 4, generator)
-        assert set(draws.tolist()) <= {0, 1, 2, 3}
+    rng, latencies = np.random.default_rng(0), np.array([1.0, 0.8, 0.6, 0.5])
+    seen = [Observation(prompt=rng.standard_normal(3), tokens=np.full((4, 2), 9.0)) for _ in range(10)]
+    evidence = Evidence(space, seen, 0)
+    for observation in seen[:3]:
+        evidence.add(observation, Answers(settings=np.arange(4), quality=latencies, latency=latencies))
+    budgets = [Budget(kind=kind, fraction=f) for kind in ("mean", "deadline") for f in (0.6, 0.9)]
+    learner = LEARNERS[name](space, evidence, config_of(name), budgets, 0)
+    for observation, budget in zip(seen, budgets * 2, strict=False):
+        proposal = learner.propose(observation, budget, 4, rng)
+        assert set(proposal.settings.tolist()) <= {0, 1, 2, 3}
         learner.learn(
             Outcome(
                 observation=observation,
-                settings=draws,
-                quality=torch.ones(4),
-                latency=torch.tensor(latencies)[draws],
+                settings=proposal.settings,
+                probabilities=proposal.probabilities,
+                quality=latencies[proposal.settings],
+                latency=latencies[proposal.settings],
                 budget=budget,
             )
         )
-    learner.settle(observation[None])
-    assert learner.decide(observation, budget) in {0, 1, 2, 3}
+    learner.finish()
+    policy = frozen(name, evidence, learner, np.ones(4, dtype=bool))
+    assert policy.decide(seen[0], budgets[0], 0.5) in {0, 1, 2, 3}

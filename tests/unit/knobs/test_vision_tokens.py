@@ -14,6 +14,7 @@ from chronostat.cli.actions.knobs import nearest_values
 from chronostat.data.samples import Sample
 from chronostat.errors import DataError, KnobError
 from chronostat.execution.execute import SampleRequest, execute, request_for
+from chronostat.execution.sizes import RequestSizes
 from chronostat.knobs.registry import find_knob, find_space
 from chronostat.knobs.vision import find_mechanism
 from chronostat.knobs.vision.mechanism import span, steps
@@ -270,6 +271,17 @@ def long_picture():
 def request_of(molmo, *images):
     sample = Sample(id="a", split="train", prompt="what", references=(), load_images=lambda: images)
     return SampleRequest(sample=sample, images=images, processor=molmo.processor, quality=None)
+
+
+def test_first_molmo_says_nothing_beforehand_so_executions_are_remembered(molmo):
+    space, _ = find_space(molmo.model, molmo.processor, {})
+    sizes, request = RequestSizes(molmo.model, molmo.processor, space), request_of(molmo, Image.new("RGB", (30, 10)))
+    assert sizes.exact == {24: False, 21: False, 18: True}  # without crops a picture is always the same
+    execution = execute(molmo.model, request, setting=space.full, max_new_tokens=1)
+    sizes.learn(request, execution)
+    image, text = sizes(request)[0]
+    assert image == execution.image_tokens
+    assert text == execution.prompt_tokens - execution.image_tokens
 
 
 def test_first_molmo_reads_as_many_crops_as_asked_for(molmo):

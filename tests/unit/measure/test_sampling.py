@@ -4,17 +4,22 @@ import copy
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
 
 import chronostat.execution.execute
 from chronostat.control.controller import load_controller
+from chronostat.control.failures import Failures
 from chronostat.control.trainer import outcome_of
 from chronostat.errors import ConfigError, MeasurementError, UnlikeConditions
+from chronostat.evidence.evidence import Evidence
+from chronostat.evidence.observation import Observation
 from chronostat.execution.conditions import as_it_was, read_conditions
 from chronostat.execution.execute import BatchRequest, execute, request_for
 from chronostat.execution.trials import TrialRunner
+from chronostat.knobs.space import ActionSpace
 from chronostat.measure.clock import FakeClock
 from chronostat.measure.decoding import decoding_of, draw_seed, own_decoding, seeded
 from chronostat.measure.generate import measuring
@@ -25,7 +30,7 @@ from chronostat.runs.training import train
 from chronostat.studies.survey import Arm, Plan, repeated, survey
 from chronostat.studies.survey.result import refuse_unequal
 from chronostat.validation import validate
-from stand_ins.control_fixtures import make_learner
+from stand_ins.control_fixtures import make_bench
 from stand_ins.molmo_like import PROMPT_TOKENS, molmo_batch, molmo_like
 from stand_ins.runs import interrupt_after
 from stand_ins.survey_fixtures import column, comparison, shot, timing
@@ -330,28 +335,41 @@ def an_execution(quality, total_ms, seed, *, fails=False):
     )
 
 
-def outcome(*executions):
-    trial = Trial(phase="train", index=0, sample_id="a", executions=executions, draws=tuple(range(len(executions))))
-    draws, budget = torch.zeros(len(executions), dtype=torch.int64), Budget(kind="mean", fraction=0.5)
-    return outcome_of(trial, draws, torch.zeros(2), budget, "total_ms", full_ms=100.0)
+SPACE = ActionSpace({"moe_topk": (2, 1), "block_skip": ((), (1,))})
+SEEN = Observation(prompt=np.zeros(2), tokens=np.full((4, 2), 9.0))
+
+
+def a_trial(*executions):
+    count = len(executions)
+    return Trial(
+        phase="train",
+        index=0,
+        sample_id="a",
+        executions=executions,
+        draws=tuple(range(count)),
+        probabilities=(0.25,) * count,
+        budget=Budget(kind="mean", fraction=0.5),
+    )
 
 
 def test_a_sampled_draw_is_worth_its_own_answer():
-    found = outcome(an_execution(1.0, 40, 1), an_execution(0.0, 60, 2), an_execution(0.0, 0, 3, fails=True))
+    trial = a_trial(an_execution(1.0, 40, 1), an_execution(0.0, 60, 2), an_execution(0.0, 0, 3, fails=True))
+    found = outcome_of(trial, SEEN, SPACE, "total_ms", full_ms=100.0)
     assert found.quality.tolist() == [1.0, 0.0]  # the failed draw takes no other one's answer
     assert found.latency.tolist() == [0.5, 0.5]  # the median of 40 and 60 ms, for both
 
 
-def test_the_direct_learner_is_taught_the_mean_of_unequal_answers():
-    learner = make_learner("direct")
-    found = replace(
-        outcome(an_execution(1.0, 50, 1), an_execution(0.0, 50, 2), an_execution(0.0, 50, 3)),
-        observation=torch.zeros(6),
-    )
-    learner.learn(found)
-    assert learner._trials["settings"][0].tolist()[0] == 0
-    assert learner._trials["valid"][0].tolist() == [True, False, False, False]
-    assert learner._trials["quality"][0, 0].item() == pytest.approx(1 / 3)
+def test_each_sampled_answer_is_evidence():
+    trainer = make_bench(begun=False).trainer
+    trainer.space, trainer.metric = SPACE, "total_ms"
+    trainer.evidence, trainer.failures = Evidence(SPACE, [SEEN], 0), Failures(SPACE)
+    trainer.absorb(a_trial(*(an_execution(quality, 50, seed) for seed, quality in enumerate((1.0, 0.0, 0.0)))), SEEN)
+    assert (trainer.evidence.quality.count, trainer.evidence.latency.count) == (3, 3)
+    for _ in range(100):
+        trainer.absorb(a_trial(*(an_execution(quality, 50, i) for i, quality in enumerate((1.0, 0.0, 0.0)))), SEEN)
+    trainer.evidence.fit()
+    learned = trainer.evidence.features(SEEN.prompt[None]) @ trainer.evidence.quality.mean()
+    assert learned[0, SPACE.index(FULL)] == pytest.approx(1 / 3, abs=0.02)
 
 
 # runs

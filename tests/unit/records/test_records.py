@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from chronostat.errors import BudgetError, KnobError, MeasurementError, UnlikeConditions
-from chronostat.records import LATENCY_METRICS, Budget, Conditions, Execution, Setting, StageTiming
+from chronostat.records import LATENCY_METRICS, Budget, Conditions, Execution, Setting, StageTiming, Trial
 
 TIMING = StageTiming(
     source="measured", total_ms=90.0, new_tokens=3, decode_steps=2, ttft_ms=70.0, prefill_ms=60.0, llm_prefill_ms=40.0
@@ -91,6 +91,20 @@ def test_a_stage_that_was_not_seen_is_not_a_number():
 def test_an_execution_has_a_timing_or_a_reason(values):
     with pytest.raises(MeasurementError, match="either a timing or a reason why it is invalid, never both"):
         replace(EXECUTION, **values)
+
+
+@pytest.mark.parametrize(
+    ("draws", "anchor", "asked"),
+    [
+        ((0, 1, 1), None, 3),  # the third is one that ran again
+        ((0, 1, 1), 2, 2),  # full was only due
+        ((0, 2, 1), 2, 3),  # full was drawn as well
+        ((), None, 3),
+    ],
+)
+def test_an_anchor_that_nobody_drew_was_not_asked_for(draws, anchor, asked):
+    trial = Trial(phase="train", index=0, sample_id="a", executions=(EXECUTION,) * 3, draws=draws, anchor=anchor)
+    assert trial.asked == asked
 
 
 def test_records_cannot_be_changed():

@@ -21,8 +21,8 @@ from chronostat.validation import validate
 from stand_ins.molmo_like import molmo_like
 from unit.runs.test_session import break_hooks
 
-LONG = ("train.calibration_seconds=1e6", "train.calibration_samples=10", "train.trials=3")  # executions enough to learn
-BRIEF = ("train.calibration_samples=1", "train.trials=1")
+LONG = ("train.calibration_executions=60", "train.select_executions=0", "train.executions=8")  # enough to learn from
+BRIEF = ("train.select_executions=0", "train.executions=1")
 
 
 def execution(tokens: int, topk: int, prefill_ms: float, *, new_tokens: int = 3, source="measured") -> Execution:

@@ -1,11 +1,13 @@
 """A session: what it records of its phases, also when it is interrupted, and what it goes on with."""
 
 import dataclasses
+from math import inf
 
 import pytest
 import torch
 
 from chronostat.config import load_config
+from chronostat.data.demo import DemoSizesTask
 from chronostat.errors import ConfigError, DataError, KnobError, MeasurementError, UnlikeConditions
 from chronostat.records import Setting
 from chronostat.runs.phases import CallCounter
@@ -62,7 +64,7 @@ def test_the_check_and_the_warm_up_are_counted_and_stored(stand_in):
     )
     assert metadata["model"]["name"] == "molmo-like"
     assert metadata["space"] == {"moe_topk": [2, 1], "block_skip": [[], [1], [1, 2]]}
-    assert set(metadata["absent"]) == {"vision_tokens"}
+    assert set(metadata["absent"]) == {"vision_tokens", "image_keep", "drop_after"}
 
 
 def test_a_phase_counts_its_calls_and_its_time(stand_in):
@@ -121,14 +123,26 @@ def test_while_a_phase_goes_on_nothing_is_claimed(stand_in):
         assert "generate_calls" not in stand_in.store().metadata["phases"]["train"]
 
 
-def test_the_box_of_the_whole_run_bounds_a_phase(stand_in):
+def test_what_is_left_of_the_box_of_the_whole_run(stand_in):
     with stand_in.session("seconds=60") as session:
         # the warm-up took 2 * 38 ms and 171 ms
-        assert session.box_s(600) == pytest.approx(60 - 0.247)
-        assert session.box_s(5) == 5
-        stand_in.clock.advance_ms(55_000)
-        assert session.box_s(600) == 10  # even where less than that is left
-        assert session.box_s(5) == 5
+        assert session.time_left_s() == pytest.approx(60 - 0.247)
+        stand_in.clock.advance_ms(65_000)
+        assert session.time_left_s() == pytest.approx(-5 - 0.247)
+    with stand_in.session(name="without") as session:
+        assert session.time_left_s() == inf
+
+
+def test_samples_are_looked_at_evenly_from_both_splits_and_not_executed(stand_in):
+    with stand_in.session("train.unseen=5") as session:
+        calls = session.counter.calls
+        seen = session.unseen()
+        assert session.counter.calls == calls
+        train, validation = session.samples("train"), session.samples("validation")
+        mixed = [train[0], validation[0], train[1], validation[1], train[2]]
+        expected = [session.observe(each) for each in mixed]
+    assert [each.prompt.tolist() for each in seen] == [each.prompt.tolist() for each in expected]
+    assert [each.tokens.tolist() for each in seen] == [each.tokens.tolist() for each in expected]
 
 
 def test_the_time_limit_of_a_generation_follows_from_the_machine(stand_in, monkeypatch):
@@ -349,11 +363,21 @@ def test_an_own_model_needs_own_data():
         load_data(load_config(None, ["model.path=there"]))
 
 
+def test_a_bundled_task_is_taken_by_name_and_not_beside_own_data():
+    assert isinstance(load_data(load_config(None, ["data.task=demo_sizes"])), DemoSizesTask)
+    with pytest.raises(
+        ConfigError, match=r"data\.path = 'a\.jsonl' beside data\.task or data\.files; name one source of samples"
+    ):
+        load_data(load_config(None, ["data.task=demo_sizes", "data.path=a.jsonl"]))
+
+
 def test_ready_batches_need_no_processor(stand_in):
     with stand_in.session() as session:
         trial_input = session.samples("test")[0]
         assert session.runner.request(trial_input) is trial_input
-        assert session.observer(trial_input).shape == (session.observer.size,)
+        observation = session.observer(trial_input)
+        assert observation.prompt.shape == (session.observer.width,)
+        assert observation.tokens.shape == (len(session.space), 2)
         assert session.clock is stand_in.clock
         assert session.space.full == Setting(moe_topk=2, block_skip=())
     assert isinstance(session.workload, Workload)

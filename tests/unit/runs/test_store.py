@@ -7,9 +7,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -83,6 +84,8 @@ def trials(draw: st.DrawFn) -> Trial:
         sample_id=sample_id,
         executions=ran,
         draws=tuple(draw(st.lists(position, max_size=5))),
+        probabilities=tuple(draw(st.lists(st.floats(0, 1), max_size=5))),
+        policy_version=draw(st.none() | wholes),
         anchor=draw(st.none() | position),
         budget=draw(st.none() | budgets),
         started_s=draw(reals),
@@ -168,6 +171,23 @@ def test_one_part_per_append(store: RunStore) -> None:
     store.append([a_trial(1), a_trial(2)])
     parts = sorted(path.name for path in (store.folder / "executions").iterdir())
     assert parts == ["00000000-00000000.parquet", "00000001-00000002.parquet"]
+
+
+def test_chances_that_an_older_version_did_not_write_read_as_null(store: RunStore) -> None:
+    trial = a_trial(probabilities=(0.5, 0.25, 0.5), policy_version=3)
+    store.append([trial, a_trial(1)])
+    (part,) = (store.folder / "executions").iterdir()
+    table = pq.read_table(part)
+    pq.write_table(table.drop_columns(["draw_probabilities", "policy_version"]), part, store_schema=False)
+    old = RunStore.open(store.folder)
+    assert old.trials() == [replace(trial, probabilities=(), policy_version=None), a_trial(1)]
+    assert old.query("SELECT DISTINCT draw_probabilities, policy_version FROM executions").fetchall() == [(None, None)]
+    # and what is stored today stands beside it
+    store.append(replace(trial, index=2))
+    store.compact()
+    rows = RunStore.open(store.folder).query("SELECT policy_version FROM trials ORDER BY record").fetchall()
+    assert rows == [(None,), (None,), (3,)]
+    assert RunStore.open(store.folder).trials()[2].probabilities == (0.5, 0.25, 0.5)
 
 
 # --- DuckDB ---
@@ -297,7 +317,7 @@ def test_a_folder_that_holds_a_run_is_refused(store: RunStore) -> None:
     assert len(store.trials()) == 1
 
 
-@pytest.mark.parametrize("left", ["checkpoint.safetensors", "controller/controller.json", "validation.json", "steps"])
+@pytest.mark.parametrize("left", ["controller/controller.json", "validation.json", "steps"])
 def test_what_is_left_of_a_run_is_neither_gone_on_with_nor_removed(tmp_path: Path, left: str) -> None:
     with RunStore.create(tmp_path / "run", {}) as store:
         if left == "steps":

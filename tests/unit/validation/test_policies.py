@@ -6,11 +6,13 @@ import pytest
 from chronostat.compare.statistics import PairedBootstrap
 from chronostat.knobs.space import ActionSpace
 from chronostat.records import Budget, Execution, StageTiming, Trial
-from chronostat.validation.policies import Measurements, Mix, Played, Pool, best_fixed, best_mix, score
+from chronostat.validation.policies import Measurements, Played, Pool, score
+from chronostat.validation.verdicts import pairs_of
 
 SPACE = ActionSpace({"vision_tokens": (4, 2, 1)})
 FULL, HALF, LEAST = range(3)
 NAMES = [str(setting) for setting in SPACE.settings]
+ALL = np.ones(4, dtype=bool)  # samples of the pool that can meet a limit
 
 
 def mean(fraction):
@@ -75,63 +77,72 @@ def test_quantiles_of_a_mix_are_those_of_all_that_it_may_do(pool):
 
 
 def test_a_mean_budget_is_kept_up_to_the_limit_itself(pool):
-    assert pool.fixed(HALF).keeps(mean(0.5), 20.0)
-    assert not pool.fixed(HALF).keeps(mean(0.5), 19.99)
-    assert pool.mix(LEAST, HALF, 0.5).keeps(mean(0.375), 15.0)
+    assert pool.fixed(HALF).keeps(mean(0.5), 20.0, ALL)
+    assert not pool.fixed(HALF).keeps(mean(0.5), 19.99, ALL)
+    assert pool.mix(LEAST, HALF, 0.5).keeps(mean(0.375), 15.0, ALL)
 
 
 @pytest.mark.parametrize(("late", "kept"), [(0, True), (1, True), (2, False)])
 def test_a_deadline_holds_for_19_of_20_requests(late, kept):
     latencies = [[90.0]] * late + [[10.0]] * (20 - late)
     played = make_pool([[1.0]] * 20, latencies).fixed(0)
-    assert played.keeps(deadline(0.5), 10.0) is kept  # 19 / 20 = .95
+    assert played.keeps(deadline(0.5), 10.0, np.ones(20, dtype=bool)) is kept  # 19 / 20 = .95
     assert played.quantile_ms(0.95) == (10 if kept else 90)
 
 
-def test_the_best_fixed_setting_is_the_most_accurate_that_keeps_the_budget(pool):
-    assert best_fixed(pool, range(3), mean(1.0), 40.0) == FULL
-    assert best_fixed(pool, range(3), mean(0.5), 20.0) == HALF
-    assert best_fixed(pool, range(3), mean(0.49), 19.6) == LEAST
-    assert best_fixed(pool, [FULL, LEAST], mean(0.5), 20.0) == LEAST
-    assert best_fixed(pool, range(3), deadline(0.55), 22.0) == HALF
-    assert best_fixed(pool, range(3), deadline(0.5), 20.0) == LEAST  # half misses it on 1 of 4
+def test_the_denominator_is_the_median_of_full_where_it_counts():
+    assert make_pool(np.ones((3, 2)), [[10.0, 1.0], [400.0, 1.0], [20.0, 1.0]]).full_ms == 20
+    # 10, 20, 30 undisturbed, 90 twice disturbed: the median of what counts is 20, that of all would be 30
+    full_ms = [10.0, 90.0, 20.0, 90.0, 30.0]
+    disturbed = tuple({0: "stolen"} if ms == 90 else {} for ms in full_ms)
+    assert make_pool(np.ones((5, 2)), [[ms, 8.0] for ms in full_ms], disturbed).full_ms == 20
 
 
-def test_ties_go_to_the_faster_setting():
-    tied = make_pool([[1, 1, 1], [0, 0, 0]], [[40, 10, 20], [40, 10, 20]])
-    assert best_fixed(tied, range(3), mean(1.0), 40.0) == 1
-    assert best_fixed(tied, [0, 2], mean(1.0), 40.0) == 2
+def test_a_request_that_no_measured_setting_brings_in_time_is_unmeetable():
+    nan = float("nan")  # not executed on that sample
+    pool = make_pool(np.ones((4, 3)), [[40, 20, 10], [80, 41, nan], [nan, 21, 31], [90, nan, 30]])
+    assert pool.can_meet(30.0).tolist() == [True, False, True, True]
+    assert pool.can_meet(29.9).tolist() == [True, False, True, False]
+    assert pool.can_meet(9.0).tolist() == [False] * 4
 
 
-def test_a_budget_that_nobody_keeps_has_no_best_setting(pool):
-    assert best_fixed(pool, range(3), mean(0.2), 8.0) is None
-    assert best_fixed(pool, range(3), deadline(0.2), 10.0) is None  # 12 ms on one of four samples
-    assert best_mix(pool, range(3), 8.0) is None
+def test_unmeetable_requests_count_towards_no_policy_deadline():
+    """19 requests take 10 ms and 5 ms, two 100 ms and 50 ms, one of the 19 only under the faster setting."""
+    latency_ms = [[10.0, 5.0]] * 18 + [[20.0, 5.0]] + [[100.0, 50.0]] * 2
+    pool = make_pool([[1.0, 0.0]] * 21, latency_ms)
+    can = pool.can_meet(10.0)
+    assert can.sum() == 19
+    bootstrap = PairedBootstrap(21, seed=0)
+    policies = {"controller": pool.fixed(1), "best fixed": pool.fixed(0)}
+    scores = {
+        name: score(name, played, deadline(0.5), 10.0, can, SPACE, bootstrap) for name, played in policies.items()
+    }
+    assert {each.unmeetable for each in scores.values()} == {2}
+    assert scores["controller"].share_within.point == 1.0  # 19 of 19
+    assert scores["best fixed"].share_within.point == pytest.approx(18 / 19)  # .947
+    assert (scores["controller"].kept, scores["best fixed"].kept) == (True, False)
+    assert all(each.samples == 21 for each in scores.values())  # as many were judged
+    assert (scores["controller"].p95_ms, scores["best fixed"].p95_ms) == (5.0, 10.0)  # 50 and 100 ms are of the two
+    # the mean is over all: (18 * 10 + 20 + 2 * 100) / 21
+    assert scores["best fixed"].mean_ms.point == pytest.approx(400 / 21)
 
 
-def test_the_best_mix_spends_the_budget_to_the_limit(pool):
-    # least .25 at 10 ms, half .5 at 20, full .75 at 40; at 15 ms: half the time half = .375, or 1/6 full = .333
-    assert best_mix(pool, range(3), 15.0) == Mix(low=LEAST, high=HALF, share=0.5)
-    # at 30 ms: half and full by halves .625; least and full by 1/3 and 2/3 .583
-    assert best_mix(pool, range(3), 30.0) == Mix(low=HALF, high=FULL, share=0.5)
-    mix = pool.mix(HALF, FULL, 0.5)
-    assert mix.mean_ms.mean() == 30
-    assert mix.accuracy.mean() == 0.625
+def test_what_is_answered_to_unmeetable_requests_is_no_gain():
+    """Of four requests two can be met; the controller is right on one of those and on both of the others."""
+    pool = make_pool([[1, 0], [0, 0], [1, 0], [1, 0]], [[10.0, 5.0], [10.0, 5.0], [90.0, 50.0], [90.0, 50.0]])
+    can, bootstrap = pool.can_meet(10.0), PairedBootstrap(4, seed=0)
+    ours = pool.fixed(0)
+    own = score("controller", ours, deadline(0.5), 10.0, can, SPACE, bootstrap)
+    rival = score("best fixed", pool.fixed(1), deadline(0.5), 10.0, can, SPACE, bootstrap, against=ours)
+    assert (own.accuracy.point, rival.accuracy.point, rival.gain.point) == (0.5, 0.0, 0.5)
+    assert pairs_of(ours, pool.fixed(1), can).gains.tolist() == [1.0, 0.0]
 
 
-def test_rivals_are_chosen_by_the_latencies_that_nothing_disturbed():
-    # full takes 40 ms and half 20, but once each something took another 80 ms
-    pool = make_pool([[1, 0]] * 4, [[40, 20], [120, 20], [40, 100], [40, 20]], [{}, {0: "stolen"}, {1: "stolen"}, {}])
-    assert best_mix(pool, [0, 1], 30.0) == Mix(low=1, high=0, share=0.5)
-    tied = make_pool([[1, 1]] * 4, [[30, 20], [30, 20], [30, 100], [30, 20]], [{}, {}, {1: "stolen"}, {}])
-    assert best_fixed(tied, [0, 1], mean(1.0), 50.0) == 1
-
-
-def test_a_mix_may_be_one_setting_alone(pool):
-    assert best_mix(pool, range(3), 50.0) == Mix(low=FULL, high=FULL, share=0.0)
-    assert best_mix(pool, range(3), 20.0) == Mix(low=HALF, high=HALF, share=0.0)
-    useless = make_pool([[0, 1], [0, 1]], [[40, 10], [40, 10]])  # what costs more answers worse
-    assert best_mix(useless, [0, 1], 20.0) == Mix(low=1, high=1, share=0.0)
+def test_where_no_request_can_be_met_no_policy_broke_the_deadline():
+    pool = make_pool([[1.0]] * 4, [[50.0]] * 4)
+    assert pool.fixed(0).keeps(deadline(0.1), 10.0, pool.can_meet(10.0))
+    # a mean has no request that does not count
+    assert not pool.fixed(0).keeps(mean(0.1), 10.0, pool.can_meet(10.0))
 
 
 def trial(*results):
@@ -182,14 +193,14 @@ def test_a_failure_leaves_its_sample_out_where_it_is_compared_and_only_there():
 def test_a_score_and_the_gain_over_it(pool):
     bootstrap = PairedBootstrap(4, seed=0)
     ours = pool.played(np.array([FULL, FULL, HALF, LEAST]), 1.0)
-    scored = score("best fixed", pool.fixed(HALF), mean(0.6), 24.0, SPACE, bootstrap, against=ours)
+    scored = score("best fixed", pool.fixed(HALF), mean(0.6), 24.0, ALL, SPACE, bootstrap, against=ours)
     assert (scored.policy, scored.budget_ms, scored.samples, scored.kept) == ("best fixed", 24.0, 4, True)
     assert scored.accuracy.point == 0.5
     assert scored.mean_ms.point == 20
     assert (scored.p50_ms, scored.p95_ms) == (20, 22)
     assert scored.share_within.point == 1
     assert scored.gain.point == 0.25  # (1 + 1 + 1 + 0) / 4 less 2 / 4
-    own = score("controller", ours, mean(0.6), 24.0, SPACE, bootstrap)
+    own = score("controller", ours, mean(0.6), 24.0, ALL, SPACE, bootstrap)
     assert own.gain is None
     assert own.mean_ms.point == 29  # (41 + 45 + 19 + 11) / 4
     assert not own.kept
@@ -200,15 +211,16 @@ def test_the_gain_is_paired():
     # samples that a hundred did not show, 1 - .025 ** (1 / 100) = .0362
     right = np.tile([1.0, 0.0], 50)
     pool = make_pool(np.stack([right, right], axis=1), np.full((100, 2), 10.0))
-    bootstrap = PairedBootstrap(100, seed=0)
-    scored = score("best fixed", pool.fixed(1), mean(1.0), 10.0, SPACE, bootstrap, against=pool.fixed(0))
+    bootstrap, can = PairedBootstrap(100, seed=0), np.ones(100, dtype=bool)
+    scored = score("best fixed", pool.fixed(1), mean(1.0), 10.0, can, SPACE, bootstrap, against=pool.fixed(0))
     assert scored.accuracy.high - scored.accuracy.low > 0.1
     assert (scored.gain.point, scored.gain.low, scored.gain.high) == pytest.approx((0, -0.0362, 0.0362), abs=1e-4)
 
 
 def test_samples_that_are_all_alike_leave_room_for_those_that_were_not_seen():
     pool = make_pool(np.ones((100, 2)), np.full((100, 2), 10.0))
-    scored = score("best fixed", pool.fixed(1), mean(1.0), 10.0, SPACE, PairedBootstrap(100, seed=0))
+    bootstrap, can = PairedBootstrap(100, seed=0), np.ones(100, dtype=bool)
+    scored = score("best fixed", pool.fixed(1), mean(1.0), 10.0, can, SPACE, bootstrap)
     for share in (scored.accuracy, scored.share_within):  # .025 ** (1 / 100)
         assert (share.point, share.low, share.high) == pytest.approx((1, 0.9638, 1), abs=1e-4)
 

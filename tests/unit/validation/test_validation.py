@@ -2,35 +2,38 @@
 
 import dataclasses
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 import chronostat.execution.trials
 from chronostat.cli.actions.validate import _shortcomings
+from chronostat.config import Config
 from chronostat.control.controller import load_controller
 from chronostat.control.controller_files import FOLDER
-from chronostat.control.observation import Observer
+from chronostat.control.observer import Observer
 from chronostat.errors import BudgetError, ConfigError, DataError, MeasurementError, UnlikeConditions
+from chronostat.policy.rivals import rivals_of
 from chronostat.records import Budget, Setting
 from chronostat.runs.store import Validation
 from chronostat.runs.training import train
-from chronostat.tensors import read_tensors
 from chronostat.validation import validate
-from stand_ins.controllers import policy_of
 from stand_ins.observing import delay
 from stand_ins.runs import COUNTS, StandIn, fail_under, prefill_ms
 
 pytestmark = pytest.mark.slow  # whole runs, trained and judged
 
 FULL = {Setting(moe_topk=2, block_skip=())}
-BRIEF = ("train.trials=1", "train.calibration_samples=1")  # where it does not matter what was learned
+BRIEF = ("train.select_executions=0", "train.executions=1")  # where it does not matter what was learned
 BUDGETS = [
     Budget(kind="mean", fraction=0.7),
     Budget(kind="mean", fraction=0.9),
     Budget(kind="deadline", fraction=0.8),
 ]
+
+
+MODELS = []  # the one of ``judged``
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,7 @@ def judged(tmp_path_factory):
         stand_in = StandIn(tmp_path_factory.mktemp("judged"), patches)
         with stand_in.session() as session:
             verdict = validate(session, train(session))
+        MODELS[:] = [stand_in.model]
         yield verdict, stand_in.store()
 
 
@@ -54,11 +58,10 @@ def scores(verdict, budget):
 def test_what_was_executed_is_what_was_counted(judged):
     verdict, store = judged
     phases = store.metadata["phases"]
-    for phase in ("select", "test"):
-        assert phases[phase]["generate_calls"] == executions(store, phase) > 0
-    both = executions(store, "select") + executions(store, "test")
-    assert (verdict.counted.executions, verdict.counted.generate_calls) == (both, both)
-    assert executions(store, "select") == 8 * 6
+    assert list(phases) == ["warmup", "calibrate", "select", "train", "test"]
+    n = executions(store, "test")
+    assert phases["test"]["generate_calls"] == n > 0
+    assert (verdict.counted.executions, verdict.counted.generate_calls) == (n, n)
 
 
 def test_the_verdict_is_stored_as_it_was_returned(judged):
@@ -78,7 +81,9 @@ def test_each_test_sample_is_judged_once(judged):
         twice = {setting for setting, n in ran.items() if n > 1}
         assert twice == (FULL if trial.index in {0, 5} else set())  # the noise floor, on every fifth sample
         assert {execution.split for execution in trial.executions} == {"test"}
-    assert {trial.sample_id for trial in store.trials("select")} == {f"validation-{i}" for i in range(8)}
+    # what was learned from is of the other splits
+    learned = {e.split for t in store.trials() if t.phase != "test" for e in t.executions}
+    assert learned == {"train", "validation"}
 
 
 def test_decisions_are_stored_and_each_is_measured_afresh(judged):
@@ -136,20 +141,28 @@ def test_every_policy_is_compared_with_the_controller_under_every_budget(judged)
         assert by_policy["full"].mean_ms.point == 22
         selected = verdict.selection[str(budget)]
         assert by_policy["best fixed"].settings == ((selected.setting, 1.0),)
-        assert selected.n == 8
 
 
-def test_the_best_fixed_setting_was_chosen_on_the_validation_split(judged):
+def test_the_best_fixed_setting_is_chosen_by_everything_that_was_measured_before(judged):
     verdict, store = judged
-    quality = {}
-    for trial in store.trials("select"):
-        for execution in trial.executions:
-            quality.setdefault(execution.setting, []).append(execution.quality)
+    controller = load_controller(store.folder / FOLDER, MODELS[0], None)
     for budget in BUDGETS:
-        affordable = {s: np.mean(q) for s, q in quality.items() if prefill_ms(s) <= budget.fraction * 22}
         selected = verdict.selection[str(budget)]
-        assert selected.validation_accuracy == pytest.approx(max(affordable.values()))
-        assert affordable[Setting.parse(selected.setting)] == max(affordable.values())
+        rivals = rivals_of(controller.policy, budget)
+        assert selected.setting == str(controller.space.settings[rivals.fixed])
+        assert prefill_ms(Setting.parse(selected.setting)) <= budget.fraction * 22
+        assert (selected.expected, selected.shortfall) == (rivals.accuracy, rivals.shortfall)
+        assert selected.shortfall >= 0
+        assert selected.learned == controller.policy.gains[budget.kind].is_learned(budget.fraction)
+        assert (selected.n, selected.validation_accuracy) == (None, None)
+
+
+def test_a_policy_that_the_verdict_calls_not_learned_chooses_alike_for_all(judged):
+    verdict, store = judged
+    for budget in BUDGETS:
+        chosen = {d.setting for d in store.decisions() if d.budget == budget}
+        if not verdict.selection[str(budget)].learned:
+            assert len(chosen) <= (2 if budget.kind == "mean" else 1)  # a mean is spent by the toss of a coin
 
 
 def test_kinds_are_told_apart_afterwards(judged):
@@ -185,45 +198,15 @@ def refused(stand_in, error, message, *overrides):
         with pytest.raises(error, match=message):
             validate(session, controller)
         assert session.counter.calls == calls
-    assert stand_in.store().trials("select") == stand_in.store().trials("test") == []
-    assert not {"select", "test"} & set(stand_in.store().metadata["phases"])
-
-
-def test_what_the_validation_split_measured_holds_the_controller_to_its_budgets(stand_in):
-    with stand_in.session() as session:
-        controller = train(session)
-        controller.learner._limits.latencies.means *= 0.5  # as if everything but full had been faster in training
-        validate(session, controller)
-        settings = session.space.settings
-    saved, _ = read_tensors(policy_of(stand_in.store().folder / FOLDER))
-    expected = [prefill_ms(setting) / prefill_ms(settings[0]) for setting in settings]
-    assert saved["limits.latencies.means"].tolist() == pytest.approx(expected)
+    assert stand_in.store().trials("test") == []
+    assert "test" not in stand_in.store().metadata["phases"]
 
 
 @pytest.mark.parametrize("key", ["mean_budgets", "deadlines"])
 def test_a_budget_that_no_setting_can_meet_is_refused_before_anything_runs(stand_in, key):
     # the cheapest setting takes 13 of 22 ms
-    message = (
-        r"no setting can meet the budget \w+ 0.5 of full; .* \(13.[01] ms where full takes 22.0 ms; asked .* 11.0 ms\)"
-    )
+    message = r"no setting can meet the budget \w+ 0.5 of full; .* \(1[34].\d ms where full takes 2\d.\d ms; asked .*\)"
     refused(stand_in, BudgetError, message, f"validation.{key}=[0.5]")
-
-
-def test_a_budget_that_the_validation_split_says_cannot_be_met_leaves_the_test_split_and_the_controller(
-    stand_in, monkeypatch
-):
-    with stand_in.session(*BRIEF, "validation.mean_budgets=[0.6]") as session:
-        controller = train(session)
-        trained, _ = read_tensors(policy_of(stand_in.store().folder / FOLDER))
-        delay(monkeypatch, stand_in.clock, Observer, 1.5, method="__call__")
-        # the cheapest takes 13 of 22 ms, which is less than .6, and choosing it another 1.5 ms
-        with pytest.raises(BudgetError, match=r"no setting can meet the budget mean 0.6 of full; .* needs 0.659"):
-            validate(session, controller)
-    store = stand_in.store()
-    assert len(store.trials("select")) == 8
-    assert "test" not in store.metadata["phases"]
-    kept, _ = read_tensors(policy_of(store.folder / FOLDER))
-    assert all(torch.equal(kept[name], value) for name, value in trained.items())
 
 
 def test_no_budget_at_all(stand_in):
@@ -275,34 +258,51 @@ def test_a_time_box_that_ends_early_is_said(stand_in):
         verdict = validate(session, train(session))
         said = list(_shortcomings(session, verdict))
     assert 2 <= verdict.samples < 6
-    assert said == [f"judged on {verdict.samples} of 6 test samples: the time box of 0 s ended before"]
-
-
-def test_a_verdict_on_all_samples_has_no_shortcomings(stand_in):
-    with stand_in.session(*BRIEF) as session:
-        assert list(_shortcomings(session, validate(session, train(session)))) == []
+    assert f"judged on {verdict.samples} of 6 test samples: the time box ended before" in said
+    assert verdict.stop == "the time box ended"
 
 
 def test_asking_for_more_samples_than_there_are_is_no_shortcoming(stand_in):
-    with stand_in.session(*BRIEF, "validation.samples=300") as session:
+    with stand_in.session(*BRIEF, "validation.samples=300", "validation.margin=0.9") as session:
         verdict = validate(session, train(session))
         assert list(_shortcomings(session, verdict)) == []
     assert verdict.samples == COUNTS["test"]
 
 
+def test_the_box_of_the_whole_run_ends_judging_after_a_hundred_samples(tmp_path, monkeypatch):
+    stand_in = StandIn(tmp_path, monkeypatch, {"test": 105})
+    with stand_in.session(*BRIEF, "seconds=0.1", "validation.samples=105", "validation.mean_budgets=[]") as session:
+        verdict = validate(session, train(session))
+        assert session.time_left_s() < 0  # it had ended before the first sample
+    assert (verdict.samples, verdict.stop) == (100, "the time box ended")
+
+
+def test_what_a_verdict_cannot_say_for_sure_is_said(judged):
+    verdict, store = judged
+    doubtful = dataclasses.replace(verdict.selection["mean 0.70"], shortfall=0.034)
+    sure = dataclasses.replace(verdict.selection["mean 0.90"], shortfall=0.0)
+    selection = {"mean 0.70": doubtful, "mean 0.90": sure}
+    late = [dataclasses.replace(s, unmeetable=2 if s.budget.kind == "deadline" else 0) for s in verdict.scores]
+    session = SimpleNamespace(config=Config(), store=store, samples=lambda split: range(6))
+    said = list(_shortcomings(session, dataclasses.replace(verdict, selection=selection, scores=tuple(late))))
+    assert said == [
+        "the truly best fixed setting may be better than the one that was chosen: 3.4 points under mean 0.70 "
+        "(expected)",
+        "deadline 0.80: 2 of 6 samples take longer under every setting that was measured on them, so they count "
+        "for no policy here",
+    ]
+
+
 def test_failures_are_left_out_pairwise_and_said(stand_in, monkeypatch):
     with stand_in.session(*BRIEF) as session:
         controller = train(session)
-        fail_under(monkeypatch, session, session.space.full, samples={"test-2", "validation-0"})
+        fail_under(monkeypatch, session, session.space.full, samples={"test-2"})
         verdict = validate(session, controller)
         said = list(_shortcomings(session, verdict))
-    assert said == [
-        "1 of 6 judged samples are left out: not every policy could be measured",
-        "2 executions of the validation failed; the report says why",
-    ]
+    assert said[0] == "1 of 6 judged samples are left out: not every policy could be measured"
+    assert said[-1] == "1 executions of the validation failed; the report says why"
     assert verdict.samples == 5
     assert {score.samples for score in verdict.scores} == {5}
-    assert {selected.n for selected in verdict.selection.values()} == {7}
     # failed calls are calls
     assert verdict.counted.executions == verdict.counted.generate_calls
 
@@ -422,24 +422,9 @@ def test_judging_ends_when_everything_is_decided_if_that_is_asked_for(tmp_path, 
     assert {c.latency.verdict for c in verdict.comparisons} == {"same"}  # within 90 %
 
 
-def test_what_keeps_failing_on_the_validation_split_is_never_chosen(stand_in, monkeypatch):
-    out = Setting(moe_topk=1, block_skip=(1, 2))
-    with stand_in.session() as session:
-        controller = train(session)
-        fail_under(monkeypatch, session, out)
-        verdict = validate(session, controller)
-    store = stand_in.store()
-    assert store.metadata["taken_out"] == {str(out): "RuntimeError: out of memory"}
-    assert sum(e.setting == out for trial in store.trials("select") for e in trial.executions) == 3
-    assert out not in {decision.setting for decision in store.decisions()}
-    assert verdict.samples == 6
-    loaded = load_controller(store.folder / FOLDER, stand_in.model, None)
-    assert loaded.metadata.taken_out == (str(out),)
-
-
 def test_what_training_took_out_is_never_judged(stand_in, monkeypatch):
     out = Setting(moe_topk=1, block_skip=())
-    with stand_in.session("train.trials=10") as session:
+    with stand_in.session() as session:
         fail_under(monkeypatch, session, out)
         controller = train(session)
         assert controller.metadata.taken_out == (str(out),)
@@ -451,4 +436,4 @@ def test_what_training_took_out_is_never_judged(stand_in, monkeypatch):
     assert verdict.counted.executions == verdict.counted.generate_calls
     loaded = load_controller(stand_in.store().folder / FOLDER, stand_in.model, None)
     assert loaded.metadata.taken_out == (str(out),)
-    assert not bool(loaded.learner.state()["limits.legal"][loaded.space.index(out)])
+    assert not loaded.policy.legal[loaded.space.index(out)]

@@ -39,10 +39,13 @@ def test_accuracy(low, high, verdict):
 def test_pairs_leave_out_what_was_disturbed_on_either_side_for_latency_only():
     ours = played([1, 0, 1, 1], [10, 20, 30, 40], (None, "stolen CPU time 20 ms", None, None))
     other = played([0, 0, 1, 0], [20, 20, 60, 40], (None, None, "stolen CPU time 30 ms", None))
-    pairs = pairs_of(ours, other)
+    pairs = pairs_of(ours, other, np.ones(4, dtype=bool))
     assert pairs.gains.tolist() == [1, 0, 0, 1]
     assert pairs.log_ratios.tolist() == pytest.approx([np.log(0.5), 0])  # the first and the last
     assert pairs.left_out == {"stolen CPU time": 2}
+    few = pairs_of(ours, other, np.array([True, True, False, False]))
+    assert (few.gains.tolist(), few.left_out) == ([1, 0], {"stolen CPU time": 1})
+    assert few.log_ratios.tolist() == pytest.approx([np.log(0.5)])
 
 
 def make_pairs(gain, ratio, n=100, noise=0.05, seed=0):
@@ -163,8 +166,8 @@ def test_latency_of_a_policy_leaves_out_what_was_disturbed_unless_most_of_it_was
     few = played([1] * 4, [10, 90, 10, 10], (None, "stolen", None, None))
     assert few.timed.tolist() == [True, False, True, True]
     assert few.quantile_ms(0.95) == 10
-    assert few.keeps(Budget(kind="mean", fraction=1.0), 10.0)
+    assert few.keeps(Budget(kind="mean", fraction=1.0), 10.0, np.ones(4, dtype=bool))
     most = played([1] * 4, [10, 90, 10, 10], (None, "stolen", "stolen", "stolen"))
     assert most.timed.all()
     assert most.quantile_ms(0.95) == 90
-    assert not most.keeps(Budget(kind="mean", fraction=1.0), 10.0)
+    assert not most.keeps(Budget(kind="mean", fraction=1.0), 10.0, np.ones(4, dtype=bool))

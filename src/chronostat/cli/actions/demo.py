@@ -1,6 +1,5 @@
 """What chronostat demo does: train, validate and report in one process."""
 
-import math
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +8,7 @@ from chronostat.cli.actions.report import report
 from chronostat.cli.actions.validate import judge_and_say
 from chronostat.cli.console import Bars
 from chronostat.config import Config
+from chronostat.runs.plan import Plan
 from chronostat.runs.session import begin
 from chronostat.runs.training import train as run_training
 from chronostat.validation import judged_budgets
@@ -16,9 +16,21 @@ from chronostat.validation import judged_budgets
 
 def demo(config: Config, folder: Path, command: str, out: Console) -> None:
     """Train, validate and report in one process."""
-    limit = "" if config.seconds is None else f": at most {math.ceil(config.seconds / 60)} minutes"
-    out.print(f"Chronostat runs its main job in {folder}{limit}. It reads no earlier run.")
-    with begin(config, run_dir=folder, command=command, progress=Bars(out)) as session:
+    progress = Bars(out, unsaid={"warmup"})  # what it measures is what the first line says
+    with begin(config, run_dir=folder, command=command, progress=progress) as session:
         budgets = judged_budgets(session)  # what cannot be judged is refused before minutes of training
+        out.print(_what_it_takes(Plan.of(session), folder))
         judge_and_say(session, run_training(session, budgets), out)
     report(folder, out)
+
+
+def _what_it_takes(plan: Plan, folder: Path) -> str:
+    minutes = "1 minute" if plan.minutes == 1 else f"{plan.minutes} minutes"
+    judged = f"all {plan.asked} test samples" if plan.samples == plan.asked else f"{plan.samples} of {plan.asked}"
+    short = (
+        "" if plan.samples == plan.asked else " test samples, as many as fit its time box or the least that say enough"
+    )
+    return (
+        f"Chronostat runs its main job in {folder}: about {minutes} here, for {sum(plan.executions.values()):,} "
+        f"executions of {1e3 * plan.execution_s:.0f} ms, as the warm-up measured; it judges on {judged}{short}."
+    )

@@ -12,11 +12,13 @@ from chronostat.studies.estimator import remeasure
 from chronostat.studies.estimator.evaluation import APART, Evaluation
 
 
-def evaluate(run: Path, seconds: float, requests: int | None, json_file: Path | None, out: Console) -> None:
+def evaluate(
+    run: Path, data: Path | None, seconds: float, requests: int | None, json_file: Path | None, out: Console
+) -> None:
     """Execute held-out requests twice, and compare the estimator of a run with measuring once."""
     store = RunStore.open(run)
     with out.status(f"measuring held-out requests twice, at most {seconds:.0f} s"):
-        evaluation = remeasure.evaluate(store, stored_config(store), seconds=seconds, requests=requests)
+        evaluation = remeasure.evaluate(store, stored_config(store, data), seconds=seconds, requests=requests)
     out.print(evaluation_table(evaluation))
     if json_file is not None:
         write_json(json_file, evaluation.to_json())

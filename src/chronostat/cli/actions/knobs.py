@@ -9,7 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from chronostat.cli.actions.measure import by_engine, decoding_notes, one_request
+from chronostat.cli.actions.measure import by_engine, decoding_notes
+from chronostat.cli.actions.requests import one_request
 from chronostat.cli.output import write_json
 from chronostat.config import Config
 from chronostat.errors import ConfigError

@@ -10,26 +10,24 @@ from typing import Any, cast
 
 from rich.console import Console
 
+from chronostat.cli.actions.requests import image_sample, images_in, one_sample
 from chronostat.cli.console import survey_tables
 from chronostat.cli.interrupt import first_interrupt_ends_measuring
 from chronostat.cli.output import write_json, write_text
 from chronostat.config import Config
 from chronostat.data.demo import DemoTask
-from chronostat.data.jsonl import load_images
-from chronostat.data.quality import Quality, quality_by_name
+from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import Sample
 from chronostat.engine.choosing import running_by
-from chronostat.errors import ConfigError, DataError
-from chronostat.execution.execute import SampleRequest, execute, explaining_errors, request_for
+from chronostat.errors import ConfigError
+from chronostat.execution.execute import SampleRequest, execute, explaining_errors
 from chronostat.measure.decoding import decoding_of
 from chronostat.models.load import Vlm
-from chronostat.models.prepare import prepare
 from chronostat.records import Setting
 from chronostat.report.survey import condition_rows, judged, notes, survey_page
 from chronostat.runs.workload import load_model
-from chronostat.studies.survey import Arm, Plan, Survey, survey
+from chronostat.studies.survey import Arm, Plan, Requests, Survey, survey
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 ONE_ARM, COMPARED, MANY_REQUESTS = 10, 20, 1  # repeats, where the user names none
 MOST_REQUESTS = 20
 
@@ -69,13 +67,17 @@ def measure(ask: Ask, out: Console) -> None:
         KeyboardInterrupt: measuring was interrupted; what there is has been shown and written.
     """
     settings = _settings(ask.settings)
-    samples = _samples(ask)
+    samples = _samples(ask, out)
     vlms = [load_model(config) for config in ask.models]
+    quality = None if ask.exact_tokens else quality_by_name("exact")  # an answer made too long is never right
+    every = [Requests(vlm=vlm, samples=samples, quality=quality) for vlm in vlms]
+    for requests in every:
+        requests.check()
     arms = [
-        Arm(name=name, vlm=vlm, setting=setting, requests=requests)
-        for vlm, requests in [(vlm, _requests(vlm, samples, scored=not ask.exact_tokens)) for vlm in vlms]
+        Arm(name=name, vlm=requests.vlm, setting=setting, requests=requests)
+        for requests in every
         for setting in settings
-        for name in [_name(vlm, setting, models=len(vlms), settings=len(settings))]
+        for name in [_name(requests.vlm, setting, models=len(vlms), settings=len(settings))]
     ]
     few = COMPARED if len(arms) > 1 else ONE_ARM
     plan = Plan(
@@ -144,32 +146,6 @@ def _settings(texts: Sequence[str]) -> list[Setting]:
     return settings
 
 
-def one_request(vlm: Vlm, images: Sequence[Path], prompt: str | None, *, own_model: bool) -> SampleRequest:
-    """What the user gave as the one request; one of the bundled task for the bundled model.
-
-    Raises:
-        ConfigError: half a request, or none for an own model.
-        DataError: an image cannot be read, or the processor refuses the request.
-    """
-    return _request(vlm, one_sample(images, prompt, own_model=own_model), None)
-
-
-def one_sample(images: Sequence[Path], prompt: str | None, *, own_model: bool) -> Sample:
-    """The sample of that request.
-
-    Raises:
-        ConfigError: half a request, or none for an own model.
-        DataError: an image cannot be read.
-    """
-    if images and prompt:
-        return _sample("request", prompt, images)
-    if own_model:
-        raise ConfigError("an own model needs a request: give --image FILE and --prompt TEXT")
-    if images or prompt:
-        raise ConfigError("give --image FILE and --prompt TEXT together, or neither for a request of the bundled task")
-    return DemoTask().split("validation")[0]
-
-
 def read_layout(file: Path) -> dict[str, str | tuple[str, ...]]:
     """The parts of a model by name of the part, from a JSON or TOML file.
 
@@ -205,8 +181,8 @@ def _parsed(text: str) -> Any:  # noqa: ANN401 - any JSON value; None: neither l
     return None
 
 
-def _samples(ask: Ask) -> list[Sample]:
-    """What is asked, without the processors of the models."""
+def _samples(ask: Ask, out: Console) -> list[Sample]:
+    """What is asked, without the processors of the models; says what is left out."""
     ways = [flag for flag, given in (("--image", ask.images), ("--images", ask.folder), ("--task", ask.task)) if given]
     if len(ways) > 1:
         raise ConfigError(f"{' and '.join(ways)} each say what the requests are; give one of them")
@@ -220,7 +196,10 @@ def _samples(ask: Ask) -> list[Sample]:
     if ask.folder is not None:
         if not ask.prompt:
             raise ConfigError("--images DIR needs --prompt TEXT, which is asked of each image")
-        return [_sample(file.name, ask.prompt, [file]) for file in _image_files(ask.folder)[:most]]
+        folder = images_in(ask.folder)
+        for told in folder.told(most):
+            out.print(told)
+        return [image_sample(file.name, ask.prompt, [file]) for file in folder.images[:most]]
     own = any(config.model.path is not None for config in ask.models)
     if own and not (ask.images and ask.prompt):
         raise ConfigError(
@@ -228,38 +207,6 @@ def _samples(ask: Ask) -> list[Sample]:
             "--task bundled"
         )
     return [one_sample(ask.images, ask.prompt, own_model=own)]
-
-
-def _image_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DataError(f"--images {folder} is no directory; name a folder of images, or files with --image")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise DataError(f"--images {folder} holds no image; read are {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return files
-
-
-def _sample(name: str, prompt: str, images: Sequence[Path]) -> Sample:
-    loaded = load_images(images)  # before any model, so that a wrong file is said at once
-    return Sample(id=name, split="test", prompt=prompt, references=(), load_images=lambda: loaded)
-
-
-def _requests(vlm: Vlm, samples: Sequence[Sample], *, scored: bool) -> list[SampleRequest]:
-    quality = quality_by_name("exact") if scored else None  # an answer made too long is never right
-    return [_request(vlm, sample, quality if sample.references else None) for sample in samples]
-
-
-def _request(vlm: Vlm, sample: Sample, quality: Quality | None) -> SampleRequest:
-    """Made once before anything is measured, so that a prompt or image that the processor refuses is said at once."""
-    request = request_for(sample, vlm.processor, quality)
-    device, dtype = vlm.model.device, vlm.model.dtype
-    try:
-        prepare(vlm.processor, request.images, sample.prompt, device=device, dtype=dtype, image_arguments={})
-    except (ValueError, TypeError, LookupError, RuntimeError) as error:  # what processors raise for bad requests
-        raise DataError(
-            f"the processor of {vlm.name} refuses {sample.id} ({str(error).rstrip('.')}); change its prompt or image"
-        ) from error
-    return request
 
 
 def _name(vlm: Vlm, setting: Setting, *, models: int, settings: int) -> str:

@@ -18,15 +18,14 @@ from chronostat.report.text import ms_interval, points_interval
 from chronostat.runs.session import Session, begin_with, reopen_with
 from chronostat.runs.store import RunStore
 from chronostat.runs.stored import stored_config
-from chronostat.runs.workload import load_data, load_model
+from chronostat.runs.workload import load_both
 from chronostat.studies.block_ranking.importance import RANKING, BlockScore, KeptBlocks, Plan, Ranking
 from chronostat.studies.block_ranking.ranking import check_plan, rank, ranking_workload, refused_blocks
 
 
 def rank_blocks(config: Config, plan: Plan, folder: Path, command: str, out: Console) -> None:
     """A new ranking of the decoder blocks."""
-    dataset = load_data(config)
-    vlm = load_model(config)
+    dataset, vlm = load_both(config)
     plan = _with_sets(plan, vlm)
     workload = ranking_workload(config, vlm, dataset)
     opened = begin_with(workload, run_dir=folder, command=command, progress=Bars(out), ranking=asdict(plan))
@@ -34,14 +33,15 @@ def rank_blocks(config: Config, plan: Plan, folder: Path, command: str, out: Con
         _rank(session, plan, folder, out)
 
 
-def resume_ranking(folder: Path, out: Console) -> None:
+def resume_ranking(folder: Path, data: Path | None, out: Console) -> None:
     """The rest of a ranking that ended early."""
     store = RunStore.open(folder)
     plan = _stored_plan(store)
     if store.holds(RANKING):
         raise StoreError(f"{folder} has finished: its ranking is in {folder / RANKING}")
-    config = stored_config(store)
-    workload = ranking_workload(config, load_model(config), load_data(config))
+    config = stored_config(store, data)
+    dataset, vlm = load_both(config)
+    workload = ranking_workload(config, vlm, dataset)
     with reopen_with(workload, store, progress=Bars(out)) as session:
         _rank(session, plan, folder, out)
 

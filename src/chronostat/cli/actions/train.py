@@ -1,6 +1,5 @@
 """What chronostat train does: a new controller, the rest of one, or a forecast."""
 
-import math
 from pathlib import Path
 
 from rich.console import Console
@@ -10,15 +9,14 @@ from chronostat.cli.console import Bars
 from chronostat.config import Config
 from chronostat.control.controller_files import FOLDER
 from chronostat.errors import StoreError
-from chronostat.execution.execute import request_for
-from chronostat.records import Conditions, Phase
+from chronostat.records import Conditions
+from chronostat.runs.plan import executions_of_a_trial, planned_executions
 from chronostat.runs.session import begin, reopen
 from chronostat.runs.store import RunStore
 from chronostat.runs.stored import is_trained, stored_config
-from chronostat.runs.training import JUDGED_SETTINGS, training_box_s
 from chronostat.runs.training import train as run_training
-from chronostat.runs.workload import Workload, load_data, load_model
-from chronostat.studies.survey import Arm, Plan, repeated
+from chronostat.runs.workload import Workload, load_both
+from chronostat.studies.forecast import Probe, probe
 
 
 def train(config: Config, folder: Path, command: str, out: Console) -> None:
@@ -29,7 +27,7 @@ def train(config: Config, folder: Path, command: str, out: Console) -> None:
     _say_trained(folder, out)
 
 
-def resume(folder: Path, out: Console) -> None:
+def resume(folder: Path, data: Path | None, out: Console) -> None:
     """The rest of a training run that ended early."""
     store = RunStore.open(folder)
     if is_trained(store):
@@ -38,7 +36,7 @@ def resume(folder: Path, out: Console) -> None:
         raise StoreError(
             f"{folder} holds a ranking of blocks; continue it with: chronostat rank-blocks --resume {folder}"
         )
-    with reopen(store, config=stored_config(store), progress=Bars(out)) as session:
+    with reopen(store, config=stored_config(store, data), progress=Bars(out)) as session:
         for told in Conditions.from_json(store.metadata["conditions"]).differences(session.conditions)[1]:
             out.print(f"this run began elsewhere, its latencies are compared all the same: {told}")
         run_training(session)
@@ -52,50 +50,33 @@ def _say_trained(folder: Path, out: Console) -> None:
 
 
 def forecast(config: Config, out: Console) -> None:
-    """How many executions a run takes and how long, from one sample executed under every setting."""
-    dataset = load_data(config)
-    vlm = load_model(config)
+    """What a run costs, from one sample of each size of image executed under every setting."""
+    dataset, vlm = load_both(config)
     workload = Workload.of(config, vlm, dataset)
-    request = request_for(dataset.split("train")[0], vlm.processor, None)
-    arms = [Arm(name=str(s), vlm=vlm, setting=s, requests=[request]) for s in workload.space.settings]
-    measure = config.measure
-    probed = repeated(
-        arms, Plan(repeats=1, max_new_tokens=measure.max_new_tokens, seed=config.seed, sample=measure.sample)
-    )
-    requests_ms = [shot.request_ms for shot in probed]
-    execution_s = sum(requests_ms) / len(requests_ms) / 1e3
-    table = Table("phase")
-    for head in ("about how many executions", "seconds"):
-        table.add_column(head, justify="right")
-    whole_s = 0.0
-    for phase, (box_s, most) in _limits(config, len(workload.space), execution_s).items():
-        executions = min(box_s / execution_s, most)
-        whole_s += executions * execution_s
-        table.add_row(phase, f"{executions:,.0f}", f"{executions * execution_s:.0f}")
-    table.add_row("together", f"{whole_s / execution_s:,.0f}", f"{whole_s:.0f}")
-    out.print(
-        f"{len(workload.space)} settings; one execution takes about {1e3 * execution_s:.0f} ms (measured, one sample)."
-    )
+    probed = probe(workload, dataset.split("train"), vlm)
+    settings, execution_s = len(workload.space), probed.execution_s
+    out.print(f"{settings} settings; one execution takes about {1e3 * execution_s:.0f} ms (measured, one sample).")
+    if len(probed.sizes) > 1:
+        for size in probed.sizes:
+            out.print(f"{size.share:.0%} like {size.width} x {size.height} px: {size.request_ms:.0f} ms")
     for told in filter(None, (workload.decoding.note, *(f"absent: {reason}" for reason in workload.absent.values()))):
         out.print(told)
-    out.print(table)
+    out.print(_cost_table(workload, probed, vlm.model.device.type))
 
 
-def _limits(config: Config, settings: int, execution_s: float) -> dict[Phase, tuple[float, float]]:
-    """Of each phase the most seconds and the most executions."""
-    train, validation = config.train, config.validation
-    return {
-        "calibrate": (
-            train.calibration_seconds,
-            math.inf if train.calibration_samples is None else train.calibration_samples * settings,
-        ),
-        "train": (
-            training_box_s(config, train.calibration_seconds, execution_s),
-            min(
-                math.inf if train.trials is None else train.trials * train.group_size * train.repeats,
-                math.inf if train.executed_seconds is None else train.executed_seconds / execution_s,
-            ),
-        ),
-        "select": (validation.select_seconds, validation.select_samples * settings),
-        "test": (validation.seconds, validation.samples * JUDGED_SETTINGS),
-    }
+def _cost_table(workload: Workload, probed: Probe, device: str) -> Table:
+    """Executions, time and disk of each phase."""
+    table = Table("phase")
+    for head in ("about how many executions", "seconds", f"{'GPU' if device == 'cuda' else 'CPU'} hours", "GB on disk"):
+        table.add_column(head, justify="right")
+    execution_s, whole, whole_bytes = probed.execution_s, 0, 0.0
+    for phase, executions in planned_executions(workload).items():
+        stored = probed.stored_bytes(executions, per_trial=executions_of_a_trial(workload, phase))
+        whole, whole_bytes = whole + executions, whole_bytes + stored
+        table.add_row(phase, *_cost_cells(executions, executions * execution_s, stored))
+    table.add_row("together", *_cost_cells(whole, whole * execution_s, whole_bytes))
+    return table
+
+
+def _cost_cells(executions: int, seconds: float, stored_bytes: float) -> tuple[str, ...]:
+    return f"{executions:,}", f"{seconds:.0f}", f"{seconds / 3600:.2f}", f"{stored_bytes / 1e9:.3f}"

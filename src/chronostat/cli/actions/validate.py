@@ -13,7 +13,7 @@ from chronostat.control.controller import Controller, load_controller
 from chronostat.control.controller_files import FOLDER
 from chronostat.errors import StoreError
 from chronostat.files import disk_errors
-from chronostat.report.text import noise_floor_text
+from chronostat.report.text import forecast_text, learned_share_text, noise_floor_text, points, unmeetable_text
 from chronostat.runs.session import Session, begin_with, reopen_with, require_comparable
 from chronostat.runs.store import RunStore, Validation
 from chronostat.runs.store.run import VALIDATION
@@ -24,10 +24,12 @@ from chronostat.validation import validate as run_validation
 SIGNIFICANT = 0.01  # of the test whether choices depend on the kind of question
 
 
-def validate(run: Path, to: Path | None, overrides: Sequence[str], command: str, out: Console) -> None:
+def validate(
+    run: Path, to: Path | None, data: Path | None, overrides: Sequence[str], command: str, out: Console
+) -> None:
     """The verdict on a trained controller."""
     trained = RunStore.open(run)
-    config = _with_overrides(stored_config(trained), overrides)
+    config = _with_overrides(stored_config(trained, data), overrides)
     if not is_trained(trained):
         raise StoreError(f"{run} holds no controller yet; continue it with: chronostat train --resume {run}")
     if to is None:
@@ -39,7 +41,9 @@ def validate(run: Path, to: Path | None, overrides: Sequence[str], command: str,
     if to is None:
         opened = reopen_with(workload, trained, progress=progress)
     else:
-        known = {key: trained.metadata[key] for key in ("full_ms", "budget_range") if key in trained.metadata}
+        known = {
+            key: trained.metadata[key] for key in ("full_ms", "budget_range", "forecast") if key in trained.metadata
+        }
         opened = begin_with(workload, run_dir=to, command=command, progress=progress, trained_in=str(run), **known)
     with opened as session:
         if to is not None:
@@ -56,7 +60,7 @@ def _require_unjudged(store: RunStore) -> None:
             f"{store.folder} has been validated: its test split is judged once; for another verdict name a new run "
             "with --to DIR"
         )
-    if store.trials("select") or store.trials("test"):
+    if store.trials("test"):
         raise StoreError(
             f"the validation of {store.folder} was interrupted, and its samples are judged once; for a verdict name a "
             "new run with --to DIR"
@@ -75,7 +79,7 @@ def judge_and_say(session: Session, controller: Controller, out: Console) -> Non
     """Judge a controller in a session, and print the verdict with what should be known beside it."""
     verdict = run_validation(session, controller)
     session.store.compact()
-    _say_verdict(verdict, out)
+    _say_verdict(session, verdict, out)
     for line in _shortcomings(session, verdict):
         out.print(line)
 
@@ -86,11 +90,18 @@ def _shortcomings(session: Session, verdict: Validation) -> Generator[str]:
     judged = len(session.store.trials("test"))
     asked = min(validation.samples, len(session.samples("test")))
     if judged < asked:
-        yield f"judged on {judged} of {asked} test samples: the time box of {validation.seconds:.0f} s ended before"
+        yield f"judged on {judged} of {asked} test samples: the time box ended before"
     if judged > verdict.samples:
         yield f"{judged - verdict.samples} of {judged} judged samples are left out: not every policy could be measured"
-    trials = [*session.store.trials("select"), *session.store.trials("test")]
+    trials = session.store.trials("test")
     failed = sum(execution.invalid is not None for trial in trials for execution in trial.executions)
+    off = {b: s for b, each in verdict.selection.items() if (s := each.shortfall or 0.0) > validation.margin}
+    if off:
+        said = ", ".join(f"{points(shortfall)} points under {budget}" for budget, shortfall in off.items())
+        yield f"the truly best fixed setting may be better than the one that was chosen: {said} (expected)"
+    for score in verdict.scores:
+        if score.policy == "controller" and score.unmeetable:
+            yield f"{score.budget}: {unmeetable_text(score)}"
     if failed:
         yield f"{failed} executions of the validation failed; the report says why"
 
@@ -103,8 +114,12 @@ def _with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     return overridden(config, overrides)
 
 
-def _say_verdict(verdict: Validation, out: Console) -> None:
+def _say_verdict(session: Session, verdict: Validation, out: Console) -> None:
     out.print(verdict_table(verdict))
+    if share := learned_share_text(verdict.selection):
+        out.print(f"learned share: {share}")
+    if forecast := session.store.metadata.get("forecast"):
+        out.print(f"forecast of latency: {forecast_text(forecast, verdict.noise)}")
     counted, differ, noise = verdict.counted, verdict.kinds_differ, verdict.noise
     if noise is not None:
         out.print(f"noise floor: {noise_floor_text(noise)}")

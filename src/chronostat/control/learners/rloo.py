@@ -3,30 +3,24 @@
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from chronostat.config import Config
-from chronostat.control.learners.base import Learner, Outcome
-from chronostat.control.learners.frozen import frozen_state, load_frozen_state
-from chronostat.control.learners.means_and_tail import Limits
-from chronostat.control.learners.memory import Scale
+from chronostat.control.learners.base import Learner, Outcome, Proposal
 from chronostat.control.learners.multipliers import Multipliers
-from chronostat.control.learners.tensors import (
-    load_training_state,
-    training_state,
-    with_prefix,
-    without_prefix,
-)
 from chronostat.control.reward import reward_for
+from chronostat.evidence.evidence import Evidence
+from chronostat.evidence.observation import Observation
 from chronostat.knobs.space import ActionSpace
+from chronostat.policy.scorers import NetworkScorer
 from chronostat.records import Budget, BudgetKind
 
 _STD_FLOOR = 0.1  # in units of reward: differences far below one answer are noise, not signal
 _STEEPEST = 50.0  # most logits that the latency of full costs at the start
 _START_PENALTY = 20.0  # logits that each budget of overshoot costs at the start
 _BIAS_SPEED = 10.0  # step size of what a budget wants of all requests, relative to what a request wants
-_LOWEST_PRICE = -100.0  # log-probability; far below any that spends a budget
 
 
 def group_advantages(rewards: Tensor, valid: Tensor, estimator: str) -> Tensor:
@@ -107,11 +101,15 @@ class Policy(nn.Module):
 
     Args:
         space: S settings.
-        observation_size: D.
+        prompt_size: 1 + F.
         budgets: those of the training, B.
         start: logits before anything is learned, shape [B, S].
         hidden: H.
         generator: draws the weights.
+
+    Attributes:
+        one_hot: 1 where a setting has a level of a knob, shape [S, levels of all knobs].
+        start: logits before anything is learned, shape [B, S].
     """
 
     start: Tensor
@@ -119,18 +117,18 @@ class Policy(nn.Module):
     def __init__(
         self,
         space: ActionSpace,
-        observation_size: int,
+        prompt_size: int,
         budgets: Sequence[Budget],
         start: Tensor,
         hidden: int,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self._one_hot = _level_one_hot(space)
+        self.one_hot = _level_one_hot(space)
         self._budgets = tuple(budgets)
-        levels = self._one_hot.shape[1]
-        scale = observation_size**-0.5
-        self.request = nn.Parameter(scale * torch.randn(observation_size, hidden, generator=generator))
+        levels = self.one_hot.shape[1]
+        scale = prompt_size**-0.5
+        self.request = nn.Parameter(scale * torch.randn(prompt_size, hidden, generator=generator))
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.heads = nn.Parameter(torch.zeros(hidden, levels))
         self.budget_heads = nn.Parameter(torch.zeros(len(budgets), levels))
@@ -140,7 +138,7 @@ class Policy(nn.Module):
         """Log-probabilities of all settings: one softmax over the legal ones, minus infinity for the others.
 
         Args:
-            observations: scaled, shape [N, D].
+            observations: features of prompts, shape [N, 1 + F].
             positions: of P budgets, shape [P, B].
             legal: bool, shape [S]; all of them if absent.
 
@@ -149,7 +147,7 @@ class Policy(nn.Module):
         """
         request = (observations @ self.request + self.bias).relu() @ self.heads  # [N, levels]: the heads side by side
         levels = request[:, None] + positions @ self.budget_heads  # [N, P, levels]
-        logits = levels @ self._one_hot.T + positions @ self.start
+        logits = levels @ self.one_hot.T + positions @ self.start
         if legal is not None:
             logits = logits.masked_fill(~legal, -torch.inf)
         return logits.log_softmax(dim=-1)
@@ -180,36 +178,33 @@ def _level_one_hot(space: ActionSpace) -> Tensor:
 class RlooLearner(Learner):
     """Policy gradient with a leave-one-out baseline.
 
-    A measured draw has one quality and one latency whatever the budget was, so each trial is scored under all budgets
-    of the training at once, with clipped importance weights. The Lagrange multiplier of a budget moves by what the
-    policy costs under it: the sum over settings of probability times mean measured latency. A budget's votes are
-    divided by 1 + its price of latency, so that a tight budget does not drown the others.
+    A measured draw has one quality and one latency whatever the budget was, so each group is scored under all budgets
+    of the training at once, with clipped importance weights; so it learns from groups that were drawn alike for all
+    settings, too. The Lagrange multiplier of a budget moves by what the policy costs under it: the sum over settings of
+    probability times forecast latency. A budget's votes are divided by 1 + its price of latency, so that a tight budget
+    does not drown the others.
     """
 
     def __init__(
-        self,
-        space: ActionSpace,
-        observation_size: int,
-        config: Config,
-        seed: int,
-        latency_means: Sequence[float],
-        budgets: Sequence[Budget],
+        self, space: ActionSpace, evidence: Evidence, config: Config, budgets: Sequence[Budget], seed: int
     ) -> None:
         self._config = config.rloo
         self._levels = space.levels
         self._reward = config.reward
+        self._evidence = evidence
         by_kind: dict[BudgetKind, list[float]] = {
             kind: sorted({b.fraction for b in budgets if b.kind == kind}) for kind in ("mean", "deadline")
         }
         self._budgets = tuple(Budget(kind=kind, fraction=f) for kind, group in by_kind.items() for f in group)
         self._multipliers: dict[BudgetKind, Multipliers] = {kind: Multipliers(g) for kind, g in by_kind.items()}
-        self._generator = torch.Generator().manual_seed(seed)
-        self._limits = Limits(latency_means, [], margin=self._reward.margin)
-        known = self._limits.latencies.means.tolist()
-        start = torch.stack([start_logits(known, budget) for budget in self._budgets])
-        self._policy = Policy(space, observation_size, self._budgets, start, self._config.hidden, self._generator)
+        self._legal = torch.ones(len(space), dtype=torch.bool)
+        means = evidence.forecast().mean(evidence.prompts, evidence.tokens).mean(axis=0)
+        start = torch.stack([start_logits(means.tolist(), budget) for budget in self._budgets])
+        generator = torch.Generator().manual_seed(seed)
+        self._policy = Policy(space, evidence.features.size, self._budgets, start, self._config.hidden, generator)
         self._optimizer = self._make_optimizer()
-        self._scale = Scale(observation_size)
+        self._outcomes: list[Outcome] = []
+        self._order = np.random.default_rng(seed)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         rate, fast = self._config.learning_rate, self._policy.budget_heads
@@ -217,36 +212,48 @@ class RlooLearner(Learner):
         return torch.optim.Adam([{"params": slow, "lr": rate}, {"params": [fast], "lr": _BIAS_SPEED * rate}])
 
     @torch.no_grad()
-    def propose(self, observation: Tensor, budget: Budget, draws: int, generator: torch.Generator) -> Tensor:
+    def propose(self, observation: Observation, budget: Budget, draws: int, rng: np.random.Generator) -> Proposal:
         """Draws from the policy; see ``Learner``."""
-        probabilities = self._log_probabilities(observation[None], budget)[0].exp()
-        return probabilities.multinomial(draws, replacement=True, generator=generator)
+        position = self._policy.position(budget)[None]
+        logarithms = self._policy(self._features(observation), position, self._legal)[0, 0].double()
+        probabilities = (logarithms.exp() / logarithms.exp().sum()).numpy()
+        settings = rng.choice(len(probabilities), size=draws, p=probabilities)
+        return Proposal(settings=settings, probabilities=probabilities[settings], version=len(self._outcomes))
 
     def learn(self, outcome: Outcome) -> dict[str, float]:
-        """Follow the gradient of one trial under all budgets, then move the multipliers; see ``Learner``."""
-        with torch.no_grad():
-            drawn = self._log_probabilities(outcome.observation[None], outcome.budget)[0, outcome.settings]
-        self._scale.add(outcome.observation)
-        self._limits.latencies.add(outcome.settings, outcome.latency)
-        rewards = self._rewards(outcome)
-        valid = torch.ones(rewards.shape[-1], dtype=torch.bool)
-        advantages = group_advantages(rewards, valid, self._config.advantage) / (1 + self._prices()[:, None])
-        observation = self._scale(outcome.observation)[None]
-        metrics = [self._update(observation, outcome.settings, drawn, advantages) for _ in range(self._config.updates)]
-        self._move_multipliers(observation)
-        own = self._multipliers[outcome.budget.kind].at(outcome.budget.fraction)
-        return {**metrics[-1], "multiplier": own}
+        """Follow the gradient of one group under all budgets, then move the multipliers; see ``Learner``."""
+        self._outcomes.append(outcome)
+        metrics = [self._update(outcome) for _ in range(self._config.updates)][-1]
+        self._move_multipliers(outcome.observation)
+        if outcome.budget is None:
+            return metrics
+        return metrics | {"multiplier": self._multipliers[outcome.budget.kind].at(outcome.budget.fraction)}
 
-    def _update(self, observation: Tensor, settings: Tensor, drawn: Tensor, advantages: Tensor) -> dict[str, float]:
-        log_probabilities = self._under_all_budgets(observation)  # [B, S]
-        votes = policy_loss(log_probabilities[:, settings], drawn, advantages, self._config.weight_clip)  # [B, G]
-        legal = log_probabilities[:, self._limits.legal]  # the others have none: 0 times minus infinity is no number
+    def finish(self) -> None:
+        """Learn from every group again, in random order; see ``Learner``."""
+        for _ in range(self._config.epochs):
+            for index in self._order.permutation(len(self._outcomes)).tolist():
+                self._update(self._outcomes[index])
+                self._move_multipliers(self._outcomes[index].observation)
+
+    def _update(self, outcome: Outcome) -> dict[str, float]:
+        log_probabilities = self._under_all_budgets(self._features(outcome.observation))  # [B, S]
+        drawn = torch.from_numpy(np.log(outcome.probabilities)).float()
+        settings = torch.from_numpy(outcome.settings)
+        votes = policy_loss(log_probabilities[:, settings], drawn, self._advantages(outcome), self._config.weight_clip)
+        legal = log_probabilities[:, self._legal]  # the others have none: 0 times minus infinity is no number
         entropy = -(legal.exp() * legal).sum(dim=-1).mean()
         loss = votes.mean() - self._config.entropy * entropy
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
         return {"loss": float(loss.detach()), "entropy": float(entropy.detach())}
+
+    def _advantages(self, outcome: Outcome) -> Tensor:
+        """Of each draw under every budget of the training, shape [B, G]."""
+        rewards = self._rewards(outcome)
+        valid = torch.ones(rewards.shape[-1], dtype=torch.bool)
+        return group_advantages(rewards, valid, self._config.advantage) / (1 + self._prices()[:, None])
 
     def head_gradients(self) -> Mapping[str, float]:
         """Of each knob's columns in both heads together; see ``Learner``."""
@@ -259,10 +266,11 @@ class RlooLearner(Learner):
 
     def _rewards(self, outcome: Outcome) -> Tensor:
         """Of each draw under every budget of the training, shape [B, G]."""
+        quality, latency = (torch.from_numpy(values).float() for values in (outcome.quality, outcome.latency))
         parts = [
             reward_for(kind, self._reward).value(
-                outcome.quality,
-                outcome.latency,
+                quality,
+                latency,
                 torch.tensor(group.fractions)[:, None],
                 torch.tensor(group.values)[:, None],
                 self._reward,
@@ -281,61 +289,36 @@ class RlooLearner(Learner):
         )
 
     @torch.no_grad()
-    def _move_multipliers(self, observation: Tensor) -> None:
-        probabilities = self._under_all_budgets(observation).exp().double()
-        costs = (probabilities @ self._limits.latencies.means).tolist()
+    def _move_multipliers(self, observation: Observation) -> None:
+        features = self._evidence.features(observation.prompt[None])
+        latency = self._evidence.forecast().mean(features, observation.tokens[None])[0]
+        probabilities = self._under_all_budgets(torch.from_numpy(features).float()).exp().double()
+        costs = (probabilities @ torch.from_numpy(latency)).tolist()
         for group in self._multipliers.values():
             group.ascend([costs.pop(0) for _ in group.fractions], self._reward.multiplier_rate)
 
-    def _under_all_budgets(self, observation: Tensor) -> Tensor:
-        """Of all settings under every budget of the training for one scaled observation, [1, D] -> [B, S]."""
-        return self._policy(observation, torch.eye(len(self._budgets)), self._limits.legal)[0]
+    def _features(self, observation: Observation) -> Tensor:
+        """Shape [1, 1 + F]."""
+        return torch.from_numpy(self._evidence.features(observation.prompt[None])).float()
 
-    def _log_probabilities(self, observations: Tensor, budget: Budget) -> Tensor:
-        """Of all settings under one budget, [N, D] -> [N, S]."""
-        return self._policy(self._scale(observations), self._policy.position(budget)[None], self._limits.legal)[:, 0]
+    def _under_all_budgets(self, features: Tensor) -> Tensor:
+        """Log-probabilities of all settings under every budget of the training, [1, 1 + F] -> [B, S]."""
+        return self._policy(features, torch.eye(len(self._budgets)), self._legal)[0]
 
     def take_out(self, settings: Sequence[int]) -> None:
-        """Mask them in the softmax and in choices; see ``Learner``."""
-        self._limits.take_out(settings)
+        """Mask them in the softmax; see ``Learner``."""
+        self._legal[list(settings)] = False
 
     @torch.no_grad()
-    def decide(self, observation: Tensor, budget: Budget) -> int:
-        """The likeliest setting less the price of latency; see ``Learner``."""
-        return self._limits.choose(self._log_probabilities(observation[None], budget)[0], budget)
-
-    @torch.no_grad()
-    def settle(self, observations: Tensor, latency_means: Tensor | None = None) -> None:
-        """Fit each mean budget's price, below 0 where the likeliest settings leave some of it; see ``Learner``."""
-        self._limits.settle(
-            lambda budget: self._log_probabilities(observations, budget),
-            latency_means,
-            lowest=_LOWEST_PRICE,
+    def scorer(self) -> NetworkScorer:
+        """The network's log-probabilities; see ``Learner``."""
+        heads = self._policy.heads @ self._policy.one_hot.T
+        budgets = self._policy.budget_heads @ self._policy.one_hot.T + self._policy.start
+        fractions = {kind: np.array(group.fractions) for kind, group in self._multipliers.items()}
+        request, bias = self._policy.request, self._policy.bias
+        arrays = {"request": request, "bias": bias, "heads": heads, "budgets": budgets}
+        return NetworkScorer(
+            means=fractions["mean"],
+            deadlines=fractions["deadline"],
+            **{name: value.detach().double().numpy().copy() for name, value in arrays.items()},
         )
-
-    def state(self) -> dict[str, Tensor]:
-        """Policy, optimizer, random state, scale, limits and multipliers."""
-        state = {
-            **training_state(self._policy, self._optimizer, self._generator),
-            **with_prefix("scale", self._scale.state()),
-            **with_prefix("limits", self._limits.state()),
-        }
-        for kind, group in self._multipliers.items():
-            state |= with_prefix(f"multipliers.{kind}", group.state())
-        return state
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what ``state`` gave."""
-        load_training_state(self._policy, self._optimizer, self._generator, state)
-        self._scale.load(without_prefix("scale", state))
-        self._limits.load(without_prefix("limits", state))
-        for kind, group in self._multipliers.items():
-            group.load(without_prefix(f"multipliers.{kind}", state))
-
-    def policy_state(self) -> dict[str, Tensor]:
-        """Policy, scale and limits."""
-        return frozen_state(self._policy, self._scale, self._limits)
-
-    def load_policy_state(self, state: Mapping[str, Tensor]) -> None:
-        """Decide as the learner did that gave ``policy_state``."""
-        load_frozen_state(self._policy, self._scale, self._limits, state)

@@ -10,14 +10,14 @@ from PIL import Image
 
 from chronostat.data.demo.questions import KINDS, Question
 from chronostat.data.demo.render import render
-from chronostat.data.demo.scenes import Scene, draw_scene
+from chronostat.data.demo.scenes import CANVAS_PX, Scene, draw_scene
 from chronostat.data.samples import Sample, Split
 from chronostat.errors import DataError
 
 SAMPLES_PER_SPLIT = 6_000
 UNSEEN_WORDING_SAMPLES = 1_000  # the last ones of the test split
 UNSEEN_SUFFIX = ", unseen wording"
-_SPLIT_KEYS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
+SPLIT_KEYS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 
 
 class DemoTask:
@@ -38,8 +38,8 @@ class DemoTask:
         Raises:
             DataError: the split does not exist.
         """
-        if name not in _SPLIT_KEYS:
-            raise DataError(f"the demo task has no split {name!r}; it has {', '.join(_SPLIT_KEYS)}")
+        if name not in SPLIT_KEYS:
+            raise DataError(f"the demo task has no split {name!r}; it has {', '.join(SPLIT_KEYS)}")
         return _DemoSplit(seed=self.seed, name=name)
 
 
@@ -69,6 +69,7 @@ class _DemoSplit(Sequence[Sample]):
             prompt=question.prompt,
             references=(question.answer,),
             load_images=partial(_load_images, self.seed, self.name, position),
+            image_shapes=lambda: ((CANVAS_PX, CANVAS_PX),),
             kind=kind + UNSEEN_SUFFIX if _is_unseen(self.name, position) else kind,
         )
 
@@ -78,7 +79,7 @@ def _is_unseen(split: Split, position: int) -> bool:
 
 
 def _draw(seed: int, split: Split, position: int) -> tuple[str, Scene, Question]:
-    rng = np.random.default_rng([seed, _SPLIT_KEYS[split], position])
+    rng = np.random.default_rng([seed, SPLIT_KEYS[split], position])
     names = list(KINDS)
     shares = np.array([KINDS[name].share for name in names])
     kind = names[int(rng.choice(len(names), p=shares / shares.sum()))]

@@ -22,6 +22,8 @@ from chronostat.report.text import (
     METRIC_DEFINITIONS,
     SOURCE_DEFINITIONS,
     count,
+    forecast_text,
+    learned_share_text,
     milliseconds,
     noise_floor_text,
     points_interval,
@@ -83,6 +85,10 @@ def _metadata(run: RunView) -> Iterator[tuple[str, str]]:
     noise = run.validation.noise if run.validation else None
     if noise is not None:
         yield "noise floor", noise_floor_text(noise)
+    if forecast := metadata.get("forecast"):
+        yield "forecast of latency", forecast_text(forecast, noise)
+    if share := learned_share_text(run.validation.selection if run.validation else {}):
+        yield "learned share", share
     low_high = metadata.get("budget_range")
     if low_high:
         yield "budgets", f"drawn from {low_high[0]:.2f} to {low_high[1]:.2f} of full while training"

@@ -8,6 +8,7 @@ from chronostat.records import PolicyScore
 from chronostat.report.run.gather import RunView, invalid_reasons, measured_settings, phase_counts
 from chronostat.report.text import (
     ABSENT,
+    choice_text,
     count,
     milliseconds,
     ms_interval,
@@ -15,6 +16,7 @@ from chronostat.report.text import (
     percent_interval,
     points_interval,
     seconds,
+    unmeetable_text,
 )
 
 
@@ -62,8 +64,8 @@ def verdicts(run: RunView) -> PageTable:
         caption=f"Judged on {count(validation.samples if validation else 0)} paired test samples. Latency is "
         f"{run.metric} + controller_ms (0 for fixed settings); brackets are 95 % intervals; the gain is the "
         "controller's accuracy less that of the line, paired by sample. A mean budget is kept if the mean latency is "
-        "at most the budget, a deadline if at least 95 % of the requests are within it. Source: validation.json, "
-        f"{run.source}.",
+        "at most the budget, a deadline if at least 95 % of the requests that any setting brings within it are. "
+        f"Source: validation.json, {run.source}.",
         heads=(
             "policy",
             "accuracy",
@@ -87,10 +89,9 @@ def _budget_rows(run: RunView, budget: object) -> list[Row]:
     selected = run.validation.selection.get(str(budget))
     head = f"{budget} of full = {milliseconds(scores[0].budget_ms)}"
     if selected:
-        head += (
-            f"; best fixed setting found on {selected.n} validation samples (accuracy there "
-            f"{percent(selected.validation_accuracy)})"
-        )
+        head += f"; {choice_text(selected)}"
+    if scores[0].unmeetable:
+        head += f"; {unmeetable_text(scores[0])}"
     return [Row(cells=[head], mark="group"), *(_score_row(score) for score in scores)]
 
 

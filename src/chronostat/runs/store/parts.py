@@ -19,7 +19,9 @@ from chronostat.files import disk_errors, write_whole
 
 _NAME = re.compile(r"(\d{8,})-(\d{8,})\.parquet")
 _ASIDE = re.compile(r"\.\d{8,}-\d{8,}\.parquet\.tmp")
-_ADDED = frozenset({"sampling_seed"})  # columns that parts of older versions lack; there was no such value
+_ADDED = frozenset(
+    {"sampling_seed", "draw_probabilities", "policy_version"}
+)  # columns that parts of older versions lack; there was no such value
 _READ_ATTEMPTS = 10  # more than one only if compactions end while the table is read
 
 

@@ -31,8 +31,7 @@ from chronostat.runs.store.tables import TABLES, TRIALS_VIEW, Record, TableKind,
 
 METADATA = "run.json"
 VALIDATION = "validation.json"
-CHECKPOINT = "checkpoint.safetensors"
-_OF_A_RUN = (VALIDATION, CHECKPOINT, "controller/controller.json")  # what a new run would be taken to have made
+_OF_A_RUN = (VALIDATION, "controller/controller.json")  # what a new run would be taken to have made
 
 
 class RunStore:

@@ -19,11 +19,22 @@ class _Config(BaseModel):
     train: Mapping[str, Any] | None = None
 
 
+class _Data(BaseModel):
+    path: str | None = None
+    digests: Mapping[str, str] | None = None
+
+
+class _Forecast(BaseModel):
+    error: float
+    executions: int
+
+
 class _Metadata(BaseModel):
     """Other keys are read by nobody, or by those who check them."""
 
     model: _Model | None = None
-    space: Mapping[str, Annotated[list[float | list[int]], Field(min_length=1)]] | None = None
+    data: _Data | None = None
+    space: Mapping[str, Annotated[list[float | str | list[int]], Field(min_length=1)]] | None = None
     config: _Config | None = None
     conditions: Mapping[str, Any] | None = None
     conditions_by_fingerprint: Mapping[str, Mapping[str, Any]] | None = None
@@ -32,6 +43,7 @@ class _Metadata(BaseModel):
     phases: Mapping[str, Mapping[str, Any]] | None = None
     taken_out: Mapping[str, str] | None = None
     calibration: Mapping[str, Any] | None = None
+    forecast: _Forecast | None = None
     selfcheck: Mapping[str, Any] | None = None
 
 

@@ -17,7 +17,7 @@ Record = Trial | Decision | Step
 Row = dict[str, Any]
 
 _TEXT, _WHOLE, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-_WHOLES = pa.list_(pa.int64())
+_WHOLES, _REALS = pa.list_(pa.int64()), pa.list_(pa.float64())
 _BUDGET = {"budget_kind": _TEXT, "budget_fraction": _REAL}
 _SETTING = {"setting": _TEXT, "knobs": _TEXT}
 
@@ -29,6 +29,8 @@ EXECUTIONS = pa.schema(
         "position": _WHOLE,
         "draws": _WHOLES,
         "draw_count": _WHOLE,
+        "draw_probabilities": _REALS,
+        "policy_version": _WHOLE,
         "is_anchor": _FLAG,
         "started_s": _REAL,
         "drift": _REAL,
@@ -95,7 +97,8 @@ SELECT record, first(phase) AS phase, first(trial_index) AS trial_index, first(s
        first(drift) AS drift, first(drift_low) AS drift_low, first(drift_high) AS drift_high,
        first(budget_kind) AS budget_kind, first(budget_fraction) AS budget_fraction,
        first(sample_id) AS sample_id, first(split) AS split, first(kind) AS kind,
-       first(len(draws)) AS draws, count(*) AS executions, count(invalid) AS invalid_executions,
+       first(len(draws)) AS draws, first(policy_version) AS policy_version,
+       count(*) AS executions, count(invalid) AS invalid_executions,
        bool_or(is_anchor) AS has_anchor, sum(total_ms) AS executed_ms
 FROM executions GROUP BY record ORDER BY record
 """
@@ -139,6 +142,8 @@ def _trial_rows(number: int, trial: Trial) -> list[Row]:
         "phase": trial.phase,
         "trial_index": trial.index,
         "draws": trial.draws,
+        "draw_probabilities": trial.probabilities,
+        "policy_version": trial.policy_version,
         "started_s": trial.started_s,
         **_drift_row(trial.drift),
         **_budget_row(trial.budget),
@@ -185,6 +190,8 @@ def _trials(rows: Iterable[Row]) -> Iterator[Trial]:
             sample_id=first["sample_id"],
             executions=tuple(_execution(row) for row in executions),
             draws=tuple(first["draws"]),
+            probabilities=tuple(first["draw_probabilities"] or ()),
+            policy_version=first["policy_version"],
             anchor=next((row["position"] for row in executions if row["is_anchor"]), None),
             budget=_budget(first),
             started_s=first["started_s"],

@@ -43,11 +43,22 @@ class FixedScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """The fixed setting of highest validation accuracy that kept a budget on the validation split."""
+    """The fixed setting that a controller is compared with under a budget, chosen by everything that was measured.
+
+    Attributes:
+        expected: its quality by that evidence.
+        shortfall: how far the choice may be off: expected quality of the truly best one less its own.
+        learned: whether the controller looks at the request under this budget; else it plays what needs no looking.
+        n: of an older version, which chose by the validation split alone: samples.
+        validation_accuracy: likewise.
+    """
 
     setting: str
-    n: int
-    validation_accuracy: float
+    expected: float | None = None
+    shortfall: float | None = None
+    learned: bool | None = None
+    n: int | None = None
+    validation_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ def rank(session: Session, plan: Plan) -> Ranking:
     free = [block for block in range(blocks) if block not in refused]
     check_plan(plan, blocks, len(free))
     bench = _Bench(session, plan, free, blocks, _knob(session.workload.vlm))
-    with session.phase("rank", plan.seconds):
+    with session.phase("rank", f"at most {plan.seconds:.0f} s"):
         order, rounds = bench.order()
         kept = bench.kept(order)
     ranking = Ranking(

@@ -11,6 +11,7 @@ from chronostat.knobs.registry import applied
 from chronostat.machine.stabilise import stabilised
 from chronostat.measure.flow import parts_followed
 from chronostat.studies.survey.arms import Arm, Plan, Shot, execute_arm, like_conditions, shoot
+from chronostat.studies.survey.requests import ids_of
 from chronostat.studies.survey.result import STAGES, Survey, column_of, refuse_unequal
 
 Advance = Callable[[float, str], None]
@@ -55,7 +56,7 @@ def survey(arms: Sequence[Arm], plan: Plan, *, advance: Advance = _SILENT, stopp
     )
     return Survey(
         columns=columns,
-        requests=tuple(request.sample.id for request in arms[0].requests),
+        requests=ids_of(arms[0].requests),
         metric=metric,
         comparisons=refuse_unequal(judged.comparisons, columns) if judged else {},
         noise_floor=judged.noise_floor if judged else {},

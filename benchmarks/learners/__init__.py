@@ -1,0 +1,1 @@
+"""Which learner learns most from the same executions, and are its budgets kept? Stored answers, replayed."""

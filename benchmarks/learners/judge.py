@@ -1,0 +1,66 @@
+"""How good is a policy in truth? Its choices for the requests that are judged, valued without chance."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.learners.world import World
+from chronostat.evidence.linear import Indices
+from chronostat.policy.frontier import Frontier
+from chronostat.policy.policy import Policy
+from chronostat.records import Budget
+
+_LAST_COIN = float(np.nextafter(1.0, 0.0))
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a policy chooses for each prompt, and for which share of the requests; shape [P]."""
+
+    share: float
+    settings: Indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The truth about a policy under a budget.
+
+    Attributes:
+        accuracy: expected.
+        spent: under a mean budget expected latency as a share of it, under a deadline the share of requests within.
+        learned: whether it looks at the request.
+    """
+
+    accuracy: float
+    spent: float
+    learned: bool
+
+
+def verdict(world: World, budget: Budget, played: Sequence[Played], learned: bool) -> Verdict:
+    """The truth about what was played."""
+    prompts = np.arange(len(world.weight))
+    spent_by_setting = world.mean_cost / budget.fraction if budget.kind == "mean" else world.within(budget.fraction)
+    accuracy = sum(part.share * world.right[prompts, part.settings].sum() for part in played)
+    spent = sum(part.share * world.weight @ spent_by_setting[part.settings] for part in played)
+    return Verdict(accuracy=float(accuracy), spent=float(spent), learned=learned)
+
+
+def judge(world: World, policy: Policy, budget: Budget) -> Verdict:
+    """The truth about a frozen policy."""
+    learned = policy.gains[budget.kind].is_learned(budget.fraction)
+
+    def chosen(coin: float) -> Indices:
+        return np.array([policy.decide(each, budget, coin) for each in world.table.observations], dtype=np.intp)
+
+    if budget.kind == "deadline":
+        return verdict(world, budget, [Played(1.0, chosen(0.0))], learned)
+    frontier = policy.frontiers["learned" if learned else "plain"]
+    return verdict(world, budget, by_coin(frontier, budget.fraction * (1 - policy.margin), chosen), learned)
+
+
+def by_coin(frontier: Frontier, fraction: float, chosen: Callable[[float], Indices]) -> list[Played]:
+    """Both sides of the coin between neighbouring points, from what is chosen at a coin."""
+    _, _, share = frontier.at(fraction)
+    sides = [(share, 0.0), (1 - share, _LAST_COIN)]
+    return [Played(weight, chosen(coin)) for weight, coin in sides if weight > 0]

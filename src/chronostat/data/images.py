@@ -1,0 +1,171 @@
+"""Image files as transformers reads them, byte by byte: upright, then RGB.
+
+Wherever a picture comes from (a file, bytes of a table, base64), it is opened when a sample is used and not before.
+"""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, ImageOps
+
+from chronostat.errors import DataError
+from chronostat.progress import DataWarning
+
+# What Pillow's formats raise for damaged files.
+_UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, Image.DecompressionBombError)
+_PICTURES = frozenset(
+    {"AVIF", "BMP", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
+)
+_ORIENTATION = 0x0112  # EXIF
+_DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})  # more than 8 bits a value
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where one image of a sample comes from.
+
+    Attributes:
+        name: for messages: the file, or the row that holds it.
+        fetch: a file, or the bytes of one; called when the image is needed.
+    """
+
+    name: str
+    fetch: Callable[[], Path | bytes]
+
+    def content(self) -> bytes:
+        """The bytes of its file.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        held = self.fetch()
+        if isinstance(held, bytes):
+            return held
+        try:
+            return held.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read the image {self.name}: {error.strerror}") from None
+
+    def load(self) -> Image.Image:
+        """The image, upright and as RGB.
+
+        Raises:
+            DataError: it is missing or cannot be decoded.
+        """
+        return load_image(self.fetch(), self.name)
+
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, without decoding it.
+
+        Raises:
+            DataError: it is missing or no picture.
+        """
+        return image_size(self.fetch(), self.name)
+
+    def digest(self) -> str:
+        """Who it is, by the bytes of its file: 32 hex digits.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return hashlib.blake2b(self.content(), digest_size=16).hexdigest()
+
+
+def shapes_of(sources: Sequence[ImageSource]) -> tuple[tuple[int, int], ...]:
+    """Height and width of the images of one sample in pixels, without decoding them.
+
+    Raises:
+        DataError: one is missing or no picture.
+    """
+    return tuple((height, width) for width, height in (source.size() for source in sources))
+
+
+def load_all(sources: Sequence[ImageSource]) -> tuple[Image.Image, ...]:
+    """The images of one sample.
+
+    Raises:
+        DataError: one is missing or cannot be decoded.
+    """
+    return tuple(source.load() for source in sources)
+
+
+def load_images(paths: Sequence[Path]) -> tuple[Image.Image, ...]:
+    """Read image files, upright and as RGB.
+
+    Raises:
+        DataError: an image is missing or cannot be decoded.
+    """
+    return tuple(load_image(path, str(path)) for path in paths)
+
+
+def load_image(source: Path | bytes, name: str) -> Image.Image:
+    """Read one image, upright and as RGB.
+
+    Args:
+        source: a file, or the bytes of one.
+        name: of it, for messages.
+
+    Raises:
+        DataError: it is missing or cannot be decoded.
+    """
+    try:
+        with _opened(source) as file, Image.open(file) as image:
+            _warn_of_losses(image)
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except _UNREADABLE as error:
+        raise DataError(f"cannot read the image {name}: {error}; it must be a picture that Pillow can open") from None
+
+
+def image_size(source: Path | bytes, name: str) -> tuple[int, int]:
+    """Width and height in pixels of the upright image, from the head of the file: nothing is decoded.
+
+    Raises:
+        DataError: it is missing or no picture.
+    """
+    try:
+        with _opened(source) as file, Image.open(file) as image:
+            # orientations 5 to 8 are turned by a quarter, which Pillow does for TIFF by itself
+            lies = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
+            return (image.height, image.width) if lies else (image.width, image.height)
+    except _UNREADABLE as error:
+        raise DataError(f"cannot read the image {name}: {error}; it must be a picture that Pillow can open") from None
+
+
+@cache
+def picture_suffixes() -> frozenset[str]:
+    """Endings of the files that are read here as pictures, such as ``.jpg``; those of plugins that are registered."""
+    return frozenset(
+        suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN and form in _PICTURES
+    )
+
+
+def _opened(source: Path | bytes) -> BinaryIO:
+    """Never by name: Pillow scrambles some TIFF files with an orientation that it opens so (findings/)."""
+    return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+
+
+def _warn_of_losses(image: Image.Image) -> None:
+    """Once for each kind of loss: RGB of 8 bits is what models read, and what transformers makes of a file too."""
+    if image.mode in _DEEP:
+        warnings.warn(
+            f"an image has values of more than 8 bits (mode {image.mode}), which are cut to 8 as transformers does; "
+            "scale it to 8 bits before, if its contrast matters",
+            DataWarning,
+            stacklevel=2,
+        )
+    if (
+        image.has_transparency_data
+        and image.convert("RGBA").getchannel("A").histogram()[255] < image.width * image.height
+    ):
+        warnings.warn(
+            "an image is transparent in places, and its transparency is dropped as transformers does: what it hid is "
+            "seen; put it on a background before, if that matters",
+            DataWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,111 @@
+"""What would make a run worthless, said before its time is spent: prompts, references, what ``full`` answers."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from chronostat.compare.reasons import kind_of
+from chronostat.data.checking import never_right
+from chronostat.data.quality import quality_by_name
+from chronostat.data.samples import SPLITS, Dataset, Sample
+from chronostat.errors import DataError
+from chronostat.execution.execute import request_for
+from chronostat.models.load import Vlm
+from chronostat.models.refusals import image_marks, try_prepare
+from chronostat.progress import DataWarning
+from chronostat.records import Setting, Trial
+
+_FIRST = 32  # of a task that is drawn from a seed: its samples are alike
+_FEWEST = 3  # answers of ``full``, all of them wrong, that say something
+
+
+def check_prompts(dataset: Dataset, vlm: Vlm) -> None:
+    """Accept the prompts of all splits, and what the processor makes of the first sample of each.
+
+    Raises:
+        DataError: prompts hold a mark that the processor takes for the place of an image, or it refuses a sample; says
+            where, and how many.
+        ModelError: the processor lacks a package, or its template leaves images out.
+    """
+    marks = image_marks(vlm.processor)
+    for split in SPLITS:
+        samples = _samples(dataset, split)
+        _refuse_marks(samples, marks, vlm.name)
+        for sample in samples[:1]:
+            try_prepare(
+                vlm.processor,
+                request_for(sample, vlm.processor, None).images,
+                sample.asked,
+                model=vlm.name,
+                request=sample.place,
+                device=vlm.model.device,
+                dtype=vlm.model.dtype,
+            )
+
+
+def check_references(dataset: Dataset, quality: str) -> None:
+    """Accept references that some answer can match; where only some can be, it is said as a ``DataWarning``.
+
+    Raises:
+        DataError: not one can be matched.
+    """
+    samples = [sample for split in SPLITS for sample in _samples(dataset, split)]
+    wrong = never_right(samples, quality_by_name(quality))
+    if not wrong:
+        return
+    first = f"{wrong[0].place}: {wrong[0].references[0]!r}"
+    if len(wrong) == len(samples):
+        raise DataError(
+            f"no reference can be matched by data.quality = {quality!r}: not even the answer that it asks for is right "
+            f"({first}); choose another quality, or correct the references"
+        )
+    warnings.warn(
+        f"the references of {len(wrong)} of {len(samples)} samples can never be matched by data.quality = "
+        f"{quality!r}, as in {first}",
+        DataWarning,
+        stacklevel=2,
+    )
+
+
+def what_full_answered(trials: Sequence[Trial], full: Setting) -> Iterator[str]:
+    """What a person should know of the calibration before training: nothing is right, or executions failed.
+
+    Args:
+        trials: of the calibration.
+        full: the setting that leaves the model as it is.
+    """
+    executions = [execution for trial in trials for execution in trial.executions]
+    scored = [each for each in executions if each.setting == full and each.quality is not None]
+    if len(scored) >= _FEWEST and not any(each.quality for each in scored):
+        first = scored[0]
+        yield (
+            f"full answered 0 % of {len(scored)} calibration samples right, such as {first.sample_id} with "
+            f"{first.answer!r}: nothing can be learned from that; end this with ctrl-C and look at data.quality, at "
+            "the references (chronostat data check) and at measure.max_new_tokens"
+        )
+    reasons = Counter(kind_of(each.invalid.splitlines()[0]) for each in executions if each.invalid)
+    for reason, count in reasons.most_common():
+        share = f"{count} of {len(executions)} executions of the calibration failed ({count / len(executions):.0%})"
+        yield f"{share}: {reason}"
+
+
+def _samples(dataset: Dataset, split: str) -> Sequence[Sample]:
+    try:
+        samples = dataset.split(split)  # pyright: ignore[reportArgumentType] - one of SPLITS
+    except DataError:  # there are none
+        return ()
+    return samples if samples[0].where is not None else samples[:_FIRST]
+
+
+def _refuse_marks(samples: Sequence[Sample], marks: frozenset[str], model: str) -> None:
+    stray = [(sample, mark) for sample in samples for mark in marks if mark in _said(sample)]
+    if stray:
+        (sample, mark), count = stray[0], len({sample.id for sample, _ in stray})
+        raise DataError(
+            f"{sample.place}: its prompt holds {mark!r}, which {model} takes for a part of an image, as do {count} of "
+            f"{len(samples)} prompts of {sample.split}; take it out, or name the place with <image>"
+        )
+
+
+def _said(sample: Sample) -> str:
+    return "\n".join(turn.text for turn in sample.turns) if sample.turns else sample.prompt

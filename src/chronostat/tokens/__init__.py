@@ -1,0 +1,1 @@
+"""Which image tokens go on: chosen after the projector, or taken out between two decoder blocks."""

@@ -1,0 +1,155 @@
+"""Image tokens that leave the decoder between two of its blocks: later blocks neither compute nor keep them.
+
+Hidden states, masks and positions are cut at the entry of each later block. A kept token has its own position, and
+later tokens go on as if nothing had left, since their positions are counted from the first block.
+"""
+
+import inspect
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from chronostat.errors import KnobError
+from chronostat.models.anatomy import anatomy_of
+from chronostat.models.prepare import image_places
+from chronostat.tokens.listening import Heard, heard_attention
+
+_TOKEN_AXIS = {"position_ids": -1, "cache_position": 0}
+
+
+class Leaving:
+    """Takes image tokens out of the decoder of a model in every ``generate()``.
+
+    Args:
+        model: with decoder blocks that hand on nothing but hidden states.
+        after: how many blocks run with all tokens.
+        share: of the image tokens that stays: those that the last token of the prompt attends to most in the last of
+            these blocks, mean over heads (Chen et al. 2024, FastV, arXiv:2403.06764); 0: none stays (Lin et al. 2024,
+            arXiv:2405.05803).
+    """
+
+    def __init__(self, model: PreTrainedModel, after: int, share: float) -> None:
+        self._model = model
+        self._after = after
+        self._share = share
+        self._hooks = ExitStack()
+        self._listening = ExitStack()
+        self._heard = Heard()
+        self._places: Tensor | None = None
+        self._columns: Tensor | None = None
+
+    @contextmanager
+    def installed(self) -> Generator[None]:
+        """On the model, for the length of the ``with``."""
+        with ExitStack() as undo:
+            undo.callback(self._forget)
+            undo.callback(self._model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+            yield
+
+    def _forget(self) -> None:
+        self._hooks.close()
+        self._listening.pop_all()
+        self._places = self._columns = None
+
+    def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """At the entry of a forward of the model: where the image tokens of a new prompt are."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if not isinstance(ids, Tensor) or ids.shape[1] == 1:
+            return
+        cache = kwargs.get("past_key_values")
+        if self._columns is not None and cache is not None and cache.get_seq_length():
+            raise KnobError(
+                f"drop_after: a forward of {ids.shape[1]} tokens after the first one, whose image tokens have left; "
+                "leave prefill_chunk_size and assistants out"
+            )
+        self._forget()
+        places = image_places(self._model, {"input_ids": ids, **kwargs})
+        if places is None or not places.any():
+            return
+        if len(places) != 1:
+            raise KnobError(f"drop_after: a batch of {len(places)} requests; pass one, input_ids of shape [1, T]")
+        self._places = places[0]
+        blocks = self._model.get_submodule(anatomy_of(self._model).block_list)
+        assert isinstance(blocks, nn.ModuleList)
+        if self._share:
+            self._heard = Heard()
+            self._listening.enter_context(heard_attention(blocks[self._after - 1], self._heard))
+        for index, block in enumerate(blocks):
+            if index >= self._after:
+                hook = block.register_forward_pre_hook(partial(self._enter, index == self._after), with_kwargs=True)
+                self._hooks.callback(hook.remove)
+
+    def _enter(
+        self, first: bool, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a block that runs without the image tokens is called with."""
+        assert self._places is not None, "hooks are set where there are image tokens"
+        named = dict(zip(inspect.signature(block.forward).parameters, args, strict=False)) | kwargs
+        states = next(iter(named))
+        prompt, hidden = len(self._places), named.pop(states)
+        if self._columns is None:
+            self._require_plain(named, hidden, prompt)
+            self._listening.close()
+            self._columns = self._left()
+        if first and hidden.shape[1] > 1:
+            hidden = hidden[:, self._columns]
+        return (), {states: hidden} | {name: self._cut(name, value, prompt, block) for name, value in named.items()}
+
+    def _left(self) -> Tensor:
+        """The places of the prompt that stay, ascending."""
+        assert self._places is not None
+        text, images = (~self._places).nonzero()[:, 0], self._places.nonzero()[:, 0]
+        if not self._share:
+            return text
+        count = max(1, ceil(self._share * len(images) - 0.5))
+        attended = self._heard.from_last()[images]
+        return torch.cat([text, images[attended.topk(count).indices]]).sort().values
+
+    def _cut(self, name: str, value: Any, prompt: int, block: nn.Module) -> Any:  # noqa: ANN401 - any argument
+        """One argument of a block without the tokens that left."""
+        assert self._columns is not None
+        if isinstance(value, tuple) and name.startswith("position_embeddings"):
+            return tuple(each[..., self._columns, :] if each.shape[-2] == prompt else each for each in value)
+        if not isinstance(value, Tensor):
+            return value
+        if name == "attention_mask" and value.ndim == 4:
+            later = torch.arange(prompt, value.shape[-1], device=value.device)
+            value = value[..., torch.cat([self._columns, later])]
+            return value[..., self._columns, :] if value.shape[-2] == prompt else value
+        if prompt not in value.shape:
+            return value
+        labels = value.shape == (1, prompt) and not value.is_floating_point()
+        axis = -1 if labels else _TOKEN_AXIS.get(name)
+        if axis is not None and value.shape[axis] == prompt:
+            return value.index_select(axis, self._columns)
+        raise KnobError(
+            f"drop_after: {type(block).__name__} is given {name} of shape {list(value.shape)}, of which it is not "
+            "known which part belongs to which token; leave drop_after out"
+        )
+
+    def _require_plain(self, named: dict[str, Any], hidden: Tensor, prompt: int) -> None:
+        """Accept the whole prompt, and a cache that grows layer by layer.
+
+        Raises:
+            KnobError: it is another one.
+        """
+        if hidden.ndim != 3 or hidden.shape[1] != prompt:
+            raise KnobError(
+                f"drop_after: hidden states of shape {list(hidden.shape)} for a prompt of {prompt} tokens, of which it "
+                "is not known which are the image's; leave drop_after out"
+            )
+        cache = named.get("past_key_values")
+        kinds = {type(layer).__name__ for layer in getattr(cache, "layers", ()) if type(layer) is not DynamicLayer}
+        if type(cache) is not DynamicCache or kinds:
+            found = ", ".join(sorted(kinds)) or type(cache).__name__
+            raise KnobError(
+                f"drop_after: a cache of {found}, whose layers do not each keep a number of tokens of their own; it "
+                "takes the DynamicCache that generate() makes by itself"
+            )

@@ -1,0 +1,33 @@
+"""The benchmark of ``image_keep`` on a toy: what it counts, and what its table holds."""
+
+import json
+
+import pytest
+from benchmarks.image_keep import IMAGE_KEEP, settings_of
+from benchmarks.kit.models import build
+
+
+@pytest.mark.parametrize(("name", "attention"), [("toy-llava", True), ("toy-paligemma", True), ("toy-qwen", False)])
+def test_methods_that_a_model_refuses_are_left_out(name, attention):
+    import torch
+
+    settings = settings_of(build(name, "cpu", torch.float32), "pool,attention", "2,4")
+    expected = [f"image_keep={method}:{kept}" for kept in (2, 4) for method in ("pool", "attention")]
+    assert settings == ["full", *(each for each in expected if attention or "attention" not in each)]
+
+
+def test_every_setting_is_counted_and_timed_by_both_engines(tmp_path, capsys):
+    asked = ["--cells", "toy-llava:1", "--kept", "3", "--methods", "pool,attention", "--blocks", "1", "--tokens", "2"]
+    options = IMAGE_KEEP.parser().parse_args([*asked, "--out", str(tmp_path), "--commit", "none"])
+    assert IMAGE_KEEP.answer(options) == 0
+    (cell,) = json.loads((tmp_path / "image_keep.json").read_text())["cells"].values()
+    assert cell["image_tokens"] == {"full": 64, "image_keep=pool:3": 3, "image_keep=attention:3": 3}
+    (row,) = cell["rows"]
+    assert set(row) == {f"{engine}: {setting}" for engine in ("eager", "graph") for setting in cell["settings"]}
+    assert all(value > 0 for value in cell["choosing_ms"].values())
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| toy-llava:1")]
+    assert [line.split(" | ")[1:3] for line in lines] == [
+        ["full", "64"],
+        ["image_keep=pool:3", "3"],
+        ["image_keep=attention:3", "3"],
+    ]
