@@ -130,14 +130,14 @@ def test_another_model(folder, machine, trained):
 
 def test_requests_that_came_by_in_a_file(folder, machine, tmp_path, demo_sample):
     demo_sample.load_images()[0].save(tmp_path / "scene.png")
-    line = {"id": "a", "image": "scene.png", "prompt": "What colour?", "answers": ["red"], "split": "validation"}
+    line = {"id": "a", "image": "scene.png", "prompt": "What colour?", "answers": ["red"], "split": "test"}
     data = tmp_path / "came.jsonl"
     data.write_text(json.dumps(line))
     said = typed("calibrate", folder, "--data", data, "--executions", 30)
     assert said.status == 0, said.err
     assert len(machine.executed) <= 30
-    data.write_text(json.dumps({**line, "split": "test"}))
-    assert 'has no sample with "split": "validation"' in refused(DATA, folder, "--data", data)
+    data.write_text("")
+    assert f"the data file {data} holds no sample" in refused(DATA, folder, "--data", data)
     assert "cannot read the data file" in refused(DATA, folder, "--data", tmp_path / "none.jsonl")
 
 

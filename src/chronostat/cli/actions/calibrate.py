@@ -18,7 +18,7 @@ from chronostat.control.controller_files import read_controller
 from chronostat.control.recalibration import Recalibration
 from chronostat.records import Estimate, Setting
 from chronostat.report.text import ms_interval
-from chronostat.runs.renewing import passing, renew
+from chronostat.studies.renewing import passing, renew
 
 
 def calibrate(

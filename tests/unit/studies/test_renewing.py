@@ -11,8 +11,8 @@ from chronostat.errors import MeasurementError
 from chronostat.measure.clock import FakeClock
 from chronostat.progress import Silent
 from chronostat.records import StageTiming
-from chronostat.runs.renewing import Passing, renew_with
 from chronostat.runs.workload import Workload
+from chronostat.studies.renewing import Passing, renew_with
 from stand_ins.machines import Machine, trained_on
 
 
