@@ -30,7 +30,7 @@ def refused(status, *words):
         ("train.learner=ppo", "train.learner = 'ppo': Input should be 'rloo' or 'direct'"),
         (
             "knobs.depth=[1]",
-            "unknown key 'knobs.depth'; known keys: block_order, block_skip, moe_keep_first, moe_topk, vision_tokens",
+            "unknown key 'knobs.depth'; known keys: block_order, block_skip, drop_after, image_keep",
         ),
         ("trian.seconds=3", "unknown key 'trian'; known keys: data, direct, knobs, measure"),
         ("train.seconds=0", "train.seconds = 0: Input should be greater than 0"),
