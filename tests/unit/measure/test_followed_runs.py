@@ -76,7 +76,7 @@ class Requests:
 
 
 def session_of(model, folder, *overrides):
-    config = load_config(None, ["measure.max_new_tokens=3", "train.calibration_seconds=0.5", *overrides])
+    config = load_config(None, ["measure.max_new_tokens=3", "train.calibration_executions=8", *overrides])
     workload = Workload.of(config, BareModel(model=model, name="unlisted"), Requests())
     return begin_with(workload, run_dir=folder, command="chronostat train", clock=FakeClock())
 

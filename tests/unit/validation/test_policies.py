@@ -122,7 +122,10 @@ def test_unmeetable_requests_count_towards_no_policy_deadline():
     assert scores["best fixed"].share_within.point == pytest.approx(18 / 19)  # .947
     assert (scores["controller"].kept, scores["best fixed"].kept) == (True, False)
     assert all(each.samples == 21 for each in scores.values())  # as many were judged
-    assert (scores["controller"].p95_ms, scores["best fixed"].p95_ms) == (5.0, 10.0)  # 50 and 100 ms are of the two
+    assert (scores["controller"].p95_ms, scores["best fixed"].p95_ms) == (
+        5.0,
+        20.0,
+    )  # 18 of 19 are .947; 50 and 100 ms are of the two
     # the mean is over all: (18 * 10 + 20 + 2 * 100) / 21
     assert scores["best fixed"].mean_ms.point == pytest.approx(400 / 21)
 
