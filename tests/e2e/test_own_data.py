@@ -84,7 +84,7 @@ def test_full_that_answers_nothing_right_is_said_before_training(data, tmp_path)
     lines = [json.loads(line) for line in data.read_text().splitlines()]
     told = [line | {"image": str(data.parent / line["image"]), "answers": ["nothing of the kind"]} for line in lines]
     wrong.write_text("\n".join(map(json.dumps, told)))
-    counts = ("train.calibration_executions=8", "train.select_executions=0", "train.executions=2")
+    counts = ("train.calibration_executions=32", "train.select_executions=0", "train.executions=2")  # full 8 times
     said = typed("train", "--run-dir", tmp_path / "run", *sets(f"data.path={wrong}", *counts, *FEW_SETTINGS))
     assert said.status == 0, said.err
     (place,) = [n for n, line in enumerate(said.out.splitlines()) if "warning: full answered 0 % of " in line]

@@ -246,8 +246,9 @@ def test_a_setting_that_keeps_failing_leaves_the_action_space_and_training_goes_
     assert len(failed) == 3  # twice in the calibration, once in the selection
     assert store.metadata["taken_out"] == {str(out): "ValueError: bad shapes"}
     assert controller.metadata.taken_out == (str(out),)
-    assert len(progress.said) == 1
-    assert "failed 3 times in a row and is used no more: ValueError: bad shapes" in progress.said[0]
+    of_calibration, taken_out = progress.said
+    assert of_calibration == "2 of 12 executions of the calibration failed (17%): ValueError: bad shapes"
+    assert "failed 3 times in a row and is used no more: ValueError: bad shapes" in taken_out
     assert all(np.isfinite(value).all() for value in controller.policy.state().values())
     for phase in store.metadata["phases"]:  # failed calls are calls
         assert store.metadata["phases"][phase]["generate_calls"] == executions(store, phase)
