@@ -21,7 +21,5 @@ def test_the_default_is_known():
 
 
 def test_an_unknown_task_is_refused_by_name():
-    with pytest.raises(
-        ConfigError, match=r"unknown data\.task 'dmo'; known: demo, demo_sizes, and lmms:NAME"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown data\.task 'dmo'; known: demo, demo_sizes, and lmms:NAME"):
         task_by_name("dmo")
