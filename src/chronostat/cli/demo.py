@@ -4,7 +4,7 @@ from chronostat.cli.options import RunDir, Seed, Sets, command_line, new_folder
 from chronostat.cli.terminal import for_people, out
 from chronostat.errors import ConfigError
 
-DEMO_SECONDS = 360.0  # with loading and the report 6.5 minutes at most where an execution takes 0.17 s or less
+DEMO_SECONDS = 340.0  # with loading and the report 6.5 minutes at most where an execution takes 0.17 s or less
 
 
 def demo(run_dir: RunDir = None, seed: Seed = None, overrides: Sets = None) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from chronostat.control.calibration import GROUP, calibrated_settings
-from chronostat.records import Phase
+from chronostat.records import Phase, Trial
 from chronostat.runs.session import Session
 from chronostat.runs.workload import Workload
 
 LEAST_JUDGED = 100  # samples, even where the box of the whole run has ended: fewer say too little of a controller
-_JUDGED_SETTINGS = 8  # about how many distinct settings a judged sample runs under
+_JUDGED_SETTINGS = 10  # about how many distinct settings a judged sample runs under
 _BESIDE = 1.1  # of the time inside requests: what passes between them
 
 
@@ -35,6 +35,20 @@ def executions_of_a_trial(workload: Workload, phase: Phase) -> int:
     return min(settings, of_phase.get(phase, settings))
 
 
+def warm_ms(probe: Trial, counted: Trial) -> float:
+    """What a request takes on average over the settings, in milliseconds.
+
+    Args:
+        probe: ``full`` alone.
+        counted: every setting, slowed by counting the work that each knob takes away; by how much ``full`` tells.
+    """
+    full = probe.executions[0]
+    ran = {e.setting: e.request_ms for e in counted.executions if e.request_ms is not None}
+    slowed_ms = ran.get(full.setting)
+    pace = 1.0 if full.request_ms is None or slowed_ms is None else full.request_ms / slowed_ms
+    return pace * fmean(ran.values())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What lies ahead of a run that has warmed up.
@@ -55,9 +69,8 @@ class Plan:
 
     @classmethod
     def of(cls, session: Session) -> "Plan":
-        """By what the warm-up measured: it executes every setting once."""
-        warmed = [e.request_ms for e in session.store.trials("warmup")[-1].executions if e.request_ms is not None]
-        execution_s = _BESIDE * fmean(warmed) / 1e3
+        """By what the warm-up measured."""
+        execution_s = _BESIDE * warm_ms(*session.store.trials("warmup")[-2:]) / 1e3
         planned = planned_executions(session.workload)
         of_a_sample = planned["test"] / session.config.validation.samples
         asked = min(session.config.validation.samples, len(session.samples("test")))

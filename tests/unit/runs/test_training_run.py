@@ -12,8 +12,8 @@ from chronostat.control.controller_files import FOLDER
 from chronostat.control.observer import Observer
 from chronostat.errors import BudgetError, MeasurementError
 from chronostat.progress import Silent
-from chronostat.records import Budget, Setting
-from chronostat.runs.plan import Plan, planned_executions
+from chronostat.records import Budget, Execution, Setting, StageTiming, Trial
+from chronostat.runs.plan import Plan, planned_executions, warm_ms
 from chronostat.runs.training import train
 from stand_ins.observing import delay
 from stand_ins.runs import StandIn, fail_under, prefill_ms
@@ -77,6 +77,26 @@ def test_the_forecast_of_a_run_is_what_it_executes(stand_in):
     # full takes 38 ms; the six settings 6 + 2 * (16, 14, 12, 10.5, 8, 7) ms, on average 28.5
     assert plan.execution_s == pytest.approx(1.1 * 28.5e-3)
     assert plan.minutes == 1
+
+
+def test_what_counting_the_work_adds_is_taken_out_of_the_forecast():
+    def trial(**took_ms):
+        ran = [
+            Execution(
+                sample_id="a",
+                split="train",
+                setting=Setting(moe_topk=int(topk[1:])),
+                timing=ms and StageTiming(source="measured", total_ms=ms, new_tokens=1, decode_steps=0),
+                invalid=None if ms else "out of memory",
+            )
+            for topk, ms in took_ms.items()
+        ]
+        return Trial(phase="warmup", index=0, sample_id="a", executions=tuple(ran))
+
+    # full took 40 ms, and 60 where its work was counted: so the mean of 60, 30 and 15 ms is that of 40, 20 and 10
+    assert warm_ms(trial(k4=40.0), trial(k4=60.0, k2=30.0, k1=15.0)) == pytest.approx(70 / 3)
+    assert warm_ms(trial(k4=40.0), trial(k4=60.0, k2=None, k1=15.0)) == pytest.approx(25)
+    assert warm_ms(trial(k4=40.0), trial(k4=None, k2=30.0, k1=15.0)) == pytest.approx(22.5)  # nothing tells
 
 
 def test_more_selection_than_there_are_samples_ends_with_them(stand_in):
