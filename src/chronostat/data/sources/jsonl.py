@@ -45,5 +45,6 @@ def _object(path: Path, number: int, text: str) -> dict[str, object]:
 
 def _array(path: Path) -> DataError:
     return DataError(
-        f"{path} is one JSON array; write one object per line, which `jq -c '.[]' {path.name} > {path.stem}-lines.jsonl` does"
+        f"{path} is one JSON array; write one object per line, which `jq -c '.[]' {path.name} > "
+        f"{path.stem}-lines.jsonl` does"
     )
