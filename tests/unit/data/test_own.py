@@ -157,7 +157,9 @@ def refused(path):
 def test_an_array_in_place_of_lines(folder, indent):
     path = folder / "data.json"
     path.write_text(json.dumps([GOOD, GOOD | {"id": "a2"}], indent=indent))
-    message = f"{path} is one JSON array; write one object per line, which `jq -c '.[]' data.json > data-lines.jsonl` does"
+    message = (
+        f"{path} is one JSON array; write one object per line, which `jq -c '.[]' data.json > data-lines.jsonl` does"
+    )
     assert refused(path) == message
 
 
