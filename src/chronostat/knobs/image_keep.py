@@ -41,7 +41,7 @@ class ImageKeep(Knob):
     """
 
     name = "image_keep"
-    work = ("image_tokens",)
+    work = ("image_tokens", "prefill_inputs")  # the second where a model does not say which tokens are of images
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._objections = {name: method.objection(model) for name, method in METHODS.items()}
