@@ -65,10 +65,11 @@ def llava(tmp_path_factory):
     pair = FAMILIES["LLaVA 1.5 (336 px)"].build()
     pair.model.save_pretrained(folder / "model")
     pair.processor.save_pretrained(folder / "model")
-    Image.new("RGB", (64, 48), "teal").save(folder / "a.png")
-    line = {"image": "a.png", "prompt": "a b", "answers": ["c"]}
-    splits = ("train", "validation", "test")
-    lines = [json.dumps({"id": split, "split": split, **line}) for split in splits]
+    pictures = {"train": ("a.png", "teal"), "validation": ("b.png", "navy"), "test": ("c.png", "olive")}
+    for name, colour in pictures.values():
+        Image.new("RGB", (64, 48), colour).save(folder / name)
+    line = {"prompt": "a b", "answers": ["c"]}
+    lines = [json.dumps({"id": split, "split": split, "image": name, **line}) for split, (name, _) in pictures.items()]
     (folder / "own.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
