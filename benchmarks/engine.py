@@ -8,21 +8,19 @@ between two events, median of 20. Each arm ran twice before. Raw values go to ``
 
 import argparse
 import sys
-from collections.abc import Mapping
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-from benchmarks.kit.blocks import Row, dropping, fill_rows, shuffled
+from benchmarks.kit.blocks import dropping, fill_rows
 from benchmarks.kit.cells import Cell
-from benchmarks.kit.engines import ENGINES, Arm, Runner
+from benchmarks.kit.engines import ENGINES, LATENCIES, Arm, Runner
 from benchmarks.kit.estimates import format_estimate, markdown_table, ratio_interval
 from benchmarks.kit.question import Question, Work, add_blocks
 from chronostat.engine import graphed
 
 CELLS = "internvl-moe-30b:5,internvl-moe-30b:1,qwen2.5-vl-7b:5,qwen2.5-vl-7b:1"
 SETTINGS = "full"
-KINDS = ("prefill_ms", "llm_prefill_ms", "decode_ms_per_token", "total_ms")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -49,20 +47,15 @@ def measure(work: Work) -> None:
             if arm.engine == "graph":
                 cell["captures_ms"][arm.setting] = first_ms
                 cell["replays_ms"][arm.setting] = runner.replays_ms() if options.device != "cpu" else {}
-        block = dropping(cell, options.blocks, lambda index: _block(runner, arms, index))
+        block = dropping(cell, options.blocks, lambda index: runner.block(arms, index))
         fill_rows(cell, options.blocks, work.box, work.file, block)
     taken_s = perf_counter() - started_s
     work.say(f"{len(cell['rows'])} blocks, {len(cell['dropped'])} dropped, {taken_s:.0f} s")
 
 
-def _block(runner: Runner, arms: Mapping[str, Arm], index: int) -> Row:
-    timings = {label: runner.timing(arms[label]) for label in shuffled(arms, 2, index)}
-    return {label: {kind: getattr(timing, kind) for kind in (*KINDS, "vision_ms")} for label, timing in timings.items()}
-
-
 def table(cells: dict[str, Cell]) -> str:
     """One row for each setting of each cell: eager and graph in milliseconds, their ratio, and the bare replays."""
-    rows = [["model:tiles", "setting", *KINDS, "replayed prefill, decode"]]
+    rows = [["model:tiles", "setting", *LATENCIES, "replayed prefill, decode"]]
     for key, cell in cells.items():
         found = cell.get("rows", [])
         if not found:
@@ -70,7 +63,7 @@ def table(cells: dict[str, Cell]) -> str:
         for setting in cell["settings"]:
             replays = cell["replays_ms"].get(setting, {})
             bare = ", ".join(f"{replays[step]:.2f}" for step in ("prefill", "decode") if step in replays)
-            rows.append([key, setting, *(_compared(found, setting, kind) for kind in KINDS), bare])
+            rows.append([key, setting, *(_compared(found, setting, kind) for kind in LATENCIES), bare])
     failed = [f"\n{key} failed: {cell['failed']}" for key, cell in cells.items() if "failed" in cell]
     return markdown_table(rows) + "".join(failed)
 

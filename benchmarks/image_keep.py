@@ -9,7 +9,7 @@ Raw values go to ``image_keep.json``.
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.kit.blocks import Row, dropping, fill_rows, shuffled
+from benchmarks.kit.blocks import Row, dropping, fill_rows
 from benchmarks.kit.cells import Cell
-from benchmarks.kit.engines import ENGINES, Arm, Runner
+from benchmarks.kit.engines import ENGINES, LATENCIES, Arm, Runner
 from benchmarks.kit.estimates import format_estimate, markdown_table, ratio_interval
 from benchmarks.kit.models import BuiltModel
 from benchmarks.kit.question import Question, Work, add_blocks
@@ -33,7 +33,6 @@ from chronostat.tokens.requests import Request
 
 CELLS = "llava-1.5-7b:1,paligemma-3b:1,qwen2.5-vl-7b:5"
 KEPT = "64"
-KINDS = ("prefill_ms", "llm_prefill_ms", "decode_ms_per_token", "total_ms")
 _CHOICES = 20
 
 
@@ -69,15 +68,10 @@ def measure(work: Work) -> None:
         for arm in arms.values():
             for _ in range(2):
                 runner.timing(arm)
-        block = dropping(cell, options.blocks, lambda index: _block(runner, arms, index))
+        block = dropping(cell, options.blocks, lambda index: runner.block(arms, index))
         fill_rows(cell, options.blocks, work.box, work.file, block)
     taken_s = perf_counter() - started_s
     work.say(f"{len(cell['rows'])} blocks, {len(cell['dropped'])} dropped, {taken_s:.0f} s")
-
-
-def _block(runner: Runner, arms: Mapping[str, Arm], index: int) -> Row:
-    timings = {label: runner.timing(arms[label]) for label in shuffled(arms, 2, index)}
-    return {label: {kind: getattr(timing, kind) for kind in (*KINDS, "vision_ms")} for label, timing in timings.items()}
 
 
 def _choosing_ms(built: BuiltModel, tiles: int, setting: str, new_tokens: int) -> float:
@@ -113,10 +107,10 @@ def _choosing_ms(built: BuiltModel, tiles: int, setting: str, new_tokens: int) -
 
 def table(cells: dict[str, Cell]) -> str:
     """One row for each setting of each cell: eager and graph, each against full by the same engine."""
-    rows = [["model:tiles", "setting", "image tokens", "choosing", *(f"{e}: {k}" for e in ENGINES for k in KINDS)]]
+    rows = [["model:tiles", "setting", "image tokens", "choosing", *(f"{e}: {k}" for e in ENGINES for k in LATENCIES)]]
     for key, cell in cells.items():
         for setting in cell["settings"] if cell.get("rows") else ():
-            shown = [_shown(cell["rows"], engine, setting, kind) for engine in ENGINES for kind in KINDS]
+            shown = [_shown(cell["rows"], engine, setting, kind) for engine in ENGINES for kind in LATENCIES]
             rows.append([key, setting, str(cell["image_tokens"][setting]), _choosing(cell, setting), *shown])
     failed = [f"\n{key} failed: {cell['failed']}" for key, cell in cells.items() if "failed" in cell]
     return markdown_table(rows) + "".join(failed)

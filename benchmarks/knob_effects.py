@@ -18,16 +18,15 @@ from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from transformers import GenerationConfig
-
 from benchmarks.kit.batches import Batch
 from benchmarks.kit.blocks import Row, dropping, fill_rows, shuffled
 from benchmarks.kit.cells import Cell
+from benchmarks.kit.engines import timing_of
 from benchmarks.kit.estimates import format_estimate, markdown_table, ratio_interval
 from benchmarks.kit.models import BuiltModel
 from benchmarks.kit.question import Question, Work, add_blocks
-from chronostat.errors import KnobError, MeasurementError
-from chronostat.execution.execute import BatchRequest, execute
+from chronostat.errors import KnobError
+from chronostat.execution.execute import BatchRequest
 from chronostat.knobs.registry import find_knob
 from chronostat.measure.work import counted_work
 from chronostat.records import Estimate, Setting, StageTiming
@@ -78,18 +77,7 @@ class Runner:
         """
         arm = self._arms[label]
         request = BatchRequest(batch=self._batches[arm.tiles], id="benchmark")
-        execution = execute(
-            self._built.model,
-            request,
-            setting=arm.setting,
-            max_new_tokens=self._new_tokens,
-            generation_config=GenerationConfig(do_sample=False),
-        )
-        timing = execution.timing
-        assert timing is not None, "execute() raises where it does not measure"
-        if timing.source != "measured" or timing.new_tokens != self._new_tokens:
-            raise MeasurementError(f"{label}: {timing.new_tokens} tokens; {timing.unseen}")
-        return timing
+        return timing_of(self._built, request, arm.setting, self._new_tokens, label)
 
     def work(self, label: str) -> dict[str, Any]:
         """What one execution did, counted."""

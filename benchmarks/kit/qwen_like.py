@@ -6,7 +6,7 @@ Image tokens follow the pictures' areas, so that ``full`` differs by far between
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast, overload
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from benchmarks.kit.small_tokenizer import small_tokenizer, template
-from chronostat.data.samples import Sample, Split
+from chronostat.data.samples import DrawnSamples, Sample, Split
 
 _TOKEN_PX = 28  # 14 px a patch, 2 x 2 patches a token
 _TOKENS = (4, 640)  # of one picture, fewest and most
@@ -90,21 +90,14 @@ class QwenLikeTask:
 
 
 @dataclass(frozen=True)
-class _Drawn(Sequence[Sample]):
+class _Drawn(DrawnSamples):
     name: Split
 
     def __len__(self) -> int:
         return 1_000
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
+    def draw(self, position: int) -> Sample:
+        """See ``DrawnSamples``."""
         rng = self._rng(position)
         _shapes(rng)
         words = rng.integers(10, size=int(rng.integers(4, 40)))

@@ -3,14 +3,21 @@
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recipes.demo_vlm.gap import gaps, measured, print_gaps
 from recipes.demo_vlm.table import Table, print_accuracies, read_table, write_table
 
 from chronostat.errors import ChronostatError, DataError
+
+if TYPE_CHECKING:  # the help needs none of them
+    from chronostat.models.load import Vlm
+    from chronostat.records import Setting
+    from chronostat.records.choices import DeviceName
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -141,66 +148,50 @@ def _train(arguments: argparse.Namespace) -> None:
 def _table(arguments: argparse.Namespace) -> None:
     from recipes.demo_vlm.answers import measure_table
 
-    from chronostat.models.load import load_vlm
-
-    torch.set_num_threads(1)  # other cores preprocess
-    vlm = load_vlm(arguments.model, device=arguments.device, dtype="float32")
+    vlm = _loaded(arguments, arguments.device)
     if arguments.experts:
         vlm.model.set_experts_implementation(arguments.experts)
-    table = measure_table(
-        vlm,
-        out=arguments.out,
-        split=arguments.split,
-        per_kind=arguments.per_kind,
-        batch=arguments.batch,
-        workers=arguments.workers,
-        seconds=arguments.seconds,
-        single_knobs=arguments.single_knobs,
-    )
+    table = measure_table(vlm, **_asked(arguments), single_knobs=arguments.single_knobs)
     print_accuracies(table.rows)
 
 
-def _costs(arguments: argparse.Namespace) -> None:
-    from recipes.demo_vlm.costs import measure_costs, write_costs
-
-    from chronostat.data.demo import DemoTask
+def _loaded(arguments: argparse.Namespace, device: "DeviceName") -> "Vlm":
+    """The model in float32 on one thread: other cores preprocess, and costs are of one."""
     from chronostat.models.load import load_vlm
 
     torch.set_num_threads(1)
-    vlm = load_vlm(arguments.model, device="cpu", dtype="float32")
-    write_costs(arguments.out, measure_costs(vlm, DemoTask().split("validation")[: arguments.samples]))
+    return load_vlm(arguments.model, device=device, dtype="float32")
+
+
+def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What tables of answers are asked for alike."""
+    names = ("out", "split", "per_kind", "batch", "workers", "seconds")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def _costs(arguments: argparse.Namespace) -> None:
+    _measure_costs(arguments, settings=None)
+
+
+def _measure_costs(arguments: argparse.Namespace, settings: "Sequence[Setting] | None") -> None:
+    from recipes.demo_vlm.costs import measure_costs, write_costs
+
+    from chronostat.data.demo import DemoTask
+
+    samples = DemoTask().split("validation")[: arguments.samples]
+    write_costs(arguments.out, measure_costs(_loaded(arguments, "cpu"), samples, settings))
 
 
 def _keep(arguments: argparse.Namespace) -> None:
     from recipes.demo_vlm.keep import measure_kept, print_kept
 
-    from chronostat.models.load import load_vlm
-
-    torch.set_num_threads(1)  # other cores preprocess
-    vlm = load_vlm(arguments.model, device=arguments.device, dtype="float32")
-    table = measure_kept(
-        vlm,
-        out=arguments.out,
-        split=arguments.split,
-        per_kind=arguments.per_kind,
-        batch=arguments.batch,
-        workers=arguments.workers,
-        seconds=arguments.seconds,
-    )
-    print_kept(table.rows)
+    print_kept(measure_kept(_loaded(arguments, arguments.device), **_asked(arguments)).rows)
 
 
 def _keep_costs(arguments: argparse.Namespace) -> None:
-    from recipes.demo_vlm.costs import measure_costs, write_costs
     from recipes.demo_vlm.keep import SETTINGS
 
-    from chronostat.data.demo import DemoTask
-    from chronostat.models.load import load_vlm
-
-    torch.set_num_threads(1)
-    vlm = load_vlm(arguments.model, device="cpu", dtype="float32")
-    samples = DemoTask().split("validation")[: arguments.samples]
-    write_costs(arguments.out, measure_costs(vlm, samples, SETTINGS))
+    _measure_costs(arguments, SETTINGS)
 
 
 def _gap(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from recipes.demo_vlm.table import Row, Table, pack_bits, read_table, shares, write_table
+from recipes.demo_vlm.table import Answered, Row, Table, pack_bits, read_table, shares, write_table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, ProcessorMixin
@@ -191,27 +191,37 @@ def _image(scene: Scene) -> Image.Image:
 def _answer_setting(
     vlm: Vlm, setting: Setting, level: Level, questions: dict[str, list[Question]], batch: int
 ) -> list[Row]:
-    rows: list[Row] = []
+    tokens, top_k, skipped = _key(setting)
+
+    def answers(tiles: Tensor, ids: Sequence[Sequence[int]]) -> list[str]:
+        return generate_answers(vlm.model, vlm.processor, tiles, ids)
+
     with applied(setting, vlm.model, vlm.processor):
-        for kind, asked in questions.items():
-            answers: list[str] = []
-            for first in range(0, len(asked), batch):
-                part = slice(first, first + batch)
-                answers += generate_answers(vlm.model, vlm.processor, level.tiles[part], level.ids[kind][part])
-            right = [bool(exact(answer, (q.answer,))) for answer, q in zip(answers, asked, strict=True)]
-            tokens, top_k, skipped = _key(setting)
-            rows.append(
-                {
-                    "vision_tokens": tokens,
-                    "moe_topk": top_k,
-                    "block_skip": list(skipped),
-                    "kind": kind,
-                    "n": len(right),
-                    "right": sum(right),
-                    "bits": pack_bits(right),
-                }
-            )
-    return rows
+        rows = answered(level, questions, batch, answers)
+    return [{"vision_tokens": tokens, "moe_topk": top_k, "block_skip": list(skipped), **row} for row in rows]
+
+
+def answered(
+    level: Level,
+    questions: dict[str, list[Question]],
+    batch: int,
+    answers: Callable[[Tensor, Sequence[Sequence[int]]], list[str]],
+) -> Iterator[Answered]:
+    """How each kind of question is answered, as much of a row as does not name the setting.
+
+    Args:
+        level: what the processor makes of the questions.
+        questions: by kind, one for each scene of the level.
+        batch: questions that are answered at once.
+        answers: to some prompts, from their tiles and token ids.
+    """
+    for kind, asked in questions.items():
+        given: list[str] = []
+        for first in range(0, len(asked), batch):
+            part = slice(first, first + batch)
+            given += answers(level.tiles[part], level.ids[kind][part])
+        right = [bool(exact(answer, (q.answer,))) for answer, q in zip(given, asked, strict=True)]
+        yield {"kind": kind, "n": len(right), "right": sum(right), "bits": pack_bits(right)}
 
 
 @torch.inference_mode()

@@ -1,16 +1,16 @@
 """``image_keep`` on the bundled model: every kind at numbers of image tokens in the decoder that tiles give as well."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import torch
-from recipes.demo_vlm.answers import NEW_TOKENS, Level, begin_table, draw_questions, preprocess
-from recipes.demo_vlm.table import FULL, Row, Table, accuracies, mean_over_mix, pack_bits, shares, write_table
+from recipes.demo_vlm.answers import NEW_TOKENS, Level, answered, begin_table, draw_questions, preprocess
+from recipes.demo_vlm.table import FULL, Row, Table, accuracies, mean_over_mix, shares, write_table
 from torch import Tensor
 
 from chronostat.data.demo.questions import Question
-from chronostat.data.quality import exact
 from chronostat.data.samples import Split
 from chronostat.models.load import Vlm
 from chronostat.models.prepare import image_token_id
@@ -70,27 +70,11 @@ def measure_kept(
 def _answer_setting(
     vlm: Vlm, setting: Setting, level: Level, questions: dict[str, list[Question]], batch: int
 ) -> list[Row]:
-    method, _, count = str(setting["image_keep"]).partition(":")
-    rows: list[Row] = []
-    for kind, asked in questions.items():
-        answers: list[str] = []
-        for first in range(0, len(asked), batch):
-            part = slice(first, first + batch)
-            answers += kept_answers(vlm, METHODS[method], int(count), level.tiles[part], level.ids[kind][part])
-        right = [bool(exact(answer, (q.answer,))) for answer, q in zip(answers, asked, strict=True)]
-        rows.append(
-            {
-                "vision_tokens": FULL[0],
-                "moe_topk": _TOPK,
-                "block_skip": list(_BLOCKS),
-                "image_keep": str(setting["image_keep"]),
-                "kind": kind,
-                "n": len(right),
-                "right": sum(right),
-                "bits": pack_bits(right),
-            }
-        )
-    return rows
+    kept = str(setting["image_keep"])
+    method, _, count = kept.partition(":")
+    rows = answered(level, questions, batch, partial(kept_answers, vlm, METHODS[method], int(count)))
+    full = {"vision_tokens": FULL[0], "moe_topk": _TOPK, "block_skip": list(_BLOCKS)}
+    return [{**full, "image_keep": kept, **row} for row in rows]
 
 
 @torch.inference_mode()

@@ -16,21 +16,26 @@ from chronostat.data.demo.task import UNSEEN_SUFFIX
 from chronostat.errors import DataError
 
 
-class Row(TypedDict):
-    """How one kind of question was answered under one setting.
+class Answered(TypedDict):
+    """How one kind of question was answered.
 
     `bits` says which scenes were answered right, packed eight to a byte and written in base 64; scene i is the same
     for all rows of a table.
     """
 
-    vision_tokens: int
-    moe_topk: int
-    block_skip: list[int]
-    image_keep: NotRequired[str]
     kind: str
     n: int
     right: int
     bits: NotRequired[str]
+
+
+class Row(Answered):
+    """The same under one setting."""
+
+    vision_tokens: int
+    moe_topk: int
+    block_skip: list[int]
+    image_keep: NotRequired[str]
 
 
 Setting = tuple[int, int, tuple[int, ...]] | tuple[int, int, tuple[int, ...], str]

@@ -22,6 +22,15 @@ FAST = {  # one of each kind; the others are slow
     "vision-encoder-decoder",
 }
 NEW_TOKENS = 4
+DEEPSTACK = {  # features of the image are added after blocks of certain indices; they stay where a block is skipped
+    "cohere_compass",
+    "cosmos3_omni",
+    "granite4_vision",
+    "granite_docling",
+    "qwen3_omni_moe_thinker",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+}
 
 
 def architecture(name, *more, part=None):

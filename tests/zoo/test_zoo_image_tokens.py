@@ -14,7 +14,7 @@ from chronostat.measure.work import counted_work
 from chronostat.models.anatomy import anatomy_of
 from chronostat.models.prepare import image_places
 from chronostat.records import Setting
-from zoo.cases import MEASURED, NEW_TOKENS, every
+from zoo.cases import DEEPSTACK, MEASURED, NEW_TOKENS, every
 
 NO_PLACES = {  # no placeholders of images in the prompt
     "blip": "names no image placeholder",
@@ -87,18 +87,7 @@ STAYS = {  # where image tokens cannot leave between the blocks
         ),
         OTHER_CACHES,
     ),
-    **dict.fromkeys(
-        (
-            "cohere_compass",
-            "cosmos3_omni",
-            "granite4_vision",
-            "granite_docling",
-            "qwen3_omni_moe_thinker",
-            "qwen3_vl",
-            "qwen3_vl_moe",
-        ),
-        DEEP,
-    ),
+    **dict.fromkeys(DEEPSTACK, DEEP),
     "instructblip": "generates with a language model inside it",
     "mllama": "reads its image by cross-attention",
 }

@@ -12,7 +12,7 @@ from chronostat.models.anatomy import anatomy_of
 from chronostat.records import Setting
 from stand_ins.observing import counted_calls
 from zoo.build import build
-from zoo.cases import MEASURED, NEW_TOKENS, every
+from zoo.cases import DEEPSTACK, MEASURED, NEW_TOKENS, every
 from zoo.reference import left_padded, text_only, without_blocks
 
 WITH_EXPERTS = {
@@ -34,15 +34,6 @@ WITH_EXPERTS = {
     "qwen4_exp",
     "step3p7",
     "unlimited_ocr",
-}
-DEEPSTACK = {  # features of the image are added after blocks of certain indices; they stay where a block is skipped
-    "cohere_compass",
-    "cosmos3_omni",
-    "granite4_vision",
-    "granite_docling",
-    "qwen3_omni_moe_thinker",
-    "qwen3_vl",
-    "qwen3_vl_moe",
 }
 OTHER_WITHOUT = {  # blocks whose removal makes another model: what lies between the others goes by their index
     "idefics": {0, 1},  # cross-attention before every other block

@@ -1,8 +1,9 @@
 """A sample: image(s), a prompt and reference answers under a stable id."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, overload
 
 from PIL.Image import Image
 
@@ -53,6 +54,25 @@ class Sample:
     def place(self) -> str:
         """Where to look for it, for messages."""
         return self.where or f"sample {self.id}"
+
+
+class DrawnSamples(Sequence[Sample], ABC):
+    """The samples of a split that follow from their index: nothing is kept, indexing draws the sample anew."""
+
+    @abstractmethod
+    def draw(self, position: int) -> Sample:
+        """The sample at a position, from 0 to less than the length."""
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        positions = range(len(self))
+        if isinstance(index, slice):
+            return [self.draw(position) for position in positions[index]]
+        return self.draw(positions[index])  # counts negative ones from the end and refuses what is outside
 
 
 class Dataset(Protocol):

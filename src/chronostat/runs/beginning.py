@@ -2,7 +2,9 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
 
 from chronostat.compare.reasons import kind_of
 from chronostat.data.checking import never_right
@@ -32,15 +34,25 @@ def check_prompts(dataset: Dataset, vlm: Vlm) -> None:
         samples = _samples(dataset, split)
         _refuse_marks(samples, marks, vlm.name)
         for sample in samples[:1]:
-            try_prepare(
-                vlm.processor,
-                request_for(sample, vlm.processor, None).images,
-                sample.asked,
-                model=vlm.name,
-                request=sample.place,
-                device=vlm.model.device,
-                dtype=vlm.model.dtype,
-            )
+            prepared(sample, vlm)
+
+
+def prepared(sample: Sample, vlm: Vlm) -> Mapping[str, Tensor]:
+    """What the processor makes of a sample at full.
+
+    Raises:
+        DataError: it refuses the sample.
+        ModelError: it lacks a package, or its template leaves images out.
+    """
+    return try_prepare(
+        vlm.processor,
+        request_for(sample, vlm.processor, None).images,
+        sample.asked,
+        model=vlm.name,
+        request=sample.place,
+        device=vlm.model.device,
+        dtype=vlm.model.dtype,
+    )
 
 
 def check_references(dataset: Dataset, quality: str) -> None:

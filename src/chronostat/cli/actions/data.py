@@ -15,10 +15,9 @@ from chronostat.data.quality import quality_by_name
 from chronostat.data.samples import SPLITS, Sample
 from chronostat.data.splits import shuffled
 from chronostat.errors import DataError
-from chronostat.execution.execute import request_for
 from chronostat.models.load import Vlm
 from chronostat.models.prepare import count_image_tokens, prompt_length
-from chronostat.models.refusals import try_prepare
+from chronostat.runs.beginning import prepared
 from chronostat.runs.workload import load_model, quality_of
 
 _SIZES = 12  # of images, of which tokens are counted and shown
@@ -82,15 +81,7 @@ def _sizes_table(found: Findings, vlm: Vlm) -> Table:
 
 
 def _tokens(sample: Sample, vlm: Vlm) -> tuple[str, str]:
-    batch = try_prepare(
-        vlm.processor,
-        request_for(sample, vlm.processor, None).images,
-        sample.asked,
-        model=vlm.name,
-        request=sample.place,
-        device=vlm.model.device,
-        dtype=vlm.model.dtype,
-    )
+    batch = prepared(sample, vlm)
     return str(count_image_tokens(vlm.model, batch)), str(prompt_length(batch))
 
 

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import overload
 
 import numpy as np
 from PIL import Image
 
 from chronostat.data.demo.task import SPLIT_KEYS, DemoTask
-from chronostat.data.samples import Sample, Split
+from chronostat.data.samples import DrawnSamples, Sample, Split
 
 _PICTURES = {1: 0.25, 2: 0.15, 3: 0.15, 4: 0.15, 5: 0.15, 6: 0.15}  # how many there are, with their chances
 # Sides in pixels of the last picture, the whole scene, with their chances. With tiles of 32 px the bundled processor
@@ -45,8 +44,8 @@ class DemoSizesTask:
 
 
 @dataclass(frozen=True)
-class _SizesSplit(Sequence[Sample]):
-    """One split: nothing is kept, indexing draws the sample anew."""
+class _SizesSplit(DrawnSamples):
+    """One split."""
 
     seed: int
     name: Split
@@ -55,15 +54,8 @@ class _SizesSplit(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.scenes)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
+    def draw(self, position: int) -> Sample:
+        """See ``DrawnSamples``."""
         scene = self.scenes[position]
         shapes = _draw_shapes(np.random.default_rng([_OWN, self.seed, SPLIT_KEYS[self.name], position]))
         return replace(

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import overload
 
 import numpy as np
 from PIL import Image
@@ -11,7 +10,7 @@ from PIL import Image
 from chronostat.data.demo.questions import KINDS, Question
 from chronostat.data.demo.render import render
 from chronostat.data.demo.scenes import CANVAS_PX, Scene, draw_scene
-from chronostat.data.samples import Sample, Split
+from chronostat.data.samples import DrawnSamples, Sample, Split
 from chronostat.errors import DataError
 
 SAMPLES_PER_SPLIT = 6_000
@@ -44,8 +43,8 @@ class DemoTask:
 
 
 @dataclass(frozen=True)
-class _DemoSplit(Sequence[Sample]):
-    """One split: nothing is kept, indexing draws the sample anew."""
+class _DemoSplit(DrawnSamples):
+    """One split."""
 
     seed: int
     name: Split
@@ -53,15 +52,8 @@ class _DemoSplit(Sequence[Sample]):
     def __len__(self) -> int:
         return SAMPLES_PER_SPLIT
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[index]  # counts negative ones from the end and refuses what is outside
+    def draw(self, position: int) -> Sample:
+        """See ``DrawnSamples``."""
         kind, _, question = _draw(self.seed, self.name, position)
         return Sample(
             id=f"demo-{self.name}-{position:06d}",
