@@ -65,22 +65,16 @@ class Evidence:
         self._seed = seed
         self._fit_at = 0
 
-    def add(self, observation: Observation, answers: Answers) -> bool:
-        """Take what one request showed.
-
-        Returns:
-            Whether strengths were fitted anew, as they are whenever there is a quarter more to know.
-        """
+    def add(self, observation: Observation, answers: Answers) -> None:
+        """Take what one request showed; strengths are fitted anew whenever there is a quarter more to know."""
         prompt = self.features(observation.prompt[None])[0]
         scored, timed = np.isfinite(answers.quality), np.isfinite(answers.latency)
         self.quality.add(prompt, answers.settings[scored], answers.quality[scored])
         cold = np.arange(len(timed)) == (-1 if answers.first is None else answers.first)
         settings, latency = answers.settings[timed], answers.latency[timed]
         self.latency.add(prompt, observation.tokens, settings, latency, cold=cold[timed], drift=answers.drift)
-        if self.quality.count + self.latency.count < self._fit_at:
-            return False
-        self.fit()
-        return True
+        if self.quality.count + self.latency.count >= self._fit_at:
+            self.fit()
 
     def update(self) -> None:
         """Take into account everything that was added, at the present strengths."""

@@ -140,10 +140,13 @@ class Deadlines:
     def choices(self, fraction: float, scores: Floats, late: Floats, latency: Floats) -> Indices:
         """What is chosen under a deadline: scores, probabilities to be late and mean latencies, [N, S] each -> [N].
 
-        The fastest setting for a request that none brings in time.
+        Scores of minus infinity are of settings that may not be chosen. A request that none brings in time gets the
+        fastest one.
         """
-        fastest = np.where(np.isfinite(scores), latency, np.inf).argmin(axis=1)
-        return np.where(can_meet(late), best(scores, late, self.price(fraction), latency), fastest)
+        legal = np.isfinite(scores)
+        fastest = np.where(legal, latency, np.inf).argmin(axis=1)
+        in_time = np.where(legal, late, 1.0).min(axis=1) < _HALF
+        return np.where(in_time, best(scores, late, self.price(fraction), latency), fastest)
 
     def state(self) -> dict[str, Floats]:
         """As arrays by name."""

@@ -127,11 +127,6 @@ class Session:
             "the knobs section, or free what it needs"
         )
 
-    def full_ms_now(self, full_ms: float) -> float:
-        """What ``full`` takes now, if it took ``full_ms`` in the calibration."""
-        drift = self.runner.drift
-        return full_ms if drift is None else full_ms * drift.at(self.runner.elapsed_s).point
-
     def phase(self, phase: Phase, length: str) -> AbstractContextManager[None]:
         """Everything executed inside belongs to ``phase``; its time and its ``generate()`` calls are recorded.
 

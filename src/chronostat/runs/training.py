@@ -240,7 +240,7 @@ def _frozen(session: Session, trainer: Trainer) -> Controller:
         levels=session.space.levels,
         pruned=session.space.pruned,
         metric=session.metric,
-        full_ms=session.full_ms_now(trainer.full_ms * latency.full),
+        full_ms=trainer.full_now_ms(),
         learner=session.config.train.learner,
         config=session.config,
         budgets=trainer.budgets,
