@@ -8,8 +8,7 @@ from benchmarks.kit.results import read_compressed
 from benchmarks.learners import __main__ as command
 from benchmarks.learners.cases import LEARNERS, Case, rows_of
 from benchmarks.learners.judge import Played, verdict
-from benchmarks.learners.plain_library import OPTIONS, PlainLibrary
-from benchmarks.learners.replay import Executed, Replay
+from benchmarks.learners.replay import Replay
 from benchmarks.learners.report import columns_of, print_report, share
 from benchmarks.learners.table import Table
 from benchmarks.learners.truth import truth_of
@@ -20,6 +19,7 @@ from chronostat.errors import ConfigError
 from chronostat.evidence.observation import Observation
 from chronostat.knobs.space import ActionSpace
 from chronostat.records import Budget
+from chronostat.validation.beside.plain_library import OPTIONS, PlainLibrary
 
 SPACE = ActionSpace({"vision_tokens": [272, 80, 16], "moe_topk": [4, 1]})
 COST = np.array([1.0, 0.9, 0.5, 0.45, 0.2, 0.15])
@@ -144,19 +144,17 @@ def test_the_share_is_one_of_means_over_worlds():
 
 def _taught(table, options):
     """Every prompt was executed under every setting; three are right everywhere, the others under the dear ones."""
-    library = PlainLibrary(table, options)
+    library = PlainLibrary(table.space, options)
     for _ in range(30):
-        for prompt in range(6):
+        for prompt, text in enumerate(table.texts):
             quality = np.where((prompt < 3) | (np.arange(6) < 2), 1.0, 0.0)
-            library.learn(
-                Executed(prompt=prompt, settings=np.arange(6), probabilities=np.full(6, 1 / 6), quality=quality)
-            )
+            library.learn(text, np.arange(6), np.full(6, 1 / 6), quality)
     return library
 
 
 def test_the_plain_library_learns_which_setting_a_prompt_needs(table):
     pytest.importorskip("vowpalwabbit")
-    scores = _taught(table, OPTIONS).scores()
+    scores = _taught(table, OPTIONS).scores(table.texts)
     assert scores.shape == (6, 6)
     assert scores.max(axis=1) == pytest.approx(0, abs=1e-4)
     lost = -scores / -scores[3:, 2:].max()  # relative to the greatest loss

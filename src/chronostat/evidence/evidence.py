@@ -101,9 +101,13 @@ class Evidence:
         return self.latency.forecast()
 
     def mean_deviation(self) -> float:
-        """Standard deviation of the mean latency of what is best at a middling price, as a share of it."""
-        forecast = self.forecast()
-        latency = forecast.mean(self.prompts, self.tokens)
+        """Standard deviation of the mean latency of what is best at a middling price, as a share of it.
+
+        Forecasts may be off, and the requests that were looked at are a sample of those to come.
+        """
+        latency = self.forecast().mean(self.prompts, self.tokens)
         chosen = (self.prompts @ self.quality.mean() - latency).argmax(axis=1)
-        rows = np.arange(len(chosen))
-        return self.latency.deviation(self.prompts, self.tokens, chosen, latency[rows, chosen])
+        taken = latency[np.arange(len(chosen)), chosen]
+        of_forecast = self.latency.deviation(self.prompts, self.tokens, chosen, taken)
+        of_sample = taken.std() / (taken.mean() * np.sqrt(len(taken)))
+        return float(np.hypot(of_forecast, of_sample))

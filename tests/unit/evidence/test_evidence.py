@@ -70,7 +70,7 @@ def test_an_answer_counts_from_the_next_update_on():
     evidence, rng = make_evidence(8), np.random.default_rng(0)
     evidence.fit()
     before, version = evidence.quality.mean(), evidence.version
-    assert not evidence.add(observation(0, rng), answers(0, EVERYTHING, rng))
+    evidence.add(observation(0, rng), answers(0, EVERYTHING, rng))
     assert np.array_equal(evidence.quality.mean(), before)
     evidence.update()
     assert not np.array_equal(evidence.quality.mean(), before)
@@ -89,3 +89,18 @@ def test_the_mean_latency_of_good_choices_becomes_known():
     for evidence in (few, many):
         evidence.fit()
     assert 0 < many.mean_deviation() < few.mean_deviation() < 0.1
+
+
+def test_that_requests_are_a_sample_is_part_of_what_is_not_known():
+    """What is known without fail of requests of two lengths still depends on how many of each will come."""
+    evidence, rng = make_evidence(0), np.random.default_rng(0)
+    for i in range(200):
+        evidence.add(observation(i % 2, rng), answers(i % 2, EVERYTHING, rng))
+    evidence.fit()
+    latency = evidence.forecast().mean(evidence.prompts, evidence.tokens)
+    chosen = (evidence.prompts @ evidence.quality.mean() - latency).argmax(axis=1)
+    taken = latency[np.arange(len(chosen)), chosen]
+    of_sample = taken.std() / taken.mean() / len(taken) ** 0.5
+    of_forecast = evidence.latency.deviation(evidence.prompts, evidence.tokens, chosen, taken)
+    assert of_sample > of_forecast > 0
+    assert evidence.mean_deviation() == pytest.approx((of_sample**2 + of_forecast**2) ** 0.5)
