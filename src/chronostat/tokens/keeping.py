@@ -123,7 +123,8 @@ class ByEncoding(ImageKeeper):
     def _answer(self, original: Callable[..., Any], request: Request) -> Any:  # noqa: ANN401
         encode = getattr(self._source, _ENCODE)  # with what measures it, where that is set
         given = {name: request.call[name] for name in inspect.signature(encode).parameters if name in request.call}
-        encode(**given, return_dict=True)
+        with torch.no_grad():  # as generate() does, which has not begun
+            encode(**given, return_dict=True)
         return original(**request.shortened(given))
 
     def _encode(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401

@@ -162,6 +162,16 @@ def test_every_stage_is_seen_and_the_work_is_less():
     assert all(len(each.output_ids) == 2 for each in measured.values())
 
 
+def test_nothing_is_kept_for_gradients():
+    """Recording a graph of the tower would be time and memory that the setting is charged with."""
+    zoo, seen = build("llava"), []
+    project = zoo.model.model.multi_modal_projector.register_forward_hook(lambda *call: seen.append(call[-1]))
+    assert torch.is_grad_enabled()
+    logits_under(zoo, "pool:2")
+    project.remove()
+    assert [features.requires_grad for features in seen] == [False]
+
+
 def test_choosing_is_inside_the_prefill(monkeypatch):
     """A method that takes 50 ms is seen in ``prefill_ms``, and in no stage of its own."""
     import time
