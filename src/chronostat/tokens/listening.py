@@ -58,11 +58,9 @@ class Heard:
 
     Attributes:
         attended: one for each image, in their order.
-        packed: the block takes all images as one sequence of shape [M, d].
     """
 
     attended: list[Attended] = field(default_factory=list[Attended])
-    packed: bool = False
 
     @property
     def pictures(self) -> list[int]:
@@ -139,9 +137,7 @@ def heard_attention(block: nn.Module, heard: Heard) -> Generator[None]:
     entered: list[_Listening] = []
 
     @seen_in_replays
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        heard.packed = hidden.ndim == 2
+    def enter(*_: object) -> None:
         entered.append(_Listening(heard))
         entered[-1].__enter__()
 
@@ -151,7 +147,7 @@ def heard_attention(block: nn.Module, heard: Heard) -> Generator[None]:
             entered.pop().__exit__(None, None, None)
 
     hooks = [
-        block.register_forward_pre_hook(enter, with_kwargs=True),
+        block.register_forward_pre_hook(enter),
         block.register_forward_hook(leave, always_call=True),
     ]
     try:

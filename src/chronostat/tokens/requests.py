@@ -88,7 +88,10 @@ class Request:
         fitting = next((table for table in sizes if len(table) == len(pictures)), [None] * len(pictures))
         counts = shares([len(features) for features in pictures], self.count)
         return [
-            self._of_picture(Picture(index=index, features=features, grid=grid_of(len(features), size)), count)
+            self._of_picture(
+                Picture(index=index, together=len(pictures), features=features, grid=grid_of(len(features), size)),
+                count,
+            )
             for index, (features, size, count) in enumerate(zip(pictures, fitting, counts, strict=True))
         ]
 

@@ -12,12 +12,14 @@ class Picture:
     """The features of one image, or of one tile where the model hands tiles over one by one.
 
     Attributes:
-        index: its place among the pictures of the request.
+        index: its place among the pictures that were encoded together.
+        together: how many they are.
         features: as they would take the placeholders' places, shape [N, d].
         grid: rows and columns in which the tokens lie, row by row; one row where no grid of N tokens is known.
     """
 
     index: int
+    together: int
     features: Tensor
     grid: tuple[int, int]
 

@@ -33,7 +33,7 @@ def logits_under(zoo, value):
 
 def kept_by(method, features, grid):
     """Positions among the image tokens, and the features that stand there."""
-    picture = Picture(index=0, features=features, grid=grid)
+    picture = Picture(index=0, together=1, features=features, grid=grid)
     selection = METHODS[method](None, None).choose(picture, 2)
     return selection.tokens, selection.of(features)
 
