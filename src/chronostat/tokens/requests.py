@@ -114,8 +114,12 @@ def request_of(
     """The request that a call is; None where nothing of it is left out.
 
     Raises:
-        KnobError: it is more than one request, or goes on from an earlier one.
+        KnobError: it is more than one request, goes on from an earlier one, or is not written in ids.
     """
+    if call.get("input_ids") is None and call.get("inputs_embeds") is not None:
+        raise KnobError(
+            "image_keep: the prompt is inputs_embeds, of which it is not known which are of images; pass input_ids"
+        )
     found = image_places(model, call)
     if found is None or not found.any():
         return None
