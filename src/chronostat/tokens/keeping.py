@@ -203,7 +203,7 @@ class ByProjector(ImageKeeper):
         rows = features.reshape(-1, features.shape[-1])
         if len(rows) != len(request.places):
             raise self._unlike(request)
-        pictures = rows.split(request.rows())
+        pictures = rows.split(request.rows)
         chosen = zip(request.choose(pictures, []), pictures, strict=True)
         fewer = torch.cat([selection.of(picture) for selection, picture in chosen]).unsqueeze(0)
         return (fewer, *output[1:]) if isinstance(output, tuple) else fewer

@@ -45,11 +45,12 @@ class Attended:
         """The weights of some queries, mean over heads, shape [stop - start, M']."""
         if self.weights is not None:
             return self.weights[:, start:stop].float().mean(dim=0)
-        scores = (self.queries[:, start:stop] @ self.keys.transpose(-1, -2)).float() * self.scale
+        rows, nothing = self.queries[:, start:stop], self.queries.new_zeros(())
+        scores = torch.baddbmm(nothing, rows, self.keys.transpose(-1, -2), beta=0, alpha=self.scale)
         if self.mask is not None:
-            rows = self.mask if self.mask.shape[-2] == 1 else self.mask[..., start:stop, :]
-            scores = scores + rows if rows.is_floating_point() else scores.masked_fill(~rows, -torch.inf)
-        return scores.softmax(dim=-1).mean(dim=0)
+            mask = self.mask if self.mask.shape[-2] == 1 else self.mask[..., start:stop, :]
+            scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
+        return scores.softmax(dim=-1, dtype=torch.float32).mean(dim=0)
 
 
 @dataclass(kw_only=True)

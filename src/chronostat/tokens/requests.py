@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -51,15 +52,16 @@ class Request:
         """Settle which of the N are kept; shape [count]."""
         self.columns = torch.cat([self.others, self.places[kept]]).sort().values
 
+    @cached_property
     def rows(self) -> list[int]:
-        """How many placeholders stand side by side, for each row of them."""
+        """How many placeholders stand side by side, for each row of them; the host waits for the device once."""
         places = self.places.tolist()
         starts = [index for index, place in enumerate(places) if not index or place != places[index - 1] + 1]
         return [after - before for before, after in pairwise([*starts, len(places)])]
 
     def keep_firsts(self) -> None:
         """Settle that of each row of placeholders the first ones are kept, in proportion to its length."""
-        rows = self.rows()
+        rows = self.rows
         firsts = [Selection(tokens=torch.arange(n, device=self.places.device)) for n in shares(rows, self.count)]
         self.keep(joined(firsts, rows))
 

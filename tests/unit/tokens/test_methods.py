@@ -46,6 +46,13 @@ def test_pool_of_a_row_averages_stretches_of_unequal_length():
     assert chosen("pool", features, 2).of(features)[:, 0].tolist() == [2.0, 7.0]  # (1 + 3) / 2, (5 + 6 + 10) / 3
 
 
+def test_pool_holds_each_token_once():
+    selection = chosen("pool", torch.ones(600, 1).bfloat16(), 7, grid=(24, 25))
+    members, starts = selection.cells
+    assert (sorted(members.tolist()), len(starts)) == (list(range(600)), 7)  # not 7 x 600 weights
+    assert selection.of(torch.ones(600, 1).bfloat16()).tolist() == [[1.0]] * 7
+
+
 def test_stride_takes_the_middle_of_each_cell():
     features = torch.arange(36.0).view(36, 1)
     selection = chosen("stride", features, 4, grid=(6, 6))
