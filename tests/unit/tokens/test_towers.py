@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 from chronostat.errors import KnobError
@@ -12,11 +11,10 @@ from chronostat.records import Setting
 from chronostat.tokens.methods.attention import Attention
 from chronostat.tokens.selection import Picture
 from chronostat.tokens.towers import Layout, heard_block, objection_to, tower_of
+from stand_ins.windowed import GRIDS, qwen2_5, two_pictures
 from zoo.build import build
 
 CPU = torch.device("cpu")
-GRIDS = ((4, 6), (3, 5))  # features of two pictures; a window holds two by two of them
-IMAGE = 100
 
 
 class Tokens(nn.Module):
@@ -71,32 +69,6 @@ def test_the_block_that_is_heard_is_the_last_that_features_are_made_of(layers, b
     assert heard is tower.encoder.layers[block]
 
 
-def qwen2_5(full=(1, 7), depth=3):
-    torch.manual_seed(0)
-    vision = {"depth": depth, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 16}
-    vision |= {"patch_size": 4, "spatial_merge_size": 2, "window_size": 16, "fullatt_block_indexes": list(full)}
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 128}
-    text |= {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": None}
-    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=IMAGE, vision_start_token_id=99)
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
-
-
-def request():
-    grids = torch.tensor([[1, 2 * rows, 2 * columns] for rows, columns in GRIDS])
-    ids = [1]
-    for rows, columns in GRIDS:
-        ids += [99, *[IMAGE] * (rows * columns), 5]
-    ids = torch.tensor([[*ids, 6, 7]])
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "mm_token_type_ids": (ids == IMAGE).int(),
-        "pixel_values": torch.randn(int(grids.prod(dim=1).sum()), 3 * 2 * 4 * 4),
-        "image_grid_thw": grids,
-    }
-
-
 def in_windows_of_two(rows, columns):
     """The features in the order in which windows of two by two hold them."""
     return [
@@ -135,7 +107,7 @@ def received_by_hand(model, batch, index):
 
 
 def test_a_tower_with_windows_is_heard_where_it_attends_to_the_whole_picture(monkeypatch):
-    model, batch = qwen2_5(), request()
+    model, batch = qwen2_5(), two_pictures()
     assert objection_to(model) is None
     tower = tower_of(model)
     assert heard_block(model, tower) is tower.blocks[1]  # blocks 0 and 2 attend in windows
