@@ -6,6 +6,7 @@ from torch import nn
 
 from chronostat.engine import graphed
 from chronostat.errors import KnobError
+from chronostat.knobs.drop_after import DropAfter
 from chronostat.knobs.registry import applied, find_knob, find_space
 from chronostat.measure.work import counted_work
 from chronostat.records import Setting
@@ -168,6 +169,13 @@ def test_masks_of_every_shape_are_cut():
     assert _cut("position_ids", mask[:, :4].expand(3, 1, 4), 4, columns, block).shape == (3, 1, 3)
     with pytest.raises(KnobError, match=r"Identity is given weights of shape \[4, 4\], of which it is not known which"):
         _cut("weights", torch.zeros(4, 4), 4, columns, block)
+
+
+def test_a_refusal_gives_an_example_that_is_legal():
+    knob = DropAfter(2)
+    with pytest.raises(KnobError, match="legal: 1 to 2 blocks, or fewer than 2 and the share") as refusal:
+        knob.check("2:0.5")
+    knob.check(str(refusal.value).rpartition("such as ")[2])
 
 
 def test_it_is_offered_only_where_it_is_asked_for():
