@@ -48,8 +48,8 @@ class Leaving:
         model: with decoder blocks that hand on nothing but hidden states.
         after: how many blocks run with all tokens.
         share: of the image tokens that stays: those that the last token of the prompt attends to most in the last of
-            these blocks, mean over heads (Chen et al. 2024, FastV, arXiv:2403.06764); 0: none stays (Lin et al. 2024,
-            arXiv:2405.05803).
+            these blocks, mean over heads (Chen et al. 2024, FastV, arXiv:2403.06764, by their published code; their
+            text takes the mean over all tokens); 0: none stays (Lin et al. 2024, arXiv:2405.05803).
     """
 
     def __init__(self, model: PreTrainedModel, after: int, share: float) -> None:

@@ -272,6 +272,8 @@ def test_a_model_that_encodes_images_inside_its_own_generate():
     expected = torch.cat([ids[:, 2:], new], dim=1)
     knob = find_knob("image_keep", model, None)
     assert knob.reads("norm:0.5", 4) == len(tokens)
+    with pytest.raises(KnobError, match="legal: the methods pool, stride, norm, prompt; qformer of Blip2"):
+        knob.check("attention:0.5")
     with applied(Setting(image_keep="norm:0.5"), model, None), counted_work(model) as works:
         answer = model.generate(**batch, max_new_tokens=3, do_sample=False)
     assert torch.equal(answer, expected)

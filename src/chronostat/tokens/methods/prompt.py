@@ -11,8 +11,9 @@ class Prompt(Method):
     """The tokens with the highest mean cosine similarity to the embeddings of the prompt's text tokens.
 
     The relevance that Zhang et al. 2025 (CDPruner, arXiv:2506.10967) give each token, with both sides in the space of
-    the language model's embeddings, and without their second part, which makes the kept tokens unlike each other. Song
-    et al. 2024 (TRIM, arXiv:2409.10994) choose by similarity in the space of CLIP.
+    the language model's embeddings, and without their second part, which makes the kept tokens unlike each other. The
+    paper defines it so; their published code negates it, in the space of CLIP. Song et al. 2024 (TRIM,
+    arXiv:2409.10994) choose by similarity in the space of CLIP.
     """
 
     name = "prompt"
