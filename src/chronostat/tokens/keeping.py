@@ -80,10 +80,9 @@ class ImageKeeper(ABC):
         finally:
             self._request = None
         if not request.handed:
-            name = type(self._model).__name__
             raise KnobError(
-                f"image_keep: {name} encoded the image by other means than {self._source_name}; its answer is not of "
-                "the tokens that were kept; leave image_keep out"
+                f"image_keep: {type(self._model).__name__} encoded the image by other means than {self._source_name}; "
+                "its answer is not of the tokens that were kept; leave image_keep out"
             )
         return output
 

@@ -71,7 +71,7 @@ class Leaving:
 
     def _forget(self) -> None:
         self._hooks.close()
-        self._listening.pop_all()
+        self._listening.close()
         self._prompt = None
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -103,8 +103,7 @@ class Leaving:
 
     def _install(self) -> None:
         """Hooks for one request."""
-        blocks = self._model.get_submodule(anatomy_of(self._model).block_list)
-        assert isinstance(blocks, nn.ModuleList)
+        blocks = self._blocks()
         if self._share:
             self._heard = Heard()
             self._listening.enter_context(heard_attention(blocks[self._after - 1], self._heard))
@@ -112,6 +111,12 @@ class Leaving:
             if index >= self._after:
                 hook = block.register_forward_pre_hook(partial(self._enter, index == self._after), with_kwargs=True)
                 self._hooks.callback(hook.remove)
+
+    def _blocks(self) -> nn.ModuleList:
+        """The decoder blocks, those among them that stand in for skipped ones."""
+        blocks = self._model.get_submodule(anatomy_of(self._model).block_list)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
 
     def _enter(
         self, first: bool, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -136,6 +141,7 @@ class Leaving:
         """The places of the prompt that stay, ascending."""
         if not self._share:
             return prompt.text
+        self._heard.require(self._blocks()[self._after - 1])
         count = max(1, ceil(self._share * len(prompt.images) - 0.5))
         attended = self._heard.from_last()[prompt.images]
         return torch.cat([prompt.text, prompt.images[attended.topk(count).indices]]).sort().values

@@ -63,6 +63,18 @@ class Heard:
 
     attended: list[Attended] = field(default_factory=list[Attended])
 
+    def require(self, block: nn.Module) -> None:
+        """Accept a block that has run and attended.
+
+        Raises:
+            KnobError: no attention of it was heard.
+        """
+        if not self.attended:
+            raise KnobError(
+                f"no attention was heard in {type(block).__name__}: it attends by neither scaled_dot_product_attention "
+                "of torch nor a softmax over shape [batch, heads, queries, keys]; choose image tokens by another method"
+            )
+
     @property
     def pictures(self) -> list[int]:
         """Tokens of each image."""
@@ -130,11 +142,7 @@ def _fused(
 
 @contextmanager
 def heard_attention(block: nn.Module, heard: Heard) -> Generator[None]:
-    """Fill ``heard`` with what the attention of a block is called with, for the length of the ``with``.
-
-    Raises:
-        KnobError: the block ran and no attention was heard.
-    """
+    """Fill ``heard`` with what the attention of a block is called with, for the length of the ``with``."""
     entered: list[_Listening] = []
 
     @seen_in_replays
@@ -156,8 +164,3 @@ def heard_attention(block: nn.Module, heard: Heard) -> Generator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-    if not heard.attended:
-        raise KnobError(
-            f"no attention was heard in {type(block).__name__}: it attends by neither scaled_dot_product_attention of "
-            "torch nor a softmax over shape [batch, heads, queries, keys]; choose image tokens by another method"
-        )

@@ -89,6 +89,16 @@ def test_the_model_is_as_it_was_afterwards(value, monkeypatch):
     assert torch.equal(logits_of(zoo), full)
 
 
+def test_a_block_in_which_no_attention_is_heard_is_refused(monkeypatch):
+    zoo = build("llava")
+    monkeypatch.setattr("chronostat.tokens.listening._FUSED", None)
+    with (
+        applied(Setting(drop_after="1:0.5"), zoo.model, None),
+        pytest.raises(KnobError, match="no attention was heard in LlamaDecoderLayer"),
+    ):
+        zoo.model.generate(**zoo.batch, **ANSWER)
+
+
 def test_it_goes_together_with_fewer_tokens_and_skipped_blocks_in_any_order():
     zoo = build("llava")
     values = {"image_keep": "stride:2", "drop_after": "2:0.5", "block_skip": (3,)}

@@ -77,6 +77,12 @@ def test_prompt_is_refused_where_features_have_another_width():
         chosen("prompt", torch.zeros(4, 3), 2)
 
 
+def test_prompt_is_refused_where_there_is_no_text():
+    picture = Picture(index=0, together=1, features=torch.zeros(4, 2), grid=(2, 2))
+    with pytest.raises(KnobError, match="image_keep = prompt: there is no text beside the image, so no token is more"):
+        METHODS["prompt"](Embedding(), TEXT[:0]).choose(picture, 2)
+
+
 class Fused(nn.Module):
     """A block of one head that attends with its input as queries and keys."""
 
@@ -141,9 +147,11 @@ def test_a_causal_attention_is_read_in_its_last_row():
 
 
 def test_a_block_that_does_not_attend_is_refused():
-    block = nn.Linear(2, 2)
-    with pytest.raises(KnobError, match="no attention was heard in Linear"), heard_attention(block, Heard()):
+    block, heard = nn.Linear(2, 2), Heard()
+    with heard_attention(block, heard):
         block(torch.zeros(1, 3, 2))
+    with pytest.raises(KnobError, match="no attention was heard in Linear"):
+        heard.require(block)
 
 
 @pytest.mark.parametrize(

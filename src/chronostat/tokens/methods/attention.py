@@ -48,6 +48,7 @@ class Attention(Method):
         self._layout = Layout.of(tower)
         with self._told_windows(tower), heard_attention(block, self._heard):
             yield
+        self._heard.require(block)
 
     @contextmanager
     def _told_windows(self, tower: nn.Module) -> Generator[None]:

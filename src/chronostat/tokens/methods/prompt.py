@@ -27,5 +27,10 @@ class Prompt(Method):
                 f"image_keep = prompt: the image features of {type(self._model).__name__} have {own} numbers where "
                 f"they are chosen, its text embeddings {width}: they cannot be compared; use another method"
             )
+        if not len(embeddings):
+            raise KnobError(
+                "image_keep = prompt: there is no text beside the image, so no token is more alike to it than another; "
+                "use another method"
+            )
         text = normalize(embeddings.float(), dim=-1).mean(dim=0)
         return highest(normalize(picture.features.float(), dim=-1) @ text, count)
