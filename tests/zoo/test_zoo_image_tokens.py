@@ -164,7 +164,7 @@ def test_attention_is_added_over_the_patches_that_a_feature_is_made_of(name, war
 
     def noted(self, picture):
         patches = patches_of(self, picture)
-        before = sum(self._heard.pictures[: picture.index])
+        before = sum(each.length for each in self._heard.attended[: picture.index])
         added.extend(set(row) for row in (patches + before).tolist())
         return patches
 

@@ -75,11 +75,6 @@ class Heard:
                 "of torch nor a softmax over shape [batch, heads, queries, keys]; choose image tokens by another method"
             )
 
-    @property
-    def pictures(self) -> list[int]:
-        """Tokens of each image."""
-        return [each.length for each in self.attended]
-
     def received(self, index: int, *, from_first: bool) -> Tensor:
         """The attention that each token of an image gets: from the first one, or the mean over all; shape [M]."""
         one = self.attended[index]

@@ -76,16 +76,17 @@ class Attention(Method):
 
     def _patches(self, picture: Picture) -> Tensor:
         """Which tokens of the block each feature is made of."""
-        seen = self._heard.pictures
-        if len(seen) != picture.together:
-            raise self._unlike(f"attends over {len(seen)} pictures, and the features are of {picture.together}")
-        patches = self._layout.patches(seen[picture.index], picture.grid, picture.features.device)
+        heard = self._heard.attended
+        if len(heard) != picture.together:
+            raise self._unlike(f"attends over {len(heard)} pictures, and the features are of {picture.together}")
+        patches = self._layout.patches(heard[picture.index].length, picture.grid, picture.features.device)
         if patches is None:
-            tokens = f"{seen[picture.index]} tokens for {len(picture.features)} features"
+            tokens = f"{heard[picture.index].length} tokens for {len(picture.features)} features"
             raise self._unlike(f"has {tokens} (picture {picture.index}), which are no squares of them")
         if self._sorted is None:
             return patches
-        before = sum(seen[: picture.index]) // patches.shape[1]  # windows are sorted within a picture
+        # windows are sorted within a picture
+        before = sum(each.length for each in heard[: picture.index]) // patches.shape[1]
         places = self._sorted.to(patches.device).argsort()[before : before + len(patches)] - before
         return patches[places]
 
