@@ -67,11 +67,32 @@ def test_number(answer, reference, value):
         ),
         *(("A", 0), ("C", 0), ("a black cat", 0), ("a dog", 0), ("a dog and a cat", 0), ("cat", 0), ("E", 0)),
         *(("The answer is A or the answer is B", 0), ("I do not know", 0), ("Because", 0), ("A cat or a dog", 0)),
+        *(("B, A", 0), ("(B) or (A)", 0), ("The answer is B or A", 0), ("B, maybe A.", 0), ("B. a dog", 0)),
+        *(("It is not a cat.", 0), ("It isn't a cat", 0), ("(B) is not right", 0), ("a cat is wrong", 0)),
+        *(("B. The dog is not there", 1), ("B because it is not a dog", 0), ("No, it is a cat", 1)),
     ],
 )
 def test_choice(answer, value):
     assert choice(answer, ["B"], OPTIONS) == value
     assert choice(answer, ["a cat"], OPTIONS) == value
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "value"),
+    [
+        *(
+            ("B", ("B", "A"), 1),
+            ("A", ("B", "A"), 0),
+            ("b", ("C", "D"), 1),
+            ("D", ("C", "D"), 1),
+        ),  # letters are letters
+        *(("a cat or a black cat", ("black cat", "cat"), 0), ("a black cat", ("black cat", "cat"), 0)),
+        *(("B. both A and C", ("A", "both A and C", "C"), 1), ("It is not raining", ("dry", "not raining"), 1)),
+        *(("The answer is 3.", ("2", "3"), 1), ("2 or 3", ("2", "3"), 0)),
+    ],
+)
+def test_choice_between_options_that_look_alike(answer, options, value):
+    assert choice(answer, ["B"], options) == value
 
 
 def test_choice_without_options():
