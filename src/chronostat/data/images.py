@@ -74,7 +74,12 @@ class ImageSource:
         Raises:
             DataError: it cannot be read.
         """
-        return hashlib.blake2b(self.content(), digest_size=16).hexdigest()
+        return digest_of(self.content())
+
+
+def digest_of(content: bytes) -> str:
+    """Who an image is, by the bytes of its file: 32 hex digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def shapes_of(sources: Sequence[ImageSource]) -> tuple[tuple[int, int], ...]:
