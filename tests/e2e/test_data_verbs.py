@@ -30,6 +30,9 @@ def lines(tmp_path):
     Image.new("RGB", (64, 32), "green").save(tmp_path / "more.png")
     made[1] |= {"image": ["1.png", "more.png"], "prompt": "Is <image 2> <image 1>?", "system": "Be brief."}
     made[2] |= {"options": ["red", "blue"], "answers": ["A"], "kind": "choice"}
+    parts = [{"type": "image", "image": 1}, {"type": "text", "text": "Where is <image 2> written?"}]
+    made[4] |= {"messages": [{"role": "user", "content": parts}]}
+    del made[4]["prompt"]
     said = [("user", "What?"), ("assistant", "Red."), ("user", "Sure?")]
     made[3] |= {"messages": [{"role": role, "content": text} for role, text in said]}
     del made[3]["prompt"]
@@ -87,10 +90,11 @@ def test_convert_writes_the_same_samples(tmp_path, lines):
             sample.kind,
         )
         assert conversation_of(same.load_images(), same.asked) == conversation_of(sample.load_images(), sample.asked)
-        assert sorted(same.image_digests) == sorted(sample.image_digests)
-    simple = written(tmp_path, [lines[0], lines[4], lines[5]])
-    assert typed("data", "convert", simple, "--to", to).status == 0
-    assert digests(OwnData(to)) == digests(OwnData(simple))  # a run goes on with the converted file
+        assert same.image_digests == sample.image_digests
+    assert digests(after) == digests(before)  # a run goes on with the converted file
+    again = tmp_path / "again.parquet"
+    assert typed("data", "convert", to, "--to", again).status == 0
+    assert digests(OwnData(again)) == digests(before)
 
 
 def test_convert_divides_by_image_and_shuffles_by_seed(tmp_path, lines):

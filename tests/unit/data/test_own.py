@@ -317,6 +317,36 @@ def test_images_stand_at_named_places_in_a_conversation(folder, line, turns):
     assert sample.asked == (sample.turns or sample.prompt)
 
 
+def part(image=None, **more):
+    return {"type": "image", "image": image} | more
+
+
+@pytest.mark.parametrize(
+    ("images", "content", "parts", "sizes"),
+    [
+        # the row's next one, one that a part names, the row's next one
+        (["a.png", "b.jpg"], [part(), part("c.png"), part(), "?"], (0, 2, 1, "?"), [(6, 4), (3, 3), (5, 2)]),
+        (["a.png", "b.jpg"], [part(2), " and ", part(1)], (1, " and ", 0), [(6, 4), (3, 3)]),
+        (["a.png"], [part(), "Where is <image 1>?"], (0, "Where is <image 1>?"), [(6, 4)]),
+        (["a.png"], ["Is <image 1> red?"], ("Is ", 0, " red?"), [(6, 4)]),
+    ],
+)
+def test_parts_of_a_message(folder, images, content, parts, sizes):
+    told = [{"type": "text", "text": each} if isinstance(each, str) else each for each in content]
+    line = without("prompt") | {"image": images, "messages": [{"role": "user", "content": told}]}
+    (sample,) = OwnData(write(folder, line)).split("train")
+    asked = sample.turns[0].parts if sample.turns else (*range(len(images)), sample.prompt)
+    assert asked == parts
+    assert [image.size for image in sample.load_images()] == sizes
+
+
+@pytest.mark.parametrize("content", ["", [{"type": "text", "text": ""}]])
+def test_an_empty_message_is_refused(folder, content):
+    messages = [{"role": "system", "content": content}, {"role": "user", "content": "What?"}]
+    said = refused(write(folder, without("prompt") | {"messages": messages}))
+    assert said.endswith("data.jsonl:1: messages.0: what the system says is empty; leave the message out")
+
+
 def test_what_the_user_says_is_the_prompt_that_the_controller_reads(folder):
     messages = [
         {"role": "user", "content": "What?"},
