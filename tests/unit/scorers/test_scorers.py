@@ -1,5 +1,7 @@
 """Scores by name: what is right, what is near, and what is never guessed."""
 
+from dataclasses import replace
+
 import pytest
 
 from chronostat.data.quality import quality_by_name, score
@@ -47,6 +49,7 @@ def test_relaxed(answer, reference, value):
         *(("There are 3 dogs.", "3", 1), ("three", "3", 1), ("3.0", "3", 1), ("3 or 4", "3", 0), ("3, yes 3", "3", 1)),
         *(("1,234", "1234", 1), ("12", "1", 0), ("-3", "3", 0), ("no number", "3", 0), ("3", "no number", 0)),
         *(("x3", "3", 0), ("1e3", "1000", 1), ("३", "3", 1), ("$5", "5 dollars", 1)),
+        *(("1000001", "1000000", 0), ("0.3333333333333", "0.33333333333333", 1)),  # as many digits as count
     ],
 )
 def test_number(answer, reference, value):
@@ -144,17 +147,26 @@ def half(answer, references):
     return 0.5
 
 
-def broken(answer, references):
-    return 2
+def as_asked(answer, references):
+    """What the first reference says."""
+    return {"2": 2, "-0.1": -0.1, "None": None, "'1'": "1", "nan": float("nan")}[references[0]]
 
 
 def test_a_function_of_ones_own(demo_sample):
     assert score(quality_by_name("unit.scorers.test_scorers:half"), "x", demo_sample) == 0.5
-    with pytest.raises(ConfigError, match="the quality of 'x' is 2; a quality is a number from 0 to 1"):
-        score(quality_by_name("unit.scorers.test_scorers:broken"), "x", demo_sample)
 
 
-@pytest.mark.parametrize("name", ["no_such_module:f", "math:no_such_function", ":f", "math:pi"])
-def test_a_function_that_is_none(name):
+@pytest.mark.parametrize("given", ["2", "-0.1", "None", "'1'", "nan"])
+def test_a_function_that_gives_no_number_from_0_to_1(demo_sample, given):
+    with pytest.raises(ConfigError, match=f"the quality of 'x' is {given}; a quality is a number from 0 to 1"):
+        score(as_asked, "x", replace(demo_sample, references=(given,)))
+
+
+@pytest.mark.parametrize(
+    "name", ["no_such_module:f", "math:no_such_function", ":f", "math:pi", ".x:f", "slip_of_a_pen:f"]
+)
+def test_a_function_that_is_none(name, tmp_path, monkeypatch):
+    (tmp_path / "slip_of_a_pen.py").write_text("def f(:")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=f"data.quality = '{name}' (cannot be imported|is no function)"):
         quality_by_name(name)
