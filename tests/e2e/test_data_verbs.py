@@ -45,11 +45,15 @@ def written(folder, lines):
     return path
 
 
+def cells_of(said):
+    return [[cell.strip() for cell in row.strip("│┃").split("│")] for row in said.out.splitlines() if "│" in row]
+
+
 def test_check_says_what_a_file_holds(tmp_path, lines):
     lines[5] |= {"answers": [""]}
     said = typed("data", "check", written(tmp_path, lines), "--quality", "exact")
     assert said.status == 0, said.err
-    cells = [[cell.strip() for cell in row.strip("│┃").split("│")] for row in said.out.splitlines() if "│" in row]
+    cells = cells_of(said)
     assert ["colour", "2", "2", "1"] in cells
     assert ["choice", "0", "0", "1"] in cells
     assert ["together", "2", "2", "2"] in cells
@@ -73,6 +77,19 @@ def test_check_says_what_a_run_would_refuse(tmp_path, lines):
     said = typed("data", "check", written(tmp_path, lines[:1]), "--quality", "number")
     assert "no sample is in validation" in said.out
     assert "no reference can be matched by number" in said.out
+
+
+def test_check_looks_at_the_prompts_as_a_run_does(tmp_path, lines):
+    lines[5] |= {"prompt": "What is <IMG_CONTEXT>?"}
+    path = written(tmp_path, lines)
+    said = typed("data", "check", path)
+    assert said.status == 3
+    stray = "'<IMG_CONTEXT>', which bundled demo_vlm takes for a part of an image, as do 1 of 2 prompts of test"
+    assert f"{path}:6: its prompt holds {stray}" in " ".join(said.out.split())
+    assert f"the processor of bundled demo_vlm refuses {path}:6" not in said.out  # of its size another stands first
+    said = typed("data", "check", written(tmp_path, [*lines[:3], lines[5]]))
+    assert f"the processor of bundled demo_vlm refuses {path}:4" in " ".join(said.out.split())
+    assert ["128 x 64", "1", "-", "-"] in cells_of(said)
 
 
 def test_convert_writes_the_same_samples(tmp_path, lines):

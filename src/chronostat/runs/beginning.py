@@ -9,7 +9,7 @@ from torch import Tensor
 from chronostat.compare.reasons import kind_of
 from chronostat.data.checking import never_right
 from chronostat.data.quality import quality_by_name
-from chronostat.data.samples import SPLITS, Dataset, Sample
+from chronostat.data.samples import SPLITS, Dataset, DrawnSamples, Sample
 from chronostat.errors import DataError
 from chronostat.execution.execute import request_for
 from chronostat.models.load import Vlm
@@ -29,12 +29,19 @@ def check_prompts(dataset: Dataset, vlm: Vlm) -> None:
             where, and how many.
         ModelError: the processor lacks a package, or its template leaves images out.
     """
-    marks = image_marks(vlm.processor)
     for split in SPLITS:
-        samples = _samples(dataset, split)
-        _refuse_marks(samples, marks, vlm.name)
-        for sample in samples[:1]:
-            prepared(sample, vlm)
+        check_prompts_of(_samples(dataset, split), vlm)
+
+
+def check_prompts_of(samples: Sequence[Sample], vlm: Vlm) -> None:
+    """The same for the samples of one split, in the order of a run.
+
+    Raises:
+        DataError, ModelError: as ``check_prompts``.
+    """
+    _refuse_marks(samples, image_marks(vlm.processor), vlm.name)
+    for sample in samples[:1]:
+        prepared(sample, vlm)
 
 
 def prepared(sample: Sample, vlm: Vlm) -> Mapping[str, Tensor]:
@@ -106,7 +113,7 @@ def _samples(dataset: Dataset, split: str) -> Sequence[Sample]:
         samples = dataset.split(split)  # pyright: ignore[reportArgumentType] - one of SPLITS
     except DataError:  # there are none
         return ()
-    return samples if samples[0].where is not None else samples[:_FIRST]
+    return samples[:_FIRST] if isinstance(samples, DrawnSamples) else samples
 
 
 def _refuse_marks(samples: Sequence[Sample], marks: frozenset[str], model: str) -> None:

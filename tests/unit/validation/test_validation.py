@@ -13,6 +13,7 @@ from chronostat.config import Config
 from chronostat.control.controller import load_controller
 from chronostat.control.controller_files import FOLDER
 from chronostat.control.observer import Observer
+from chronostat.data.samples import SPLITS
 from chronostat.errors import BudgetError, ConfigError, DataError, MeasurementError, UnlikeConditions
 from chronostat.policy.rivals import rivals_of
 from chronostat.records import Budget, Setting
@@ -224,9 +225,11 @@ def test_too_few_samples_for_an_interval(tmp_path, monkeypatch):
     refused(stand_in, ConfigError, "there is one test sample; intervals need at least 2, add some")
 
 
-def test_no_test_samples(tmp_path, monkeypatch):
-    stand_in = StandIn(tmp_path, monkeypatch, {"test": 0})
-    refused(stand_in, DataError, "no batches of split test")
+@pytest.mark.parametrize("split", SPLITS)
+def test_data_without_one_of_the_splits_is_refused_before_it_is_trained_on(tmp_path, monkeypatch, split):
+    stand_in = StandIn(tmp_path, monkeypatch, {split: 0})
+    with pytest.raises(DataError, match=f"no batches of split {split}"):
+        stand_in.workload()
 
 
 def test_a_controller_of_another_metric(stand_in):
