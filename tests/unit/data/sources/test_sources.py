@@ -80,6 +80,15 @@ def parquet_in_shards(folder):
     return folder
 
 
+def parquet_in_folders(folder):
+    """As the hub converts a data set."""
+    for row in rows(lambda colour: {"bytes": png(colour), "path": None}):
+        inner = folder / "default" / row.pop("split")
+        inner.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist([row]), inner / "0000.parquet")
+    return folder
+
+
 def table(folder, image, delimiter=","):
     path = folder / ("data.csv" if delimiter == "," else "data.tsv")
     with path.open("w", newline="") as file:
@@ -140,7 +149,8 @@ def saved_splits(folder):
 
 LAYOUTS = [
     *(lines, data_uris, parquet, parquet_of_small_groups, parquet_of_bytes, parquet_of_lists, parquet_of_paths),
-    *(parquet_in_shards, csv_of_paths, tsv_of_base64, imagefolder, imagefolder_of_splits, saved_data_set, saved_splits),
+    *(parquet_in_shards, parquet_in_folders),
+    *(csv_of_paths, tsv_of_base64, imagefolder, imagefolder_of_splits, saved_data_set, saved_splits),
 ]
 
 
@@ -320,6 +330,25 @@ def test_a_bad_row_of_parquet_is_named_with_its_number(tmp_path):
     pq.write_table(pa.Table.from_pylist(told), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet: row 2: prompt: Field required"):
         OwnData(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("file", ["train/metadata.jsonl", "validation/metadata.jsonl"])
+def test_a_row_that_names_its_split_is_in_that_and_not_in_that_of_its_folder(tmp_path, file):
+    (tmp_path / file).parent.mkdir()
+    named((tmp_path / file).parent)
+    told = [{"file_name": row.pop("image"), **row} for row in rows(lambda colour: f"{colour}.png")]
+    del told[0]["split"]
+    told[0]["id"] = "unnamed"
+    (tmp_path / file).write_text("\n".join(map(json.dumps, told)))
+    found = {sample.id: sample.split for sample in OwnData(tmp_path).everything}
+    assert found == {"unnamed": (tmp_path / file).parent.name, "validation": "validation", "test": "test"}
+
+
+def test_numbered_files_of_one_folder_name_no_split(tmp_path):
+    for number in range(2):
+        told = {"id": str(number), "image": png("red"), "prompt": "Which?", "answers": ["red"]}
+        pq.write_table(pa.Table.from_pylist([told]), tmp_path / f"{number:04}.parquet")
+    assert len({sample.split for sample in OwnData(tmp_path).everything}) == 1  # made by image
 
 
 def test_a_folder_of_something_else(tmp_path):
