@@ -75,6 +75,7 @@ BAD_LINES = {
     "no image": (without("image"), "image: Field required"),
     "empty list of images": (GOOD | {"image": []}, "image"),
     "missing image": (GOOD | {"image": "d.png"}, "d.png does not exist"),
+    "a list as text": (GOOD | {"image": '["a.png"]'}, '["a.png"] does not exist'),
     "a folder as image": (GOOD | {"image": "."}, "does not exist"),
     "impossible image name": (GOOD | {"image": "x" * 5000}, "does not exist"),
     "null in the image name": (GOOD | {"image": "a\0.png"}, "does not exist"),

@@ -73,6 +73,7 @@ def test_number(answer, reference, value):
         *(("B, A", 0), ("(B) or (A)", 0), ("The answer is B or A", 0), ("B, maybe A.", 0), ("B. a dog", 0)),
         *(("It is not a cat.", 0), ("It isn't a cat", 0), ("(B) is not right", 0), ("a cat is wrong", 0)),
         *(("B. The dog is not there", 1), ("B because it is not a dog", 0), ("No, it is a cat", 1)),
+        *(("a cat because it is not blue", 1), ("It is not blue. It is a cat", 1)),
     ],
 )
 def test_choice(answer, value):

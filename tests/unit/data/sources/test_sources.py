@@ -225,7 +225,7 @@ def test_a_list_that_python_wrote_is_a_list(tmp_path):
     assert [image.getpixel((0, 0)) for image in sample.load_images()] == [(255, 0, 0), (0, 0, 255)]
     assert one_row(tmp_path, options="['one', \"it's\"]").options == ("one", "it's")
     assert one_row(tmp_path, answer="[not a list").references == ("[not a list",)
-    assert one_row(tmp_path, answer="{1}").references == ("{1}",)
+    assert one_row(tmp_path, answer="{1, 1}").references == ("{1, 1}",)
 
 
 def test_options_of_a_text_are_refused(tmp_path):
@@ -276,6 +276,7 @@ def test_columns_a_and_b_are_no_options_where_those_are_left_out(tmp_path):
         (1, ["one", "two"], ("B",)),
         ("1", ["one", "two"], ("B",)),  # as a table writes it
         ("1", ["1", "2"], ("1",)),  # the text of an option
+        (1, ["1", "2"], ("B",)),
         (7, ["one", "two"], ("7",)),  # matched by nothing, which is said
         (True, ["False", "True"], ("True",)),
         (True, None, ("True",)),
