@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from chronostat.config import Config, DataConfig
+from chronostat.data.checking import check_references
 from chronostat.data.identity import digests
 from chronostat.data.own import OwnData
 from chronostat.data.quality import quality_by_name
@@ -28,7 +29,7 @@ from chronostat.measure.decoding import Decoding, decoding_of
 from chronostat.models.identity import fingerprint
 from chronostat.models.load import Vlm, load_vlm, speaks_like_the_bundled
 from chronostat.records import Conditions
-from chronostat.runs.beginning import check_prompts, check_references
+from chronostat.runs.beginning import check_prompts
 from chronostat.runs.store import RunStore
 
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from chronostat.data.checking import never_right
+from chronostat.data.checking import check_references, never_right
 from chronostat.data.demo import DemoTask
 from chronostat.data.quality import exact, vqa
 from chronostat.data.samples import SPLITS
 from chronostat.errors import DataError
 from chronostat.progress import DataWarning
 from chronostat.records import Execution, Setting, StageTiming, Trial
-from chronostat.runs.beginning import check_prompts, check_references, what_full_answered
+from chronostat.runs.beginning import check_prompts, what_full_answered
 
 FULL, FAST = Setting(), Setting(moe_topk=1)
 
