@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 from transformers.image_utils import load_image as reference
 
 from chronostat.data.images import image_size, load_image, load_images, picture_suffixes
@@ -83,7 +83,9 @@ def test_the_size_of_a_png_is_told_without_decoding_it(monkeypatch):
     assert image_size(behind, "a") == load_image(behind, "a").size == (6, 9)  # Pillow finds it, having decoded all
     monkeypatch.setattr(PngImageFile, "load", lambda _: pytest.fail("it was decoded"))
     assert image_size(turned(6), "a") == (6, 9)
-    assert image_size(of_mode("RGB"), "a") == (9, 6)
+    said = PngInfo()
+    said.add_text("Comment", "before the pixels")
+    assert image_size(of_mode("RGB", pnginfo=said), "a") == (9, 6)
 
 
 @pytest.mark.parametrize("colours", [2, 6, 4])  # RGB, RGBA, LA
