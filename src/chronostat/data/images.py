@@ -165,14 +165,12 @@ def _exif(image: Image.Image, file: BinaryIO) -> Image.Exif:
 
 
 def _has_texts_behind(file: BinaryIO) -> bool:
-    """Whether a PNG has chunks behind its pixels that may hold an orientation."""
-    before = file.tell()
+    """Whether a PNG has chunks behind its pixels that may hold an orientation; Pillow finds its own way back."""
     file.seek(8)
     kinds: list[bytes] = []
     while len(head := file.read(8)) == 8:
         kinds.append(head[4:])
         file.seek(int.from_bytes(head[:4]) + 4, io.SEEK_CUR)
-    file.seek(before)
     pixels = kinds.index(b"IDAT") if b"IDAT" in kinds else 0
     return not _TEXTS_OF_PNG.isdisjoint(kinds[pixels:])
 
