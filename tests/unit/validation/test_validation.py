@@ -13,8 +13,7 @@ from chronostat.config import Config
 from chronostat.control.controller import load_controller
 from chronostat.control.controller_files import FOLDER
 from chronostat.control.observer import Observer
-from chronostat.data.samples import SPLITS
-from chronostat.errors import BudgetError, ConfigError, DataError, MeasurementError, UnlikeConditions
+from chronostat.errors import BudgetError, ConfigError, MeasurementError, UnlikeConditions
 from chronostat.policy.rivals import rivals_of
 from chronostat.records import Budget, Setting
 from chronostat.runs.store import Validation
@@ -223,13 +222,6 @@ def test_budgets_that_cannot_be_told_apart(stand_in):
 def test_too_few_samples_for_an_interval(tmp_path, monkeypatch):
     stand_in = StandIn(tmp_path, monkeypatch, {"test": 1})
     refused(stand_in, ConfigError, "there is one test sample; intervals need at least 2, add some")
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_data_without_one_of_the_splits_is_refused_before_it_is_trained_on(tmp_path, monkeypatch, split):
-    stand_in = StandIn(tmp_path, monkeypatch, {split: 0})
-    with pytest.raises(DataError, match=f"no batches of split {split}"):
-        stand_in.workload()
 
 
 def test_a_controller_of_another_metric(stand_in):
