@@ -7,8 +7,8 @@
     python -m benchmarks.whole_runs pool runs/demos --name whole_runs_demo
 
 The first two commands train and judge a controller for each seed through the command line, ``--at-once`` so many of
-them, each with a core of its own. The third pools what the runs stored: the gain of the controller over each rival,
-paired by seed and sample, with intervals over both, its latency as a share of the budget, and how many kept it.
+them, each with a core of its own. The third pools the verdicts of the runs: the gain of the controller over each rival
+with Student's 95 % interval over seeds, its latency as a share of the budget, and how many kept it.
 """
 
 import os
@@ -16,42 +16,65 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
 
 import numpy as np
 
-from benchmarks.kit.estimates import crossed_interval, format_estimate, markdown_table
+from benchmarks.kit.estimates import format_estimate, markdown_table
 from benchmarks.kit.options import plain_parser
 from benchmarks.kit.results import write_result
-from chronostat.control.controller_files import FOLDER, read_controller
+from chronostat.compare.statistics import mean_interval
 from chronostat.errors import StoreError
-from chronostat.knobs.space import ActionSpace
-from chronostat.records import Budget, Conditions, PolicyScore, Setting
+from chronostat.records import Budget, Conditions, PolicyScore
 from chronostat.runs.store import RunStore, Validation
-from chronostat.validation.policies import Measurements, Pool
 
 RIVALS = ("best fixed", "static mix")
+HEAD = ["budget", "accuracy", *(f"gain over {rival}" for rival in RIVALS), "of each seed", "latency / budget", "kept"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """What several runs found under one budget, a value for each run.
+
+    Attributes:
+        accuracy: of the controller.
+        latency_over_budget: of the controller: its mean, under a deadline its 95 % quantile.
+        gains: by rival, the controller's accuracy less that of the rival on the same samples.
+        kept: by policy, whether the budget was kept.
+    """
+
+    budget: str
+    accuracy: tuple[float, ...]
+    latency_over_budget: tuple[float, ...]
+    gains: Mapping[str, tuple[float, ...]]
+    kept: Mapping[str, tuple[bool, ...]]
 
 
 def run(folder: Path, seeds: int, at_once: int, arguments: Sequence[str]) -> None:
     """Train and judge, each seed in a process and on a core of its own; runs that are there are left alone."""
-    cores = sorted(os.sched_getaffinity(0))[-at_once:]
+    idle: SimpleQueue[int] = SimpleQueue()
+    for core in sorted(os.sched_getaffinity(0))[-at_once:]:
+        idle.put(core)
 
     def one(seed: int) -> int:
         target = folder / f"seed{seed}"
         if (target / "validation.json").is_file():
             return 0
-        core = cores[seed % len(cores)]
+        core = idle.get()
         command = [sys.executable, "-m", "chronostat", "demo", "--run-dir", str(target), "--seed", str(seed)]
-        with (folder / f"seed{seed}.txt").open("w", encoding="utf-8") as log:
-            return subprocess.run(
-                [*command, *arguments],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=False,
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-            ).returncode
+        try:
+            with (folder / f"seed{seed}.txt").open("w", encoding="utf-8") as log:
+                return subprocess.run(
+                    [*command, *arguments],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    check=False,
+                    preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+                ).returncode
+        finally:
+            idle.put(core)
 
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(at_once) as pool:
@@ -65,94 +88,62 @@ def pool(folder: Path, name: str) -> None:
     if not stores:
         raise StoreError(f"{folder} holds no judged run; make some with: python -m benchmarks.whole_runs run")
     verdicts = [Validation.from_json(store.read_json("validation.json")) for store in stores]
-    samples = min(verdict.samples for verdict in verdicts)
-    budgets = dict.fromkeys(score.budget for score in verdicts[0].scores)
-    tables = [_played(store, samples) for store in stores]
-    rows = [
-        ["budget", "accuracy", *(f"gain over {rival}" for rival in RIVALS), "of each seed", "latency / budget", "kept"]
-    ]
-    raw: dict[str, Any] = {}
-    rng = np.random.default_rng(0)
-    for budget in budgets:
-        scores = [_scores(verdict, budget) for verdict in verdicts]
-        ours = np.stack([table[str(budget)]["controller"] for table in tables])
-        gains = {
-            rival: crossed_interval(ours - np.stack([table[str(budget)][rival] for table in tables]), rng)
-            for rival in RIVALS
-            if rival in tables[0][str(budget)]
-        }
-        shares = [_share(each["controller"]) for each in scores]
-        kept = [each["controller"].kept for each in scores]
-        by_seed = [each["best fixed"].gain.point for each in scores if each["best fixed"].gain is not None]
-        raw[str(budget)] = {
-            "accuracy": [each["controller"].accuracy.point for each in scores],
-            "gain_over": {rival: [gain.point, gain.low, gain.high] for rival, gain in gains.items()},
-            "gain_over_best_fixed_by_seed": by_seed,
-            "latency_over_budget": shares,
-            "kept": {policy: [each[policy].kept for each in scores] for policy in scores[0]},
-        }
-        rows.append(
-            [
-                str(budget),
-                f"{100 * ours.mean():.1f} %",
-                *(format_estimate(gains[rival], digits=1, scale=100) if rival in gains else "" for rival in RIVALS),
-                f"{100 * min(by_seed):+.1f} to {100 * max(by_seed):+.1f}",
-                f"{min(shares):.2f} to {max(shares):.2f}",
-                f"{sum(kept)} of {len(kept)}",
-            ]
-        )
-    print(markdown_table(rows))
-    metadata = stores[0].metadata
+    budgets = [pooled(budget, verdicts) for budget in dict.fromkeys(score.budget for score in verdicts[0].scores)]
+    print(markdown_table([HEAD, *map(_row, budgets)]))
+    metadata, judged = stores[0].metadata, [verdict.samples for verdict in verdicts]
     detail = {
         "runs": len(stores),
-        "judged_samples": [verdict.samples for verdict in verdicts],
+        "judged_samples": judged,
         "config": metadata["config"],
         "phases": [store.metadata["phases"] for store in stores],
         "full_ms": [store.metadata["full_ms"] for store in stores],
-        "budgets": raw,
+        "budgets": [asdict(each) for each in budgets],
     }
+    print(f"{sum(judged):,} judged samples of {len(stores)} runs")
     print(f"wrote {write_result(name, Conditions.from_json(metadata['conditions']), detail)}")
 
 
-def _scores(verdict: Validation, budget: Budget) -> dict[str, PolicyScore]:
-    return {score.policy: score for score in verdict.scores if score.budget == budget}
+def pooled(budget: Budget, verdicts: Sequence[Validation]) -> Pooled:
+    """What several runs found under one budget."""
+    scores = [{score.policy: score for score in verdict.scores if score.budget == budget} for verdict in verdicts]
+    own = [each["controller"] for each in scores]
+    return Pooled(
+        budget=str(budget),
+        accuracy=tuple(score.accuracy.point for score in own),
+        latency_over_budget=tuple(map(_share, own)),
+        gains={
+            rival: tuple(_gain(each[rival]) for each in scores)
+            for rival in RIVALS
+            if all(rival in each for each in scores)
+        },
+        kept={policy: tuple(each[policy].kept for each in scores) for policy in scores[0]},
+    )
+
+
+def _gain(score: PolicyScore) -> float:
+    assert score.gain is not None, f"the controller's gain over {score.policy} is judged"
+    return score.gain.point
+
+
+def _row(each: Pooled) -> list[str]:
+    kept, gains, shares = each.kept["controller"], each.gains["best fixed"], each.latency_over_budget
+    return [
+        each.budget,
+        f"{100 * np.mean(each.accuracy):.1f} %",
+        *(_over_seeds(each.gains[rival]) if rival in each.gains else "" for rival in RIVALS),
+        f"{100 * min(gains):+.1f} to {100 * max(gains):+.1f}",
+        f"{min(shares):.2f} to {max(shares):.2f}",
+        f"{sum(kept)} of {len(kept)}",
+    ]
+
+
+def _over_seeds(gains: Sequence[float]) -> str:
+    return format_estimate(mean_interval(np.array(gains)), digits=1, scale=100)
 
 
 def _share(score: PolicyScore) -> float:
     """Of the budget that a policy used: its mean latency, under a deadline its 95 % quantile."""
     return (score.mean_ms.point if score.budget.kind == "mean" else score.p95_ms) / score.budget_ms
-
-
-def _played(store: RunStore, samples: int) -> dict[str, Mapping[str, np.ndarray]]:
-    """By budget and policy the quality on each of the first judged samples."""
-    verdict = Validation.from_json(store.read_json("validation.json"))
-    controller = read_controller(store.folder / FOLDER)[0].controller
-    space = ActionSpace(controller.levels, controller.pruned)
-    trials = store.trials("test")
-    table = Measurements(space=space, metric=store.metadata["metric"])
-    for trial in trials:
-        table.add(trial)
-    chosen = {(str(d.budget), d.sample_id): space.index(d.setting) for d in store.decisions()}
-    everything = table.at(np.arange(len(trials)))
-    played: dict[str, Mapping[str, np.ndarray]] = {}
-    for budget in dict.fromkeys(score.budget for score in verdict.scores):
-        own = np.array([chosen[str(budget), trial.sample_id] for trial in trials])
-        fixed = space.index(Setting.parse(verdict.selection[str(budget)].setting))
-        policies = {"controller": everything.played(own).accuracy, "best fixed": everything.fixed(fixed).accuracy}
-        policies |= _mix(everything, space, _scores(verdict, budget).get("static mix"))
-        played[str(budget)] = {name: np.nan_to_num(quality[:samples]) for name, quality in policies.items()}
-    return played
-
-
-def _mix(everything: Pool, space: ActionSpace, score: PolicyScore | None) -> dict[str, np.ndarray]:
-    if score is None:
-        return {}
-    return {
-        "static mix": sum(
-            (share * everything.fixed(space.index(Setting.parse(text))).accuracy for text, share in score.settings),
-            start=np.zeros(len(everything)),
-        )
-    }
 
 
 def main() -> None:

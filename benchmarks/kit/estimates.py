@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike
 from chronostat.compare.statistics import median_interval
 from chronostat.records import Estimate
 
-_RESAMPLES = 2_000
-
 
 def ratio_interval(a: ArrayLike, b: ArrayLike) -> Estimate:
     """Median of the paired ratios a / b with its distribution-free 95 % interval; NaN bounds below 6 pairs.
@@ -41,19 +39,6 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:  # noqa: ANN401 - plain 
     for name in path.split("."):
         value = value[name]
     return value
-
-
-def crossed_interval(values: ArrayLike, rng: np.random.Generator) -> Estimate:
-    """Mean over seeds and samples, with a percentile bootstrap over both (Owen, The pigeonhole bootstrap, 2007).
-
-    Args:
-        values: for example the difference of two learners, paired by seed and sample; shape [seeds, samples].
-        rng: draws the resamples.
-    """
-    table = np.asarray(values, dtype=np.float64)
-    seeds, samples = (rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n for n in table.shape)
-    low, high = np.quantile(((seeds @ table) * samples).sum(axis=1), [0.025, 0.975])
-    return Estimate(point=float(table.mean()), low=float(low), high=float(high))
 
 
 def format_estimate(estimate: Estimate, *, digits: int = 3, scale: float = 1.0) -> str:

@@ -9,7 +9,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.learners.judge import judge
-from benchmarks.learners.plain_library import PlainLibrary, PricedScores
+from benchmarks.learners.plain_library import Follower, PricedScores
 from benchmarks.learners.replay import Replay, Trained
 from benchmarks.learners.table import Table
 from benchmarks.learners.truth import truth_of
@@ -51,7 +51,7 @@ def rows_of(table: Table, case: Case) -> list[Row]:
     """A row for each policy, size and budget: the truth about it, and about what could be gained."""
     config = overridden(Config(seed=case.seed), (f"train.learner={case.learner}", *case.overrides))
     world = World.of(table, case.noise, case.world)
-    library = PlainLibrary(table) if case.library else None
+    library = Follower(world) if case.library else None
     rows: list[Row] = []
     for trained in Replay(world, config).runs(case.sizes):
         rows += _rows_at(world, config, trained, library)
@@ -59,13 +59,12 @@ def rows_of(table: Table, case: Case) -> list[Row]:
     return [names | row for row in rows]
 
 
-def _rows_at(world: World, config: Config, trained: Trained, library: PlainLibrary | None) -> Iterator[Row]:
+def _rows_at(world: World, config: Config, trained: Trained, library: Follower | None) -> Iterator[Row]:
     legal = np.ones(len(world.table.space), dtype=np.bool_)
     policy = policy_of(config, trained.evidence, trained.learner, legal)
     priced = None
     if library is not None:
-        library.learn_up_to(trained)
-        priced = PricedScores(world, trained, library.scores(), policy.margin)
+        priced = PricedScores(world, trained, library.scores(trained), policy.margin)
     overall = world.right.sum(axis=0)
     for budget in config.validation.budgets():
         truth = asdict(truth_of(world, budget))

@@ -116,7 +116,7 @@ def _kept_features(vlm: Vlm, method: type[Method], count: int, tiles: Tensor, te
         encoder.read(words)
         for picture, share in enumerate(given_out):
             index = prompt * pictures + picture
-            one = Picture(index=index, features=every[index], grid=(side, side))
+            one = Picture(index=index, together=len(every), features=every[index], grid=(side, side))
             chosen = encoder.choose(one, share) if 0 < share < tokens else all_of(share and tokens, tiles.device)
             kept.append(chosen.of(every[index]))
     return torch.cat(kept).view(len(text), count, -1)

@@ -210,6 +210,10 @@ class ValidationConfig(Frozen):
     """Test samples to judge on; an interval needs two."""
     seconds: Seconds | None = None
     """Time box of judging; if it ends first, the report says how many samples were judged."""
+    beside: tuple[Literal["kind", "vowpalwabbit"], ...] = ()
+    """Policies that learn from the same executions and are judged beside the controller: ``kind`` is told the kind of
+    each question, ``vowpalwabbit`` is a plain contextual bandit (``pip install 'chronostat[rivals]'``). Each has
+    settings of its own to execute on every judged sample."""
     stop: Literal["fixed", "decided"] = "fixed"
     """``fixed``: judge all ``samples``. ``decided``: end as soon as every verdict is known, by intervals that hold
     however often one looks and are wider for it; at most ``samples``."""

@@ -4,19 +4,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from benchmarks.kit.results import read_compressed
+from benchmarks.learners import __main__ as command
 from benchmarks.learners.cases import LEARNERS, Case, rows_of
 from benchmarks.learners.judge import Played, verdict
-from benchmarks.learners.plain_library import OPTIONS, PlainLibrary
-from benchmarks.learners.replay import Executed, Replay
+from benchmarks.learners.replay import Replay
 from benchmarks.learners.report import columns_of, print_report, share
 from benchmarks.learners.table import Table
 from benchmarks.learners.truth import truth_of
 from benchmarks.learners.world import NOISES, World
 
 from chronostat.config import Config, overridden
+from chronostat.errors import ConfigError
 from chronostat.evidence.observation import Observation
 from chronostat.knobs.space import ActionSpace
 from chronostat.records import Budget
+from chronostat.validation.beside.plain_library import OPTIONS, PlainLibrary
 
 SPACE = ActionSpace({"vision_tokens": [272, 80, 16], "moe_topk": [4, 1]})
 COST = np.array([1.0, 0.9, 0.5, 0.45, 0.2, 0.15])
@@ -141,19 +144,17 @@ def test_the_share_is_one_of_means_over_worlds():
 
 def _taught(table, options):
     """Every prompt was executed under every setting; three are right everywhere, the others under the dear ones."""
-    library = PlainLibrary(table, options)
+    library = PlainLibrary(table.space, options)
     for _ in range(30):
-        for prompt in range(6):
+        for prompt, text in enumerate(table.texts):
             quality = np.where((prompt < 3) | (np.arange(6) < 2), 1.0, 0.0)
-            library.learn(
-                Executed(prompt=prompt, settings=np.arange(6), probabilities=np.full(6, 1 / 6), quality=quality)
-            )
+            library.learn(text, np.arange(6), np.full(6, 1 / 6), quality)
     return library
 
 
 def test_the_plain_library_learns_which_setting_a_prompt_needs(table):
     pytest.importorskip("vowpalwabbit")
-    scores = _taught(table, OPTIONS).scores()
+    scores = _taught(table, OPTIONS).scores(table.texts)
     assert scores.shape == (6, 6)
     assert scores.max(axis=1) == pytest.approx(0, abs=1e-4)
     lost = -scores / -scores[3:, 2:].max()  # relative to the greatest loss
@@ -168,3 +169,33 @@ def test_on_given_executions_squarecb_and_regcb_are_the_same_regression(table):
     )
     assert np.count_nonzero(one) > 20
     assert np.array_equal(one, other)
+
+
+def test_a_file_is_completed_and_never_replayed_twice(table, tmp_path, monkeypatch, capsys):
+    replayed = []
+
+    def counted(cases, processes):
+        for case in cases:
+            replayed.append((case.world, case.seed, case.noise, case.learner, case.sizes))
+            yield rows_of(table, case)
+
+    monkeypatch.setattr(command, "_replayed", counted)
+    monkeypatch.setenv("CHRONOSTAT_COMMIT", "abc")
+
+    def call(*arguments):
+        replayed.clear()
+        common = ["--learners", "rloo", "--noise", "calm", "--out", str(tmp_path / "rows.json.gz")]
+        monkeypatch.setattr("sys.argv", ["learners", *common, *(f"--set={each}" for each in SMALL), *arguments])
+        command.main()
+        return read_compressed(tmp_path / "rows.json.gz")["raw"]["rows"]
+
+    first = call("--worlds", "1", "--seeds", "1", "--sizes", "8")
+    assert replayed == [(0, 0, "calm", "rloo", (8,))]
+    assert call("--worlds", "1", "--seeds", "1", "--sizes", "8") == first
+    assert replayed == []
+    more = call("--worlds", "2", "--seeds", "1", "--sizes", "4")
+    assert replayed == [(0, 0, "calm", "rloo", (4, 8)), (1, 0, "calm", "rloo", (4,))]
+    assert sorted(zip(more["world"], more["size"], strict=True)) == [(0, 4)] * 2 + [(0, 8)] * 2 + [(1, 4)] * 2
+    with pytest.raises(ConfigError, match=r"rows.json.gz was replayed with --set .*; take another file: --out"):
+        call("--set", "train.group_size=2")
+    capsys.readouterr()

@@ -75,7 +75,7 @@ ILLEGAL = {
     ),
     "drop_after": (
         [0, -1, 9, True, 4.0, (4,), "4", "4:0", "4:1.0", "8:0.5", "0:0.5", "4:x", ":0.5"],
-        "legal: 1 to 8 blocks, or fewer than 8 and the share of image tokens that stays, such as 2:0.5",
+        "legal: 1 to 8 blocks, or fewer than 8 and the share of image tokens that stays, such as 1:0.5",
     ),
 }
 CASES = [(name, value) for name, values in LEGAL.items() for value in values]

@@ -5,11 +5,13 @@ import json
 import pytest
 
 import chronostat.execution.trials
+from chronostat.cli.actions.calibrate import said as lines_of
 from chronostat.control.controller import load_controller
 from chronostat.control.controller_files import METADATA
+from chronostat.control.recalibration import Recalibration, Renewed
 from chronostat.errors import UnlikeConditions
 from chronostat.models.load import load_vlm
-from chronostat.records import Budget
+from chronostat.records import Budget, Estimate
 from e2e.commands import refusal, typed
 from stand_ins.controllers import policy_of
 from stand_ins.machines import Machine, requests_of, trained_on
@@ -192,3 +194,22 @@ def test_on_the_bundled_model_with_another_attention(folder, tmp_path):
     (image,) = requests_of(vlm, "test", 1)[0].images
     answered = new.generate(vlm.model, vlm.processor, image, "What colour?", budget_ms=0.8 * new.full_ms)
     assert answered.setting in new.space.settings
+
+
+def test_what_is_said_where_full_is_the_only_setting(trained):
+    full = Renewed(setting=trained.space.full, before=1.0, now=Estimate(point=1.0, low=1.0, high=1.0), executions=12)
+    renewed = Recalibration(
+        controller=trained,
+        full_before_ms=100.0,
+        full_ms=Estimate(point=101.0, low=95.0, high=106.0),
+        settings=(full,),
+        executions=12,
+        disturbed=0,
+        failed=0,
+        taken_out={},
+    )
+    assert list(lines_of(renewed)) == [
+        "full: prefill_ms 101.0 ms [95.0, 106.0], not seen to differ from 100.0 ms before",
+        "no setting was seen to move as a fraction of full",
+        "learned from 12 executions",
+    ]

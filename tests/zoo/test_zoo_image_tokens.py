@@ -14,6 +14,9 @@ from chronostat.measure.work import counted_work
 from chronostat.models.anatomy import anatomy_of
 from chronostat.models.prepare import image_places
 from chronostat.records import Setting
+from chronostat.tokens.methods.attention import Attention
+from chronostat.tokens.pictures import output_pictures
+from chronostat.tokens.towers import heard_block, tower_of
 from zoo.cases import DEEPSTACK, MEASURED, NEW_TOKENS, every
 
 NO_PLACES = {  # no placeholders of images in the prompt
@@ -29,26 +32,32 @@ NO_PLACES = {  # no placeholders of images in the prompt
     "udop": "names no image placeholder",
     "vision-encoder-decoder": "names no image placeholder",
 }
-IN_WINDOWS = "attends in windows"
+IN_WINDOWS = "attends in windows and does not say"
+MIXING = "attends, so that a feature is made of more than a square of patches"
 NO_BLOCKS = "has no vision tower with blocks that attend"
 NOT_HEARD = "no attention was heard"
 NO_SQUARES = "which are no squares of them"
+TILES = r"attends over \d pictures, and the features are of 1"
 NO_ATTENTION = {  # whose tower's attention does not say which features count
     "chameleon": NOT_HEARD,
     "deepseek_ocr2": NO_SQUARES,
     "emu3": NOT_HEARD,
-    "exaone4_5": IN_WINDOWS,
     "fast_vlm": NO_BLOCKS,
     "gemma4_unified": NO_BLOCKS,
     "got_ocr2": IN_WINDOWS,
-    "hyperclovax_vision_v2": IN_WINDOWS,
+    "granite4_vision": MIXING,
+    "hunyuan_vl": NO_SQUARES,
+    "idefics2": MIXING,
     "inkling_mm_model": NO_BLOCKS,
-    "llava_next": NO_SQUARES,
-    "llava_next_video": NO_SQUARES,
+    "instructblip": MIXING,
+    "kosmos-2": MIXING,
+    "kosmos-2.5": MIXING,
+    "llama4": "does not say whether that comes before its patches or after them",
+    "llava_next": TILES,
+    "llava_next_video": TILES,
     "muse_glimmer": IN_WINDOWS,
     "muse_spark": IN_WINDOWS,
     "pp_chart2table": IN_WINDOWS,
-    "qwen2_5_omni_thinker": IN_WINDOWS,
     "unlimited_ocr": NO_SQUARES,
 }
 OTHER_CACHES = "a sliding window, linear attention or the like"
@@ -127,6 +136,45 @@ def test_fewer_image_tokens_enter(name, warm, tally):
         assert result.timing.source == "measured"
         assert len(result.output_ids) == NEW_TOKENS
     assert torch.equal(logits(zoo), full)
+
+
+def patches_by_gradient(zoo):
+    """For each feature the tokens of the block that is heard without which it would be another, of all pictures."""
+    model, given = zoo.model, []
+
+    def begin_here(_, args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        given.append(hidden.detach().requires_grad_())
+        return (given[0], *output[1:]) if isinstance(output, tuple) else given[0]
+
+    encode = next(module for module in reversed(list(model.modules())) if hasattr(module, "get_image_features"))
+    names = inspect.signature(encode.get_image_features).parameters
+    hook = heard_block(model, tower_of(model)).register_forward_hook(begin_here, prepend=True)
+    output = encode.get_image_features(**{key: zoo.batch[key] for key in names if key in zoo.batch}, return_dict=True)
+    hook.remove()
+    features = torch.cat(output_pictures(output, int(image_places(model, zoo.batch).sum())))
+    slopes = [torch.autograd.grad(feature.square().sum(), given, retain_graph=True)[0] for feature in features]
+    return [set(slope.flatten(0, -2).abs().sum(dim=-1).nonzero()[:, 0].tolist()) for slope in slopes]
+
+
+@pytest.mark.parametrize("name", every(name for name in MEASURED if name not in {*NO_PLACES, *NO_ATTENTION}))
+def test_attention_is_added_over_the_patches_that_a_feature_is_made_of(name, warm, monkeypatch):
+    zoo, added = warm(name).zoo, []
+    patches_of = Attention._patches
+
+    def noted(self, picture):
+        patches = patches_of(self, picture)
+        before = sum(self._heard.pictures[: picture.index])
+        added.extend(set(row) for row in (patches + before).tolist())
+        return patches
+
+    monkeypatch.setattr(Attention, "_patches", noted)
+    with applied(Setting(image_keep="attention:0.5"), zoo.model, None):
+        logits(zoo)
+    if name == "step3p7":  # convolutions that overlap: a feature is made of its square and of what lies around it
+        assert all(square <= seen for square, seen in zip(added, patches_by_gradient(zoo), strict=True))
+    else:
+        assert added == patches_by_gradient(zoo)
 
 
 @pytest.mark.parametrize("name", every(sorted(NO_PLACES)))

@@ -73,7 +73,7 @@ class Failures:
         if 0 in leaving:
             raise MeasurementError(
                 f"full failed {IN_A_ROW} times in a row, so latencies have nothing to be a fraction of: "
-                f"{self.reasons[0]}; what a run has measured is stored. Free what the model needs, or "
+                f"{self.reasons[0]}. Free what the model needs, or "
                 "raise measure.time_limit_s if it was too short"
             )
         return leaving

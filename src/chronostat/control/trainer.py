@@ -185,6 +185,16 @@ class Trainer:
         self._disturbed += execution.disturbed is not None
         return execution.disturbed is None or 2 * self._disturbed > self._timed
 
+    def full_now_ms(self) -> float:
+        """What ``full`` takes at the end, by everything that was learned from.
+
+        Raw latencies hold the drift of the whole run already; corrected ones know that of the calibration alone.
+        """
+        full_ms, drift = self.full_ms * self.evidence.latency.full, self.runner.drift
+        if self.latency == "raw" or drift is None:
+            return full_ms
+        return full_ms * drift.at(self.runner.elapsed_s).point
+
     def _drift(self, trial: Trial) -> float:
         """What the latencies of a trial are divided by beside ``full_ms``."""
         return trial.drift.point if self.latency == "drift_corrected" and trial.drift is not None else 1.0

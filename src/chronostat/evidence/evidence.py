@@ -65,22 +65,16 @@ class Evidence:
         self._seed = seed
         self._fit_at = 0
 
-    def add(self, observation: Observation, answers: Answers) -> bool:
-        """Take what one request showed.
-
-        Returns:
-            Whether strengths were fitted anew, as they are whenever there is a quarter more to know.
-        """
+    def add(self, observation: Observation, answers: Answers) -> None:
+        """Take what one request showed; strengths are fitted anew whenever there is a quarter more to know."""
         prompt = self.features(observation.prompt[None])[0]
         scored, timed = np.isfinite(answers.quality), np.isfinite(answers.latency)
         self.quality.add(prompt, answers.settings[scored], answers.quality[scored])
         cold = np.arange(len(timed)) == (-1 if answers.first is None else answers.first)
         settings, latency = answers.settings[timed], answers.latency[timed]
         self.latency.add(prompt, observation.tokens, settings, latency, cold=cold[timed], drift=answers.drift)
-        if self.quality.count + self.latency.count < self._fit_at:
-            return False
-        self.fit()
-        return True
+        if self.quality.count + self.latency.count >= self._fit_at:
+            self.fit()
 
     def update(self) -> None:
         """Take into account everything that was added, at the present strengths."""
@@ -107,9 +101,13 @@ class Evidence:
         return self.latency.forecast()
 
     def mean_deviation(self) -> float:
-        """Standard deviation of the mean latency of what is best at a middling price, as a share of it."""
-        forecast = self.forecast()
-        latency = forecast.mean(self.prompts, self.tokens)
+        """Standard deviation of the mean latency of what is best at a middling price, as a share of it.
+
+        Forecasts may be off, and the requests that were looked at are a sample of those to come.
+        """
+        latency = self.forecast().mean(self.prompts, self.tokens)
         chosen = (self.prompts @ self.quality.mean() - latency).argmax(axis=1)
-        rows = np.arange(len(chosen))
-        return self.latency.deviation(self.prompts, self.tokens, chosen, latency[rows, chosen])
+        taken = latency[np.arange(len(chosen)), chosen]
+        of_forecast = self.latency.deviation(self.prompts, self.tokens, chosen, taken)
+        of_sample = taken.std() / (taken.mean() * np.sqrt(len(taken)))
+        return float(np.hypot(of_forecast, of_sample))

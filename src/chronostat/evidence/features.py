@@ -131,13 +131,15 @@ def _amount(value: KnobValue, full: KnobValue) -> float:
     """How much a value computes, comparable with the other values of its knob.
 
     A tuple beside a full value that is empty lists what is left out, any other one says how much of each block; a
-    number beside it is of every block. A text is a way and an amount, ``pool:0.25``, or two amounts, ``8:0.25``; an
-    amount above 1 is a number of tokens, more of them nearer to all.
+    number beside it is of every block. A text is a way and an amount, ``pool:0.25``; an amount above 1 is a number of
+    tokens, more of them nearer to all. Or it is a number and the share of what is left up to the full one, ``8:0.25``.
     """
     if isinstance(value, str):
         way, _, amount = value.partition(":")
         share = float(amount) if float(amount) <= 1 else float(amount) / (float(amount) + _MANY_TOKENS)
-        return float(way) + share if way.isdecimal() else share
+        if isinstance(full, int) and way.isdecimal():
+            return int(way) + share * (full - int(way))
+        return share
     if isinstance(value, tuple):
         return -float(len(value)) if full == () else float(np.mean(value))
     return float(value)

@@ -1,6 +1,6 @@
 """What is known of the latency of each setting for each request: a forecast for the choice, never for a reward."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -68,8 +68,17 @@ class Forecast:
         (Vovk 2015), so that it holds for requests that are exchangeable with those that were measured, whatever the
         noise is like.
         """
-        room = np.log(max(limit - self.controller, 1e-12)) - self.logarithm(prompts, tokens) - doubt * self.unknown
-        return 1 - np.searchsorted(self.residuals, room / self.spread, side="right") / len(self.residuals)
+        return self.lateness(prompts, tokens, doubt)(limit)
+
+    def lateness(self, prompts: Floats, tokens: Floats, doubt: float = DOUBT) -> Callable[[float], Floats]:
+        """``late`` of the same requests under any limit."""
+        raised = self.logarithm(prompts, tokens) + doubt * self.unknown
+
+        def late(limit: float) -> Floats:
+            room = np.log(max(limit - self.controller, 1e-12)) - raised
+            return 1 - np.searchsorted(self.residuals, room / self.spread, side="right") / len(self.residuals)
+
+        return late
 
     def logarithm(self, prompts: Floats, tokens: Floats) -> Floats:
         """Of the typical latency, without the controller's own: features [N, 1 + F], tokens [N, S, 2] -> [N, S]."""

@@ -7,6 +7,7 @@ from chronostat.evidence.linear import BayesianLinear, Flags, Floats, Indices
 from chronostat.knobs.space import ActionSpace
 
 _CENTRE = 0.5  # of qualities in [0, 1]
+_AT_ONCE = 2**20  # comparisons of two settings for a request, so that some hundred settings need little memory
 _SURE = 0.99  # probability at which less work is taken to be better than more
 
 
@@ -98,7 +99,16 @@ def along(quality: Floats, order: Flags) -> Floats:
     The upper bound of setting t is the least of all that are no worse than it, the lower one the greatest of all that
     are no better; for a chain these are the bounds between which every monotone fit lies.
     """
-    expanded = quality[..., None]
-    lower = np.where(order, expanded, -np.inf).max(axis=-2)  # over s with s <= t
-    upper = np.where(order, quality[..., None, :], np.inf).min(axis=-1)  # over t with s <= t
+    if np.count_nonzero(order) == len(order):  # none but each with itself
+        return quality
+    rows = quality.reshape(-1, quality.shape[-1])
+    at_once = max(1, _AT_ONCE // order.size)
+    pieces = [_between_bounds(rows[first : first + at_once], order) for first in range(0, len(rows), at_once)]
+    return np.concatenate(pieces).reshape(quality.shape)
+
+
+def _between_bounds(quality: Floats, order: Flags) -> Floats:
+    """[N, S] and [S, S] -> [N, S]."""
+    lower = np.where(order, quality[:, :, None], -np.inf).max(axis=1)  # over s with s <= t
+    upper = np.where(order, quality[:, None], np.inf).min(axis=2)  # over t with s <= t
     return (lower + upper) / 2

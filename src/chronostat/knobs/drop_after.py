@@ -99,7 +99,7 @@ class DropAfter(Knob):
         raise self.refuse(
             value,
             f"1 to {self._block_count} blocks, or fewer than {self._block_count} and the share of image tokens that "
-            "stays, such as 2:0.5",
+            "stays, such as 1:0.5",
         )
 
 

@@ -56,7 +56,7 @@ class ImageKeep(Knob):
     @property
     def mechanism(self) -> str:
         """What leaves."""
-        return "placeholders leave the prompt and the features of as many image tokens what the projector hands over"
+        return "placeholders leave the prompt, and as many features leave what the projector hands over"
 
     def stands_back(self, others: Collection[str]) -> str | None:
         """Where the processor makes fewer tokens itself, the vision tower has less to do as well."""

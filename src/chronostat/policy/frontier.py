@@ -119,9 +119,10 @@ class Deadlines:
         tightest = _tightest(forecast, requests, legal)
         fractions = np.geomspace(tightest, max(2.0 * float(latency.max()), tightest), _DEADLINES)
         scores_at = scores_by_budget(scorer, requests.prompts)
+        late_at = forecast.lateness(requests.prompts, requests.tokens)
         prices: list[float] = []
         for fraction in fractions.tolist():
-            late = forecast.late(requests.prompts, requests.tokens, fraction)[:, legal]
+            late = late_at(fraction)[:, legal]
             can = can_meet(late)
             scores = scores_at(_deadline(fraction))[:, legal]
             prices.append(smallest_price(scores[can], late[can], forecast.allowed, latency[can], 0.0)[0])
@@ -140,10 +141,13 @@ class Deadlines:
     def choices(self, fraction: float, scores: Floats, late: Floats, latency: Floats) -> Indices:
         """What is chosen under a deadline: scores, probabilities to be late and mean latencies, [N, S] each -> [N].
 
-        The fastest setting for a request that none brings in time.
+        Scores of minus infinity are of settings that may not be chosen. A request that none brings in time gets the
+        fastest one.
         """
-        fastest = np.where(np.isfinite(scores), latency, np.inf).argmin(axis=1)
-        return np.where(can_meet(late), best(scores, late, self.price(fraction), latency), fastest)
+        legal = np.isfinite(scores)
+        fastest = np.where(legal, latency, np.inf).argmin(axis=1)
+        in_time = np.where(legal, late, 1.0).min(axis=1) < _HALF
+        return np.where(in_time, best(scores, late, self.price(fraction), latency), fastest)
 
     def state(self) -> dict[str, Floats]:
         """As arrays by name."""
@@ -180,10 +184,11 @@ def _tightest(forecast: Forecast, requests: Requests, legal: Flags) -> float:
     is tried with the fastest setting, not refused.
     """
     latency = forecast.mean(requests.prompts, requests.tokens)[:, legal]
+    late_at = forecast.lateness(requests.prompts, requests.tokens, doubt=0.0)
     low, high = 0.1 * float(latency.min()), 10 * float(latency.max())
     for _ in range(_BISECTIONS):
         middle = (low * high) ** 0.5
-        late = forecast.late(requests.prompts, requests.tokens, middle, doubt=0.0)[:, legal]
+        late = late_at(middle)[:, legal]
         low, high = (low, middle) if np.median(late.min(axis=1)) < _HALF else (middle, high)
     return high
 

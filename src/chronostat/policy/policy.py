@@ -161,11 +161,13 @@ class Policy:
         one = Requests(prompts=self.features(observation.prompt[None]), tokens=observation.tokens[None])
         arm: Arm = "learned" if self.gains[budget.kind].is_learned(budget.fraction) else "plain"
         scores_at = self._legal_scores(partial(self.scorers[arm].scores, one.prompts))
+        latency = self.forecast.mean(one.prompts, one.tokens)
         if budget.kind == "deadline":
-            return int(self._in_time(arm, scores_at, one, budget.fraction)[0])
+            late = self.forecast.late(one.prompts, one.tokens, budget.fraction)
+            return int(self.deadlines[arm].choices(budget.fraction, scores_at(budget), late, latency)[0])
         frontier = self.frontiers[arm]
         point = frontier.point(budget.fraction * (1 - self.margin), coin)
-        return int(frontier.choices(point, scores_at, self.forecast.mean(one.prompts, one.tokens))[0])
+        return int(frontier.choices(point, scores_at, latency)[0])
 
     def cheapest(self, kind: BudgetKind) -> float:
         """The tightest budget of a kind that can be kept, as a fraction of ``full``."""
@@ -175,15 +177,6 @@ class Policy:
 
     def _legal_scores(self, scores_at: Callable[[Budget], Floats]) -> Callable[[Budget], Floats]:
         return lambda budget: np.where(self.legal, scores_at(budget), -np.inf)
-
-    def _in_time(self, arm: Arm, scores_at: Callable[[Budget], Floats], requests: Requests, limit: float) -> Indices:
-        """What is chosen under a deadline, [N]."""
-        return self.deadlines[arm].choices(
-            limit,
-            scores_at(Budget(kind="deadline", fraction=limit)),
-            self.forecast.late(requests.prompts, requests.tokens, limit),
-            self.forecast.mean(requests.prompts, requests.tokens),
-        )
 
     def _scores(self, arm: Arm) -> Callable[[Budget], Floats]:
         """Of the requests that prices were found on."""
@@ -207,11 +200,15 @@ class Policy:
     def _deadline_gains(self) -> Gains:
         fractions = self.deadlines["plain"].fractions
         scores_at = {arm: self._scores(arm) for arm in self.scorers}
+        latency = self.forecast.mean(self.requests.prompts, self.requests.tokens)
+        late_at = self.forecast.lateness(self.requests.prompts, self.requests.tokens)
         least: list[float] = []
         for limit in fractions.tolist():
-            values = {
-                arm: self._values(self._in_time(arm, scores_at[arm], self.requests, limit)) for arm in self.scorers
+            late, budget = late_at(limit), Budget(kind="deadline", fraction=limit)
+            chosen = {
+                arm: self.deadlines[arm].choices(limit, scores_at[arm](budget), late, latency) for arm in self.scorers
             }
+            values = {arm: self._values(each) for arm, each in chosen.items()}
             least.append(float(np.quantile(values["learned"] - values["plain"], _DOUBT)))
         return Gains(fractions=fractions, least=np.array(least))
 

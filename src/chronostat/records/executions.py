@@ -85,17 +85,19 @@ class Execution:
         """What a caller waits: preprocessing, controller and ``generate()``; None for a failed execution."""
         if self.timing is None:
             return None
-        return (self.preprocess_ms or 0.0) + self.controller_ms + self.timing.total_ms
+        return self.charged_ms("request_ms")
 
     def latency_ms(self, metric: LatencyMetric) -> float:
-        """The latency under one definition, without ``controller_ms`` (except ``request_ms``, which holds it).
+        """The latency under one definition without the controller's own time, also of ``request_ms``.
 
         Raises:
             MeasurementError: the execution failed, or this stage was not seen.
         """
         if self.timing is None:
             raise MeasurementError(f"execution of {self.sample_id} failed ({self.invalid}); it has no {metric}")
-        value = self.request_ms if metric == "request_ms" else getattr(self.timing, metric)
+        if metric == "request_ms":
+            return (self.preprocess_ms or 0.0) + self.timing.total_ms
+        value = getattr(self.timing, metric)
         if value is None:
             raise MeasurementError(
                 f"{metric} of {self.sample_id} was not seen ({self.timing.unseen}); this run's source is "
@@ -104,6 +106,5 @@ class Execution:
         return value
 
     def charged_ms(self, metric: LatencyMetric) -> float:
-        """Latency plus ``controller_ms``, counted once: what a budget is compared with."""
-        latency_ms = self.latency_ms(metric)
-        return latency_ms if metric == "request_ms" else latency_ms + self.controller_ms
+        """Latency plus ``controller_ms``: what a budget is compared with."""
+        return self.latency_ms(metric) + self.controller_ms

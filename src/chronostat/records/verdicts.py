@@ -48,7 +48,7 @@ class PolicyScore:
     """How one policy did on the judged samples under one budget.
 
     Attributes:
-        policy: ``controller``, ``best fixed``, ``static mix`` or ``full``.
+        policy: ``controller``, ``best fixed``, ``static mix``, ``full`` or one of ``validation.beside``.
         settings: the settings it used with their shares, most used first.
         share_within: share of requests within ``budget_ms``.
         gain: accuracy of the controller less that of this policy, paired by sample; None for the controller.

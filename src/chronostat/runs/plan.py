@@ -12,7 +12,8 @@ from chronostat.runs.workload import Workload
 
 LEAST_JUDGED = 100  # samples, even where the box of the whole run has ended: fewer say too little of a controller
 _JUDGED_SETTINGS = 10  # about how many distinct settings a judged sample runs under
-_BESIDE = 1.1  # of the time inside requests: what passes between them
+_OF_ONE_BESIDE = 3  # further ones for each policy that is judged beside the controller
+_BETWEEN = 1.1  # of the time inside requests: what passes between them
 
 
 def planned_executions(workload: Workload) -> dict[Phase, int]:
@@ -24,7 +25,7 @@ def planned_executions(workload: Workload) -> dict[Phase, int]:
         "calibrate": sum(map(len, calibrated[: len(data.split("train"))])),
         "select": min(config.train.select_executions, most_selected),
         "train": config.train.executions,
-        "test": judged_samples(workload) * min(len(space), _JUDGED_SETTINGS),
+        "test": judged_samples(workload) * executions_of_a_trial(workload, "test"),
     }
 
 
@@ -36,7 +37,8 @@ def judged_samples(workload: Workload) -> int:
 def executions_of_a_trial(workload: Workload, phase: Phase) -> int:
     """About how many executions one trial of a phase holds."""
     settings, train = len(workload.space), workload.config.train
-    of_phase = {"calibrate": GROUP, "select": GROUP, "train": train.group_size, "test": _JUDGED_SETTINGS}
+    judged = _JUDGED_SETTINGS + _OF_ONE_BESIDE * len(workload.config.validation.beside)
+    of_phase = {"calibrate": GROUP, "select": GROUP, "train": train.group_size, "test": judged}
     return min(settings, of_phase.get(phase, settings))
 
 
@@ -75,7 +77,7 @@ class Plan:
     @classmethod
     def of(cls, session: Session) -> "Plan":
         """By what the warm-up measured."""
-        execution_s = _BESIDE * warm_ms(*session.store.trials("warmup")[-2:]) / 1e3
+        execution_s = _BETWEEN * warm_ms(*session.store.trials("warmup")[-2:]) / 1e3
         planned = planned_executions(session.workload)
         asked = judged_samples(session.workload)
         of_a_sample = planned["test"] / asked

@@ -92,12 +92,16 @@ class Session:
         """What the controller sees of it; nothing is executed."""
         return self.observer.seen(trial_input)
 
-    def unseen(self) -> list[Observation]:
-        """What it sees of samples to train and to select on, evenly from both."""
+    def unseen_inputs(self) -> list[TrialInput]:
+        """Samples to train and to select on, evenly from both, that are looked at; few of them are executed."""
         most = self.config.train.unseen
         train, validation = (self.samples(split) for split in ("train", "validation"))
         mixed = [each for pair in zip_longest(train[:most], validation[:most]) for each in pair if each is not None]
-        return [self.observe(trial_input) for trial_input in mixed[:most]]
+        return mixed[:most]
+
+    def unseen(self) -> list[Observation]:
+        """What the controller sees of them."""
+        return [self.observe(trial_input) for trial_input in self.unseen_inputs()]
 
     def time_left_s(self) -> float:
         """Of the box of the whole run; infinite where it has none."""
@@ -126,11 +130,6 @@ class Session:
             f"setting {setting} failed {IN_A_ROW} times in a row and is used no more: {reason}; leave its value out of "
             "the knobs section, or free what it needs"
         )
-
-    def full_ms_now(self, full_ms: float) -> float:
-        """What ``full`` takes now, if it took ``full_ms`` in the calibration."""
-        drift = self.runner.drift
-        return full_ms if drift is None else full_ms * drift.at(self.runner.elapsed_s).point
 
     def phase(self, phase: Phase, length: str) -> AbstractContextManager[None]:
         """Everything executed inside belongs to ``phase``; its time and its ``generate()`` calls are recorded.

@@ -1,6 +1,6 @@
 """From a configuration to a controller: calibrate, select, train, freeze."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -161,25 +161,27 @@ def _begin_learning(session: Session, trainer: Trainer) -> None:
     session.store.update_metadata(budget_range=[budgets[0].fraction, max(budget.fraction for budget in budgets)])
 
 
+def step_inputs(session: Session) -> Callable[[int], TrialInput]:
+    """What each step of the training is about: the samples in an order that is drawn, again and again."""
+    samples = session.samples("train")
+    order = np.random.default_rng(session.config.seed).permutation(len(samples))
+    return lambda step: samples[int(order[step % len(samples)])]
+
+
 def _draw(session: Session, trainer: Trainer) -> None:
     """The training: the learner draws settings, they are executed, and it learns."""
-    config, samples = session.config.train, session.samples("train")
-    order = np.random.default_rng(session.config.seed).permutation(len(samples))
-
-    def sample() -> TrialInput:
-        return samples[int(order[trainer.next_step % len(samples)])]
-
+    config, of_step = session.config.train, step_inputs(session)
     known = {step.index for step in session.store.steps()}
     keep = trainer.keep
     trainer.keep = lambda step: None if step.index in known else keep(step)
     for trial in session.store.trials("train"):
-        trainer.relearn(trial, sample())
+        trainer.relearn(trial, of_step(trainer.next_step))
     with session.phase("train", executions(config.executions)):
         begin_s, updated = session.runner.elapsed_s, False
         while trainer.executions < config.executions:
             if config.seconds is not None and session.runner.elapsed_s - begin_s >= config.seconds:
                 break
-            step = trainer.step(sample())
+            step = trainer.step(of_step(trainer.next_step))
             if step.metrics and not updated:
                 _check_heads(session, trainer)
                 updated = True
@@ -240,7 +242,7 @@ def _frozen(session: Session, trainer: Trainer) -> Controller:
         levels=session.space.levels,
         pruned=session.space.pruned,
         metric=session.metric,
-        full_ms=session.full_ms_now(trainer.full_ms * latency.full),
+        full_ms=trainer.full_now_ms(),
         learner=session.config.train.learner,
         config=session.config,
         budgets=trainer.budgets,

@@ -80,10 +80,9 @@ class ImageKeeper(ABC):
         finally:
             self._request = None
         if not request.handed:
-            name = type(self._model).__name__
             raise KnobError(
-                f"image_keep: {name} encoded the image by other means than {self._source_name}; its answer is not of "
-                "the tokens that were kept; leave image_keep out"
+                f"image_keep: {type(self._model).__name__} encoded the image by other means than {self._source_name}; "
+                "its answer is not of the tokens that were kept; leave image_keep out"
             )
         return output
 
@@ -123,7 +122,8 @@ class ByEncoding(ImageKeeper):
     def _answer(self, original: Callable[..., Any], request: Request) -> Any:  # noqa: ANN401
         encode = getattr(self._source, _ENCODE)  # with what measures it, where that is set
         given = {name: request.call[name] for name in inspect.signature(encode).parameters if name in request.call}
-        encode(**given, return_dict=True)
+        with torch.no_grad():  # as generate() does, which has not begun
+            encode(**given, return_dict=True)
         return original(**request.shortened(given))
 
     def _encode(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -202,7 +202,7 @@ class ByProjector(ImageKeeper):
         rows = features.reshape(-1, features.shape[-1])
         if len(rows) != len(request.places):
             raise self._unlike(request)
-        pictures = rows.split(request.rows())
+        pictures = rows.split(request.rows)
         chosen = zip(request.choose(pictures, []), pictures, strict=True)
         fewer = torch.cat([selection.of(picture) for selection, picture in chosen]).unsqueeze(0)
         return (fewer, *output[1:]) if isinstance(output, tuple) else fewer

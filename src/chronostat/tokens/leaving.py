@@ -7,6 +7,7 @@ later tokens go on as if nothing had left, since their positions are counted fro
 import inspect
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from typing import Any
@@ -24,6 +25,22 @@ from chronostat.tokens.listening import Heard, heard_attention
 _TOKEN_AXIS = {"position_ids": -1, "cache_position": 0}
 
 
+@dataclass(kw_only=True)
+class _Prompt:
+    """The prompt of one request.
+
+    Attributes:
+        tokens: how many.
+        text: places of its text, ascending; those of images are in ``images``.
+        columns: the places that stay, ascending, once the first block is reached that runs without the others.
+    """
+
+    tokens: int
+    text: Tensor
+    images: Tensor
+    columns: Tensor | None = None
+
+
 class Leaving:
     """Takes image tokens out of the decoder of a model in every ``generate()``.
 
@@ -31,8 +48,8 @@ class Leaving:
         model: with decoder blocks that hand on nothing but hidden states.
         after: how many blocks run with all tokens.
         share: of the image tokens that stays: those that the last token of the prompt attends to most in the last of
-            these blocks, mean over heads (Chen et al. 2024, FastV, arXiv:2403.06764); 0: none stays (Lin et al. 2024,
-            arXiv:2405.05803).
+            these blocks, mean over heads (Chen et al. 2024, FastV, arXiv:2403.06764, by their published code; their
+            text takes the mean over all tokens); 0: none stays (Lin et al. 2024, arXiv:2405.05803).
     """
 
     def __init__(self, model: PreTrainedModel, after: int, share: float) -> None:
@@ -42,8 +59,7 @@ class Leaving:
         self._hooks = ExitStack()
         self._listening = ExitStack()
         self._heard = Heard()
-        self._places: Tensor | None = None
-        self._columns: Tensor | None = None
+        self._prompt: _Prompt | None = None
 
     @contextmanager
     def installed(self) -> Generator[None]:
@@ -55,29 +71,39 @@ class Leaving:
 
     def _forget(self) -> None:
         self._hooks.close()
-        self._listening.pop_all()
-        self._places = self._columns = None
+        self._listening.close()
+        self._prompt = None
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """At the entry of a forward of the model: where the image tokens of a new prompt are."""
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if not isinstance(ids, Tensor) or ids.shape[1] == 1:
-            return
-        cache = kwargs.get("past_key_values")
-        if self._columns is not None and cache is not None and cache.get_seq_length():
+        ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
+        earlier = 0 if cache is None else int(cache.get_seq_length())
+        if not isinstance(ids, Tensor):
+            raise KnobError(
+                "drop_after: the prompt is inputs_embeds, of which it is not known which are of images; pass input_ids"
+            )
+        if earlier and ids.shape[1] == 1:
+            return  # a decode step
+        if earlier and self._prompt is not None:
             raise KnobError(
                 f"drop_after: a forward of {ids.shape[1]} tokens after the first one, whose image tokens have left; "
                 "leave prefill_chunk_size and assistants out"
             )
         self._forget()
         places = image_places(self._model, {"input_ids": ids, **kwargs})
-        if places is None or not places.any():
+        images = None if places is None else places[0].nonzero()[:, 0]  # here: later the host would wait for the device
+        if places is None or images is None or not len(images):
             return
         if len(places) != 1:
             raise KnobError(f"drop_after: a batch of {len(places)} requests; pass one, input_ids of shape [1, T]")
-        self._places = places[0]
-        blocks = self._model.get_submodule(anatomy_of(self._model).block_list)
-        assert isinstance(blocks, nn.ModuleList)
+        if earlier:
+            raise KnobError(f"drop_after: past_key_values holds {earlier} tokens of an earlier call; leave it out")
+        self._prompt = _Prompt(tokens=ids.shape[1], text=(~places[0]).nonzero()[:, 0], images=images)
+        self._install()
+
+    def _install(self) -> None:
+        """Hooks for one request."""
+        blocks = self._blocks()
         if self._share:
             self._heard = Heard()
             self._listening.enter_context(heard_attention(blocks[self._after - 1], self._heard))
@@ -86,53 +112,39 @@ class Leaving:
                 hook = block.register_forward_pre_hook(partial(self._enter, index == self._after), with_kwargs=True)
                 self._hooks.callback(hook.remove)
 
+    def _blocks(self) -> nn.ModuleList:
+        """The decoder blocks, those among them that stand in for skipped ones."""
+        blocks = self._model.get_submodule(anatomy_of(self._model).block_list)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
     def _enter(
         self, first: bool, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a block that runs without the image tokens is called with."""
-        assert self._places is not None, "hooks are set where there are image tokens"
+        prompt = self._prompt
+        assert prompt is not None, "hooks are set where there are image tokens"
         named = dict(zip(inspect.signature(block.forward).parameters, args, strict=False)) | kwargs
         states = next(iter(named))
-        prompt, hidden = len(self._places), named.pop(states)
-        if self._columns is None:
-            self._require_plain(named, hidden, prompt)
+        hidden = named.pop(states)
+        if prompt.columns is None:
+            self._require_plain(named, hidden, prompt.tokens)
             self._listening.close()
-            self._columns = self._left()
+            prompt.columns = self._staying(prompt)
+        columns = prompt.columns
         if first and hidden.shape[1] > 1:
-            hidden = hidden[:, self._columns]
-        return (), {states: hidden} | {name: self._cut(name, value, prompt, block) for name, value in named.items()}
+            hidden = hidden[:, columns]
+        rest = {name: _cut(name, value, prompt.tokens, columns, block) for name, value in named.items()}
+        return (), {states: hidden} | rest
 
-    def _left(self) -> Tensor:
+    def _staying(self, prompt: _Prompt) -> Tensor:
         """The places of the prompt that stay, ascending."""
-        assert self._places is not None
-        text, images = (~self._places).nonzero()[:, 0], self._places.nonzero()[:, 0]
         if not self._share:
-            return text
-        count = max(1, ceil(self._share * len(images) - 0.5))
-        attended = self._heard.from_last()[images]
-        return torch.cat([text, images[attended.topk(count).indices]]).sort().values
-
-    def _cut(self, name: str, value: Any, prompt: int, block: nn.Module) -> Any:  # noqa: ANN401 - any argument
-        """One argument of a block without the tokens that left."""
-        assert self._columns is not None
-        if isinstance(value, tuple) and name.startswith("position_embeddings"):
-            return tuple(each[..., self._columns, :] if each.shape[-2] == prompt else each for each in value)
-        if not isinstance(value, Tensor):
-            return value
-        if name == "attention_mask" and value.ndim == 4:
-            later = torch.arange(prompt, value.shape[-1], device=value.device)
-            value = value[..., torch.cat([self._columns, later])]
-            return value[..., self._columns, :] if value.shape[-2] == prompt else value
-        if prompt not in value.shape:
-            return value
-        labels = value.shape == (1, prompt) and not value.is_floating_point()
-        axis = -1 if labels else _TOKEN_AXIS.get(name)
-        if axis is not None and value.shape[axis] == prompt:
-            return value.index_select(axis, self._columns)
-        raise KnobError(
-            f"drop_after: {type(block).__name__} is given {name} of shape {list(value.shape)}, of which it is not "
-            "known which part belongs to which token; leave drop_after out"
-        )
+            return prompt.text
+        self._heard.require(self._blocks()[self._after - 1])
+        count = max(1, ceil(self._share * len(prompt.images) - 0.5))
+        attended = self._heard.from_last()[prompt.images]
+        return torch.cat([prompt.text, prompt.images[attended.topk(count).indices]]).sort().values
 
     def _require_plain(self, named: dict[str, Any], hidden: Tensor, prompt: int) -> None:
         """Accept the whole prompt, and a cache that grows layer by layer.
@@ -153,3 +165,29 @@ class Leaving:
                 f"drop_after: a cache of {found}, whose layers do not each keep a number of tokens of their own; it "
                 "takes the DynamicCache that generate() makes by itself"
             )
+
+
+def _cut(name: str, value: Any, prompt: int, columns: Tensor, block: nn.Module) -> Any:  # noqa: ANN401 - any argument
+    """One argument of a block without the tokens that left.
+
+    Raises:
+        KnobError: it is not known what it has for which token.
+    """
+    if isinstance(value, tuple) and name.startswith("position_embeddings"):
+        return tuple(each[..., columns, :] if each.shape[-2] == prompt else each for each in value)
+    if not isinstance(value, Tensor):
+        return value
+    if name == "attention_mask" and value.ndim in {2, 4}:
+        later = torch.arange(prompt, value.shape[-1], device=value.device)
+        value = value[..., torch.cat([columns, later])]
+        return value[..., columns, :] if value.ndim == 4 and value.shape[-2] == prompt else value
+    if prompt not in value.shape:
+        return value
+    labels = value.shape == (1, prompt) and not value.is_floating_point()
+    axis = -1 if labels else _TOKEN_AXIS.get(name)
+    if axis is not None and value.shape[axis] == prompt:
+        return value.index_select(axis, columns)
+    raise KnobError(
+        f"drop_after: {type(block).__name__} is given {name} of shape {list(value.shape)}, of which it is not known "
+        "which part belongs to which token; leave drop_after out"
+    )

@@ -45,11 +45,12 @@ class Attended:
         """The weights of some queries, mean over heads, shape [stop - start, M']."""
         if self.weights is not None:
             return self.weights[:, start:stop].float().mean(dim=0)
-        scores = (self.queries[:, start:stop] @ self.keys.transpose(-1, -2)).float() * self.scale
+        rows, nothing = self.queries[:, start:stop], self.queries.new_zeros(())
+        scores = torch.baddbmm(nothing, rows, self.keys.transpose(-1, -2), beta=0, alpha=self.scale)
         if self.mask is not None:
-            rows = self.mask if self.mask.shape[-2] == 1 else self.mask[..., start:stop, :]
-            scores = scores + rows if rows.is_floating_point() else scores.masked_fill(~rows, -torch.inf)
-        return scores.softmax(dim=-1).mean(dim=0)
+            mask = self.mask if self.mask.shape[-2] == 1 else self.mask[..., start:stop, :]
+            scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
+        return scores.softmax(dim=-1, dtype=torch.float32).mean(dim=0)
 
 
 @dataclass(kw_only=True)
@@ -58,11 +59,21 @@ class Heard:
 
     Attributes:
         attended: one for each image, in their order.
-        packed: the block takes all images as one sequence of shape [M, d].
     """
 
     attended: list[Attended] = field(default_factory=list[Attended])
-    packed: bool = False
+
+    def require(self, block: nn.Module) -> None:
+        """Accept a block that has run and attended.
+
+        Raises:
+            KnobError: no attention of it was heard.
+        """
+        if not self.attended:
+            raise KnobError(
+                f"no attention was heard in {type(block).__name__}: it attends by neither scaled_dot_product_attention "
+                "of torch nor a softmax over shape [batch, heads, queries, keys]; choose image tokens by another method"
+            )
 
     @property
     def pictures(self) -> list[int]:
@@ -131,17 +142,11 @@ def _fused(
 
 @contextmanager
 def heard_attention(block: nn.Module, heard: Heard) -> Generator[None]:
-    """Fill ``heard`` with what the attention of a block is called with, for the length of the ``with``.
-
-    Raises:
-        KnobError: the block ran and no attention was heard.
-    """
+    """Fill ``heard`` with what the attention of a block is called with, for the length of the ``with``."""
     entered: list[_Listening] = []
 
     @seen_in_replays
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        heard.packed = hidden.ndim == 2
+    def enter(*_: object) -> None:
         entered.append(_Listening(heard))
         entered[-1].__enter__()
 
@@ -151,7 +156,7 @@ def heard_attention(block: nn.Module, heard: Heard) -> Generator[None]:
             entered.pop().__exit__(None, None, None)
 
     hooks = [
-        block.register_forward_pre_hook(enter, with_kwargs=True),
+        block.register_forward_pre_hook(enter),
         block.register_forward_hook(leave, always_call=True),
     ]
     try:
@@ -159,8 +164,3 @@ def heard_attention(block: nn.Module, heard: Heard) -> Generator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-    if not heard.attended:
-        raise KnobError(
-            f"no attention was heard in {type(block).__name__}: it attends by neither scaled_dot_product_attention of "
-            "torch nor a softmax over shape [batch, heads, queries, keys]; choose image tokens by another method"
-        )

@@ -13,8 +13,6 @@ Kept = Callable[[Sequence[Tensor]], list[Tensor]]
 
 _FIELDS = ("pooler_output", "deepstack_features")  # what is merged into the embeddings, in the library's outputs
 _BARE = ("last_hidden_state",)  # of models that project it afterwards, or have no tower
-
-
 _MOST_LEADING = 16  # class token and registers before the patches
 
 
@@ -30,21 +28,15 @@ def output_pictures(output: Any, tokens: int) -> list[Tensor] | None:  # noqa: A
         return pictures
     each, rest = divmod(tokens, len(hidden))
     fits = not rest and each and not any(len(picture) % each for picture in pictures)
-    if not fits or leading_of(hidden.shape[1], each) is None:
+    if not fits or not _of_squares(hidden.shape[1], each):
         return pictures
     return [tile for picture in pictures for tile in picture.split(each)]
 
 
-def leading_of(seen: int, tokens: int) -> int | None:
-    """How many of the ``seen`` tokens of a tower come before its patches; None: its features are not made of squares.
-
-    Args:
-        seen: by the tower, for one picture.
-        tokens: features of this picture, each of one square of patches.
-    """
+def _of_squares(seen: int, tokens: int) -> bool:
+    """Whether features may be of one square of patches each: ``tokens`` of them, of the ``seen`` tokens of a tower."""
     side = isqrt(seen // tokens)
-    leading = seen - side * side * tokens
-    return leading if side and leading <= _MOST_LEADING else None
+    return side > 0 and seen - side * side * tokens <= _MOST_LEADING
 
 
 def pictures_of(value: object, tokens: int) -> list[Tensor] | None:

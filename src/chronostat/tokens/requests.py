@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -51,15 +52,16 @@ class Request:
         """Settle which of the N are kept; shape [count]."""
         self.columns = torch.cat([self.others, self.places[kept]]).sort().values
 
+    @cached_property
     def rows(self) -> list[int]:
-        """How many placeholders stand side by side, for each row of them."""
+        """How many placeholders stand side by side, for each row of them; the host waits for the device once."""
         places = self.places.tolist()
         starts = [index for index, place in enumerate(places) if not index or place != places[index - 1] + 1]
         return [after - before for before, after in pairwise([*starts, len(places)])]
 
     def keep_firsts(self) -> None:
         """Settle that of each row of placeholders the first ones are kept, in proportion to its length."""
-        rows = self.rows()
+        rows = self.rows
         firsts = [Selection(tokens=torch.arange(n, device=self.places.device)) for n in shares(rows, self.count)]
         self.keep(joined(firsts, rows))
 
@@ -88,7 +90,10 @@ class Request:
         fitting = next((table for table in sizes if len(table) == len(pictures)), [None] * len(pictures))
         counts = shares([len(features) for features in pictures], self.count)
         return [
-            self._of_picture(Picture(index=index, features=features, grid=grid_of(len(features), size)), count)
+            self._of_picture(
+                Picture(index=index, together=len(pictures), features=features, grid=grid_of(len(features), size)),
+                count,
+            )
             for index, (features, size, count) in enumerate(zip(pictures, fitting, counts, strict=True))
         ]
 
@@ -111,8 +116,12 @@ def request_of(
     """The request that a call is; None where nothing of it is left out.
 
     Raises:
-        KnobError: it is more than one request, or goes on from an earlier one.
+        KnobError: it is more than one request, goes on from an earlier one, or is not written in ids.
     """
+    if call.get("input_ids") is None and call.get("inputs_embeds") is not None:
+        raise KnobError(
+            "image_keep: the prompt is inputs_embeds, of which it is not known which are of images; pass input_ids"
+        )
     found = image_places(model, call)
     if found is None or not found.any():
         return None

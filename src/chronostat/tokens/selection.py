@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,12 +13,14 @@ class Picture:
     """The features of one image, or of one tile where the model hands tiles over one by one.
 
     Attributes:
-        index: its place among the pictures of the request.
+        index: its place among the pictures that were encoded together.
+        together: how many they are.
         features: as they would take the placeholders' places, shape [N, d].
         grid: rows and columns in which the tokens lie, row by row; one row where no grid of N tokens is known.
     """
 
     index: int
+    together: int
     features: Tensor
     grid: tuple[int, int]
 
@@ -28,17 +31,19 @@ class Selection:
 
     Attributes:
         tokens: ascending, shape [K]; a kept token stands where this one stood.
-        weights: what each kept token is made of, shape [K, N]; None: of the token itself.
+        cells: the tokens that each kept one is the average of, cell after cell, and where in that row each cell
+            begins, shapes [N] and [K]; None: a kept one is itself alone.
     """
 
     tokens: Tensor
-    weights: Tensor | None = None
+    cells: tuple[Tensor, Tensor] | None = None
 
     def of(self, features: Tensor) -> Tensor:
         """The kept ones of features of shape [N, d], shape [K, d]."""
-        if self.weights is None:
+        if self.cells is None:
             return features[self.tokens]
-        return (self.weights @ features.float()).to(features.dtype)
+        members, starts = self.cells
+        return embedding_bag(members, features.float(), starts, mode="mean").to(features.dtype)
 
 
 def highest(scores: Tensor, count: int) -> Selection:

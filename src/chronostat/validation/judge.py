@@ -11,12 +11,14 @@ from chronostat.compare.sequential import is_look
 from chronostat.control.controller import Controller
 from chronostat.errors import ConfigError, MeasurementError, UnlikeConditions
 from chronostat.execution.execute import Request, identity
+from chronostat.execution.trials import TrialInput
 from chronostat.policy.rivals import Rivals, rivals_of
 from chronostat.records import Budget, Decision
-from chronostat.runs.plan import LEAST_JUDGED
+from chronostat.runs.plan import LEAST_JUDGED, executions_of_a_trial
 from chronostat.runs.session import Session, executions
 from chronostat.runs.store import Validation
 from chronostat.runs.store.run import VALIDATION
+from chronostat.validation.beside import Beside, beside
 from chronostat.validation.policies import Measurements
 from chronostat.validation.summary import Judged, compared, summary
 from chronostat.validation.verdicts import Verdicts
@@ -77,6 +79,7 @@ class _Judging:
 
     Attributes:
         rivals: for each budget the policies that need no looking.
+        beside: policies of other origin, by name.
         verdicts: of all comparisons so far.
         ended: why there are no more samples.
     """
@@ -89,12 +92,16 @@ class _Judging:
     decisions: dict[Budget, list[Decision]] = field(init=False)
     table: Measurements = field(init=False)
     verdicts: Verdicts = field(init=False)
+    beside: dict[str, Beside] = field(init=False)
+    beside_chose: dict[tuple[str, Budget], list[int]] = field(init=False)
     _last_look: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         session, config = self.session, self.session.config.validation
         self.rivals = {budget: rivals_of(self.controller.policy, budget) for budget in self.budgets}
         self.decisions = {budget: [] for budget in self.budgets}
+        self.beside = beside(session, self.controller)
+        self.beside_chose = {(name, budget): [] for name in self.beside for budget in self.budgets}
         self.table = Measurements(space=session.space, metric=session.metric)
         self.verdicts = Verdicts(
             metric=session.metric, stop=config.stop, margin=config.margin, seed=session.config.seed
@@ -119,14 +126,14 @@ class _Judging:
         left_s = min(box_s, session.time_left_s())
         least = _LEAST_SAMPLES if left_s == box_s else min(LEAST_JUDGED, len(samples))
         self.ended = "all samples were judged"
-        with session.phase("test", executions(len(samples) * (len(self.fixed) + len(self.budgets) // 2))):
+        with session.phase("test", executions(len(samples) * executions_of_a_trial(session.workload, "test"))):
             start_s = runner.elapsed_s
             for index, sample in enumerate(samples):
                 used = (runner.elapsed_s - start_s) / max(left_s, _LEAST_BOX_S)
                 if used >= 1 and index >= least:
                     self.ended = "the time box ended"
                     break
-                self._judge(index, runner.request(sample))
+                self._judge(index, sample)
                 share = min(max(used, (index + 1) / len(samples)), 1.0)
                 session.progress.advance(share, f"{index + 1} samples")
                 if self._is_decided(index + 1, share):
@@ -136,17 +143,29 @@ class _Judging:
         self.verdicts.look(compared(judged), share=1.0, final=True)
         return judged
 
-    def _judge(self, index: int, request: Request) -> None:
+    def _judge(self, index: int, sample: TrialInput) -> None:
         session, every = self.session, self.session.config.validation.aa_every
         every = 0 if session.source == "estimated" else every  # estimates repeat themselves, whatever the machine does
-        chosen = _decide(session, self.controller, request, self.budgets, index)
+        request, rng = session.runner.request(sample), np.random.default_rng([session.config.seed, index])
+        shuffled, coin = [self.budgets[i] for i in rng.permutation(len(self.budgets))], float(rng.random())
+        chosen = _decide(session, self.controller, request, shuffled, coin)
+        others = self._decide_beside(sample, coin)
         # policies that choose the same setting share its answer, also a sampled one: there is no difference to measure
-        settings = dict.fromkeys([*(session.space.settings[i] for i in self.fixed), *(each.setting for each in chosen)])
+        played = [session.space.settings[i] for i in (*self.fixed, *others)]
+        settings = dict.fromkeys([*played, *(each.setting for each in chosen)])
         again = [session.space.full] if every and index % every == 0 else []
         self.table.add(session.runner.run("test", index, request, list(settings), again=again))
         session.store.append(chosen)
         for decision in chosen:
             self.decisions[decision.budget].append(decision)
+
+    def _decide_beside(self, sample: TrialInput, coin: float) -> set[int]:
+        """What the policies beside the controller choose, by the toss of the same coin."""
+        for name, policy in self.beside.items():
+            chosen = policy.decide(sample, self.session.observe(sample), self.budgets, coin)
+            for budget, setting in zip(self.budgets, chosen, strict=True):
+                self.beside_chose[name, budget].append(setting)
+        return {made[-1] for made in self.beside_chose.values()}
 
     def _is_decided(self, samples: int, share: float) -> bool:
         if self.session.config.validation.stop != "decided" or not is_look(samples, self._last_look):
@@ -160,12 +179,10 @@ class _Judging:
 
 
 def _decide(
-    session: Session, controller: Controller, request: Request, budgets: Sequence[Budget], index: int
+    session: Session, controller: Controller, request: Request, shuffled: Sequence[Budget], coin: float
 ) -> list[Decision]:
     """One decision for each budget, in random order: the first one finds the caches cold."""
-    rng = np.random.default_rng([session.config.seed, index])
-    shuffled = [budgets[i] for i in rng.permutation(len(budgets))]
-    choices = controller.choose_each(request, shuffled, session.clock, float(rng.random()))
+    choices = controller.choose_each(request, shuffled, session.clock, coin)
     return [
         Decision(**identity(request), budget=budget, setting=choice.setting, controller_ms=choice.controller_ms)
         for budget, choice in zip(shuffled, choices, strict=True)
@@ -176,9 +193,12 @@ def _judged(judging: _Judging, least: int) -> Judged:
     """Only the samples on which every policy could be measured are compared."""
     table, decisions, space = judging.table, judging.decisions, judging.session.space
     settings = {b: np.array([space.index(d.setting) for d in made]) for b, made in decisions.items()}
+    beside = {name: np.array(made) for name, made in judging.beside_chose.items()}
     pool = table.complete(judging.fixed)
     measured = np.isfinite(np.array(table.quality))
-    everywhere = [np.take_along_axis(measured, chosen[:, None], axis=1)[:, 0] for chosen in settings.values()]
+    everywhere = [
+        np.take_along_axis(measured, chosen[:, None], axis=1)[:, 0] for chosen in (*settings.values(), *beside.values())
+    ]
     rows = pool.rows[np.all([finite[pool.rows] for finite in everywhere], axis=0)]
     if len(rows) < least:
         raise MeasurementError(
@@ -191,4 +211,5 @@ def _judged(judging: _Judging, least: int) -> Judged:
         settings={budget: chosen[rows] for budget, chosen in settings.items()},
         controller_ms={b: np.array([d.controller_ms for d in made])[rows] for b, made in decisions.items()},
         rivals=judging.rivals,
+        beside={name: chosen[rows] for name, chosen in beside.items()},
     )

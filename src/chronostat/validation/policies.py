@@ -176,12 +176,13 @@ class Played:
         Args:
             budget: of either kind.
             limit_ms: in milliseconds.
-            can: samples that some setting can bring in time, shape [n]; the others count for no deadline.
+            can: samples that some setting can bring in time, shape [n]; the others count for no deadline, which is not
+                kept where there are none.
         """
         if budget.kind == "mean":
             return self.timed_ms <= limit_ms
         counts = self.timed & can
-        return not counts.any() or float(self.within(limit_ms)[counts].mean()) >= DEADLINE_SHARE
+        return bool(counts.any()) and float(self.within(limit_ms)[counts].mean()) >= DEADLINE_SHARE
 
     def quantile_ms(self, q: float, can: Flags | None = None) -> float:
         """Quantile of the latency over all requests, or over some of them, bool of shape [n]."""

@@ -35,6 +35,7 @@ class Judged:
         settings: for each budget the controller's choice on each sample, shape [n].
         controller_ms: for each budget what choosing cost, shape [n].
         rivals: for each budget the policies that need no looking.
+        beside: by name and budget what other policies that look chose on each sample, shape [n].
     """
 
     pool: Pool
@@ -42,6 +43,7 @@ class Judged:
     settings: dict[Budget, np.ndarray]
     controller_ms: dict[Budget, np.ndarray]
     rivals: Mapping[Budget, Rivals]
+    beside: Mapping[tuple[str, Budget], np.ndarray]
 
     def controller(self, budget: Budget) -> Played:
         """What the controller did under a budget."""
@@ -54,6 +56,9 @@ class Judged:
         if rivals.mix is not None:
             others["static mix"] = self.pool.mix(rivals.mix.low, rivals.mix.high, rivals.mix.share)
         others["full"] = self.pool.fixed(0)
+        for (name, judged), settings in self.beside.items():
+            if judged == budget:  # charged what the controller's choice took
+                others[name] = self.pool.played(settings, self.controller_ms[budget])
         return others
 
     def counting(self, budget: Budget) -> Flags:

@@ -158,6 +158,19 @@ def test_drift_moves_the_denominator_if_it_is_asked_for(executions, latency, las
     assert bench.trials[-1].drift.point == pytest.approx(2, rel=0.03)
     anchor = bench.trials[-1].executions[bench.trials[-1].anchor]
     assert anchor.timing.prefill_ms == pytest.approx(160)
+    # what is handed to the controller holds the drift once, however it was learned
+    assert bench.trainer.full_now_ms() == pytest.approx(160, rel=0.25)
+
+
+def test_the_first_execution_of_a_trial_finds_caches_cold_unless_it_failed(executions):
+    bench = make_bench(begun=False)
+    trial = make_bench(begun=False).trainer.select(0, trial_input(0))
+    seen = told(bench)
+    bench.trainer.absorb(trial, observation_of(bench))
+    failed = replace(trial.executions[0], timing=None, quality=None, invalid="out of memory")
+    bench.trainer.absorb(replace(trial, executions=(failed, *trial.executions[1:])), observation_of(bench))
+    assert [each.first for each in seen] == [0, None]
+    assert [len(each.settings) for each in seen] == [len(trial.executions), len(trial.executions) - 1]
 
 
 def test_executed_ms_and_executions_add_up_what_ran(executions):
@@ -342,7 +355,7 @@ def test_full_that_fails_three_times_stops_the_run(executions):
     bench = make_bench()
     steps(bench, 2)
     with pytest.raises(
-        MeasurementError, match=r"full failed 3 times in a row, .* out of memory; what a run has measured is stored"
+        MeasurementError, match=r"full failed 3 times in a row, .* out of memory\. Free what the model needs, or raise"
     ):
         bench.trainer.step(trial_input(2))
     assert len(bench.trials) == 3  # all of it is stored

@@ -142,3 +142,13 @@ def test_what_cold_caches_take_is_no_change():
     change = changed(measured)
     assert change.full == pytest.approx(1.0, abs=0.01)
     assert change.moved == pytest.approx(0.0, abs=0.01)
+
+
+def test_skewed_noise_moves_full_by_its_median():
+    """Noise that is exponential with mean .2 in the logarithm: its median is .2 log 2, its mean is not."""
+    rng = np.random.default_rng(0)
+    measured = [
+        replace(each, fractions=each.fractions * np.exp(0.2 * rng.exponential(size=COUNT)))
+        for each in timed(np.ones(COUNT), 60)
+    ]
+    assert np.log(changed(measured).full) == pytest.approx(0.2 * np.log(2), abs=0.02)

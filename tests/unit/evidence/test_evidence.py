@@ -41,9 +41,12 @@ def test_it_tells_kinds_of_request_apart():
 
 def test_it_is_fitted_anew_whenever_there_is_a_quarter_more():
     evidence, rng = make_evidence(0), np.random.default_rng(0)
-    fitted = [evidence.add(observation(0, rng), answers(0, EVERYTHING[:2], rng)) for _ in range(12)]
+    versions = [0]
+    for _ in range(12):
+        evidence.add(observation(0, rng), answers(0, EVERYTHING[:2], rng))
+        versions.append(evidence.version)
     # 4 numbers each: at 4, then from 5 on at 8, from 10 at 12, from 15 at 16, from 20 at 20, from 25 at 28, 35: 36, 45
-    assert [4 * (i + 1) for i, each in enumerate(fitted) if each] == [4, 8, 12, 16, 20, 28, 36, 48]
+    assert [4 * (i + 1) for i, each in enumerate(np.diff(versions)) if each] == [4, 8, 12, 16, 20, 28, 36, 48]
     assert evidence.version == 8
 
 
@@ -67,7 +70,7 @@ def test_an_answer_counts_from_the_next_update_on():
     evidence, rng = make_evidence(8), np.random.default_rng(0)
     evidence.fit()
     before, version = evidence.quality.mean(), evidence.version
-    assert not evidence.add(observation(0, rng), answers(0, EVERYTHING, rng))
+    evidence.add(observation(0, rng), answers(0, EVERYTHING, rng))
     assert np.array_equal(evidence.quality.mean(), before)
     evidence.update()
     assert not np.array_equal(evidence.quality.mean(), before)
@@ -86,3 +89,18 @@ def test_the_mean_latency_of_good_choices_becomes_known():
     for evidence in (few, many):
         evidence.fit()
     assert 0 < many.mean_deviation() < few.mean_deviation() < 0.1
+
+
+def test_that_requests_are_a_sample_is_part_of_what_is_not_known():
+    """What is known without fail of requests of two lengths still depends on how many of each will come."""
+    evidence, rng = make_evidence(0), np.random.default_rng(0)
+    for i in range(200):
+        evidence.add(observation(i % 2, rng), answers(i % 2, EVERYTHING, rng))
+    evidence.fit()
+    latency = evidence.forecast().mean(evidence.prompts, evidence.tokens)
+    chosen = (evidence.prompts @ evidence.quality.mean() - latency).argmax(axis=1)
+    taken = latency[np.arange(len(chosen)), chosen]
+    of_sample = taken.std() / taken.mean() / len(taken) ** 0.5
+    of_forecast = evidence.latency.deviation(evidence.prompts, evidence.tokens, chosen, taken)
+    assert of_sample > of_forecast > 0
+    assert evidence.mean_deviation() == pytest.approx((of_sample**2 + of_forecast**2) ** 0.5)

@@ -146,3 +146,9 @@ def test_codes_tell_all_settings_apart_and_doing_at_most_is_a_partial_order(leve
     assert order.diagonal().all()
     assert not (order & order.T & ~np.eye(len(space), dtype=bool)).any()
     assert not ((order.astype(int) @ order.astype(int) > 0) & ~order).any()
+
+
+def test_a_share_beside_a_number_lies_between_it_and_all():
+    # of 8 blocks: 2 and three quarters of the tokens in the other 6 are 6.5
+    assert ranks(drop_after=(8, 4, "2:0.75")) == [2, 0, 1]
+    assert ranks(drop_after=(8, "4:0.25", 4, "4:0.75", 2)) == [4, 2, 1, 3, 0]

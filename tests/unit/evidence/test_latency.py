@@ -336,3 +336,21 @@ def test_a_machine_that_was_slow_for_a_while_will_be_so_again():
     limit = 1.2 * LATENCIES[4]
     assert steady.late(prompts, ALIKE, limit, doubt=0.0)[0, 4] == pytest.approx(0.0, abs=0.02)
     assert slow_at_times.late(prompts, ALIKE, limit, doubt=0.0)[0, 4] == pytest.approx(0.25, abs=0.03)
+
+
+def test_the_spread_of_a_setting_begins_with_that_of_all_and_becomes_its_own():
+    """Settings scatter by .02, but two by .2; one of those was measured as often as the others, one three times."""
+    rng = np.random.default_rng(0)
+    model = LatencyModel(SPACE, np.ones((4, 1)), np.tile(ALIKE, (4, 1, 1)))
+    scatter = np.array([0.02] * (S - 2) + [0.2, 0.2])
+    for i in range(60):
+        settings = np.arange(S if i < 3 else S - 1)
+        fractions = LATENCIES[settings] * np.exp(scatter[settings] * rng.standard_normal(len(settings)))
+        model.add(ONE[0], ALIKE[0], settings, fractions)
+    model.fit()
+    spread = model.forecast().spread
+    # residuals of all have a square of (7 * .0004 + .04) / 8 = .0053; 60 of .04 beside 20 of that: .177, of .0004: .040
+    assert spread[-2] == pytest.approx(0.177, rel=0.2)
+    assert spread[:-2] == pytest.approx(np.full(S - 2, 0.040), rel=0.2)
+    # 3 beside 20: sqrt((3 * .04 + 20 * .0053) / 23) = .1, mostly that of all
+    assert 0.06 < spread[-1] < 0.14

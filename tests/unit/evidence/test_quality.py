@@ -117,3 +117,10 @@ def test_along_an_order_quality_never_falls_and_what_did_not_fall_stays(space, s
     assert (found[below] <= found[above] + 1e-12).all()
     assert quality.min() <= found.min() <= found.max() <= quality.max()
     assert along(found, order) == pytest.approx(found)
+
+
+def test_many_requests_are_worked_out_as_each_alone():
+    rng = np.random.default_rng(0)
+    order = np.triu(rng.random((40, 40)) < 0.2) | np.eye(40, dtype=bool)
+    quality = rng.random((2, 700, 40))  # 1,400 x 40 x 40 comparisons take three pieces
+    assert np.array_equal(along(quality, order), np.stack([[along(one, order) for one in draw] for draw in quality]))

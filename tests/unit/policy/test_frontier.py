@@ -216,3 +216,13 @@ def test_what_is_stored_prices_the_same():
         other = type(made).restored(made.state())
         assert all(np.array_equal(value, getattr(other, name)) for name, value in made.state().items())
     assert isinstance(forecast, Forecast)
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_a_request_that_no_legal_setting_brings_in_time_gets_the_fastest_one(requests):
+    deadlines = Deadlines(fractions=np.array([0.5]), prices=np.array([0.0]))
+    scores = np.array([[0.9, 0.2, -np.inf]] * requests)  # the third may not be chosen
+    late, latency = np.array([[0.9, 0.6, 0.1]] * requests), np.array([[1.0, 0.5, 0.2]] * requests)
+    assert deadlines.choices(0.4, scores, late, latency).tolist() == [1] * requests
+    late[0, 1] = 0.4  # now one can be in time, and no price speaks against the dearer one
+    assert deadlines.choices(0.4, scores, late, latency).tolist() == [0, *[1] * (requests - 1)]

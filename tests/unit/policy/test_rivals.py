@@ -88,3 +88,10 @@ def test_no_other_two_settings_make_a_better_mix(seed, place):
             assert worth(low, high, (limit - latency[low]) / (latency[high] - latency[low])) <= found + 1e-6
         if latency[low] <= limit:
             assert quality[low] <= found + 1e-9
+
+
+def test_under_a_deadline_a_fixed_setting_pays_for_no_controller_and_is_held_to_what_is_likeliest():
+    unsure = np.array([0, 0, 0.3, 0])
+    forecast = forecast_of(LATENCY, controller=0.1, unknown=unsure)
+    assert rivals(0.6, "deadline", forecast=forecast).fixed == 2  # .5974 as without a controller and without doubt
+    assert rivals(0.59, "deadline", forecast=forecast).fixed == 3

@@ -14,7 +14,8 @@ from chronostat.records import Setting
 from chronostat.tokens.methods import METHODS
 from chronostat.tokens.selection import Picture
 from stand_ins.observing import Snapshot
-from zoo.build import build
+from stand_ins.windowed import qwen2_5, two_pictures
+from zoo.build import ZooModel, build
 
 NEW_TOKENS = 4
 ANSWER = {
@@ -33,13 +34,13 @@ def logits_under(zoo, value):
 
 def kept_by(method, features, grid):
     """Positions among the image tokens, and the features that stand there."""
-    picture = Picture(index=0, features=features, grid=grid)
+    picture = Picture(index=0, together=1, features=features, grid=grid)
     selection = METHODS[method](None, None).choose(picture, 2)
     return selection.tokens, selection.of(features)
 
 
 @torch.no_grad()
-def by_hand(zoo, features, tokens, kept):
+def by_hand(zoo, tokens, kept):
     """Embeddings of the prompt with some image features, and the places of the prompt that are left."""
     ids = zoo.batch["input_ids"]
     places = (ids[0] == 100).nonzero()[:, 0]
@@ -54,7 +55,7 @@ def by_hand(zoo, features, tokens, kept):
 def test_the_answer_is_that_of_a_prompt_with_the_kept_features_alone(method):
     zoo = build("llava")
     features = zoo.model.get_image_features(zoo.batch["pixel_values"]).pooler_output[0]
-    embeddings, _ = by_hand(zoo, features, *kept_by(method, features, (2, 2)))
+    embeddings, _ = by_hand(zoo, *kept_by(method, features, (2, 2)))
     expected = torch.stack(zoo.model.generate(inputs_embeds=embeddings, **ANSWER).logits)
     assert torch.equal(logits_under(zoo, f"{method}:2"), expected)
     assert torch.equal(logits_under(zoo, f"{method}:0.5"), expected)
@@ -70,7 +71,7 @@ def test_each_kept_token_keeps_its_own_position_in_the_image(name, method):
     features = encoded.pooler_output[0]
     grid = (1, 8) if name == "hunyuan_vl" else (2, 2)  # an end to each row among them
     tokens, kept = kept_by(method, features, grid)
-    embeddings, columns = by_hand(zoo, features, tokens, kept)
+    embeddings, columns = by_hand(zoo, tokens, kept)
     grids = {key: batch[key] for key in ("mm_token_type_ids", "image_grid_thw")}
     positions, _ = model.model.get_rope_index(batch["input_ids"], **grids)
     following = positions.max() + 1 + torch.arange(NEW_TOKENS)
@@ -80,6 +81,22 @@ def test_each_kept_token_keeps_its_own_position_in_the_image(name, method):
         logits = model(inputs_embeds=embeddings, position_ids=places, use_cache=False).logits[:, -1]
         torch.testing.assert_close(seen[step], logits, rtol=1e-4, atol=1e-5)
         embeddings = torch.cat([embeddings, model.get_input_embeddings()(seen[step].argmax(-1)[None])], dim=1)
+
+
+@torch.no_grad()
+def test_each_of_several_pictures_gets_its_part():
+    model, batch = qwen2_5(), two_pictures()
+    features = model.get_image_features(batch["pixel_values"], image_grid_thw=batch["image_grid_thw"]).pooler_output
+    longest = [
+        each.norm(dim=-1).topk(count).indices.sort().values for each, count in zip(features, (8, 5), strict=True)
+    ]
+    tokens = torch.cat([longest[0], 24 + longest[1]])  # 13 of 39: a third of each
+    zoo = ZooModel("qwen2_5_vl", model, batch, {})
+    embeddings, columns = by_hand(zoo, tokens, torch.cat(features)[tokens])
+    grids = {key: batch[key] for key in ("mm_token_type_ids", "image_grid_thw")}
+    positions, _ = model.model.get_rope_index(batch["input_ids"], **grids)
+    expected = model(inputs_embeds=embeddings, position_ids=positions[:, :, columns], use_cache=False).logits[:, -1]
+    torch.testing.assert_close(logits_under(zoo, "norm:13")[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_features_for_several_blocks_are_left_out_alike():
@@ -160,6 +177,16 @@ def test_every_stage_is_seen_and_the_work_is_less():
     assert fewer.prefill_inputs < full.prefill_inputs
     assert [each.timing.source for each in measured.values()] == ["measured", "measured"]
     assert all(len(each.output_ids) == 2 for each in measured.values())
+
+
+def test_nothing_is_kept_for_gradients():
+    """Recording a graph of the tower would be time and memory that the setting is charged with."""
+    zoo, seen = build("llava"), []
+    project = zoo.model.model.multi_modal_projector.register_forward_hook(lambda *call: seen.append(call[-1]))
+    assert torch.is_grad_enabled()
+    logits_under(zoo, "pool:2")
+    project.remove()
+    assert [features.requires_grad for features in seen] == [False]
 
 
 def test_choosing_is_inside_the_prefill(monkeypatch):
@@ -245,6 +272,8 @@ def test_a_model_that_encodes_images_inside_its_own_generate():
     expected = torch.cat([ids[:, 2:], new], dim=1)
     knob = find_knob("image_keep", model, None)
     assert knob.reads("norm:0.5", 4) == len(tokens)
+    with pytest.raises(KnobError, match="legal: the methods pool, stride, norm, prompt; qformer of Blip2"):
+        knob.check("attention:0.5")
     with applied(Setting(image_keep="norm:0.5"), model, None), counted_work(model) as works:
         answer = model.generate(**batch, max_new_tokens=3, do_sample=False)
     assert torch.equal(answer, expected)

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from torch import nn
 
 from chronostat.engine import graphed
 from chronostat.errors import KnobError
+from chronostat.knobs.drop_after import DropAfter
 from chronostat.knobs.registry import applied, find_knob, find_space
 from chronostat.measure.work import counted_work
 from chronostat.records import Setting
+from chronostat.tokens.leaving import _cut
 from stand_ins.observing import Snapshot
 from zoo.build import build
 from zoo.test_zoo_image_tokens import unseen_in_later_blocks
@@ -86,6 +89,16 @@ def test_the_model_is_as_it_was_afterwards(value, monkeypatch):
     assert torch.equal(logits_of(zoo), full)
 
 
+def test_a_block_in_which_no_attention_is_heard_is_refused(monkeypatch):
+    zoo = build("llava")
+    monkeypatch.setattr("chronostat.tokens.listening._FUSED", None)
+    with (
+        applied(Setting(drop_after="1:0.5"), zoo.model, None),
+        pytest.raises(KnobError, match="no attention was heard in LlamaDecoderLayer"),
+    ):
+        zoo.model.generate(**zoo.batch, **ANSWER)
+
+
 def test_it_goes_together_with_fewer_tokens_and_skipped_blocks_in_any_order():
     zoo = build("llava")
     values = {"image_keep": "stride:2", "drop_after": "2:0.5", "block_skip": (3,)}
@@ -118,6 +131,61 @@ def test_other_calls_are_refused_by_name(options, reason):
     zoo = build("llava")
     with pytest.raises(KnobError, match=f"drop_after: {reason}"), applied(Setting(drop_after=2), zoo.model, None):
         zoo.model.generate(**zoo.batch, **ANSWER, **options)
+
+
+@pytest.mark.parametrize(("knob", "value"), [("drop_after", 1), ("image_keep", "pool:1")])
+def test_a_prompt_that_goes_on_from_an_earlier_call_is_refused(knob, value):
+    zoo = build("llava")
+    begun = zoo.model.generate(input_ids=torch.tensor([[1, 5, 6]]), **ANSWER, return_dict_in_generate=True)
+    ids = torch.cat([begun.sequences, zoo.batch["input_ids"]], dim=1)
+    batch = {**zoo.batch, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with (
+        applied(Setting({knob: value}), zoo.model, None),
+        pytest.raises(KnobError, match=f"{knob}: past_key_values holds .*tokens of an earlier call; leave it out"),
+    ):
+        zoo.model.generate(**batch, past_key_values=begun.past_key_values, **ANSWER)
+
+
+@pytest.mark.parametrize(("knob", "value"), [("drop_after", 1), ("image_keep", "pool:1")])
+def test_a_prompt_without_ids_is_refused(knob, value):
+    zoo = build("llava")
+    embeddings = zoo.model.get_input_embeddings()(zoo.batch["input_ids"]).detach()
+    with (
+        applied(Setting({knob: value}), zoo.model, None),
+        pytest.raises(
+            KnobError, match=f"{knob}: the prompt is inputs_embeds, of which it is not known which are of im"
+        ),
+    ):
+        zoo.model.generate(inputs_embeds=embeddings, pixel_values=zoo.batch["pixel_values"], **ANSWER)
+
+
+def test_the_next_prompt_is_another_one_however_short():
+    zoo = build("llava")
+    with applied(Setting(drop_after=1), zoo.model, None):
+        zoo.model.generate(**zoo.batch, **ANSWER)
+        hooks = [len(block._forward_pre_hooks) for block in zoo.model.model.language_model.layers]
+        zoo.model.generate(input_ids=torch.tensor([[5]]), **ANSWER)
+        after = [len(block._forward_pre_hooks) for block in zoo.model.model.language_model.layers]
+    assert [before - now for before, now in zip(hooks, after, strict=True)] == [0, 1, 1, 1]
+
+
+def test_masks_of_every_shape_are_cut():
+    """Of a prompt of four tokens the second leaves; two more have come since."""
+    columns, block = torch.tensor([0, 2, 3]), nn.Identity()
+    mask = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    assert _cut("attention_mask", mask, 4, columns, block).tolist() == [[1, 3, 4, 5, 6]]
+    square = torch.arange(16).view(1, 1, 4, 4)
+    assert _cut("attention_mask", square, 4, columns, block)[0, 0].tolist() == [[0, 2, 3], [8, 10, 11], [12, 14, 15]]
+    assert _cut("position_ids", mask[:, :4].expand(3, 1, 4), 4, columns, block).shape == (3, 1, 3)
+    with pytest.raises(KnobError, match=r"Identity is given weights of shape \[4, 4\], of which it is not known which"):
+        _cut("weights", torch.zeros(4, 4), 4, columns, block)
+
+
+def test_a_refusal_gives_an_example_that_is_legal():
+    knob = DropAfter(2)
+    with pytest.raises(KnobError, match="legal: 1 to 2 blocks, or fewer than 2 and the share") as refusal:
+        knob.check("2:0.5")
+    knob.check(str(refusal.value).rpartition("such as ")[2])
 
 
 def test_it_is_offered_only_where_it_is_asked_for():

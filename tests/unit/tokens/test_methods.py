@@ -12,6 +12,7 @@ from chronostat.tokens.listening import Heard, heard_attention
 from chronostat.tokens.methods import METHODS
 from chronostat.tokens.methods.attention import Attention
 from chronostat.tokens.selection import Picture
+from chronostat.tokens.towers import Layout
 from zoo.build import build
 
 TEXT = torch.tensor([0, 1])
@@ -29,7 +30,7 @@ class Embedding(nn.Module):
 
 
 def chosen(name, features, count, grid=None):
-    picture = Picture(index=0, features=features, grid=grid or (1, len(features)))
+    picture = Picture(index=0, together=1, features=features, grid=grid or (1, len(features)))
     return METHODS[name](Embedding(), TEXT).choose(picture, count)
 
 
@@ -43,6 +44,13 @@ def test_pool_averages_the_cells_of_the_grid():
 def test_pool_of_a_row_averages_stretches_of_unequal_length():
     features = torch.tensor([[1.0], [3.0], [5.0], [6.0], [10.0]])
     assert chosen("pool", features, 2).of(features)[:, 0].tolist() == [2.0, 7.0]  # (1 + 3) / 2, (5 + 6 + 10) / 3
+
+
+def test_pool_holds_each_token_once():
+    selection = chosen("pool", torch.ones(600, 1).bfloat16(), 7, grid=(24, 25))
+    members, starts = selection.cells
+    assert (sorted(members.tolist()), len(starts)) == (list(range(600)), 7)  # not 7 x 600 weights
+    assert selection.of(torch.ones(600, 1).bfloat16()).tolist() == [[1.0]] * 7
 
 
 def test_stride_takes_the_middle_of_each_cell():
@@ -69,6 +77,12 @@ def test_prompt_is_refused_where_features_have_another_width():
         chosen("prompt", torch.zeros(4, 3), 2)
 
 
+def test_prompt_is_refused_where_there_is_no_text():
+    picture = Picture(index=0, together=1, features=torch.zeros(4, 2), grid=(2, 2))
+    with pytest.raises(KnobError, match="image_keep = prompt: there is no text beside the image, so no token is more"):
+        METHODS["prompt"](Embedding(), TEXT[:0]).choose(picture, 2)
+
+
 class Fused(nn.Module):
     """A block of one head that attends with its input as queries and keys."""
 
@@ -82,16 +96,17 @@ class Eager(nn.Module):
         return weights @ hidden[:, None]
 
 
-def attention_over(block, hidden, features, grid=None):
+def attention_over(block, hidden, features, grid=None, leading=1):
     """``attention`` after a block has run on ``hidden`` of shape [1, M, d]."""
     method = Attention(Embedding(), TEXT)
+    method._layout = Layout(leading=leading)
     plain = block(hidden)
     with heard_attention(block, method._heard):
         assert torch.equal(block(hidden), plain)
     assert not block._forward_hooks
     assert not block._forward_pre_hooks
     return lambda count: method.choose(
-        Picture(index=0, features=features, grid=grid or (1, len(features))), count
+        Picture(index=0, together=1, features=features, grid=grid or (1, len(features))), count
     ).tokens.tolist()
 
 
@@ -110,7 +125,7 @@ def test_attention_between_tokens_where_there_is_no_class_token(block):
     hidden = torch.tensor([[[a, 0.0], [0.0, 0.0], [2 * a, 0.0]]])
     weights = torch.softmax(torch.tensor([[a * a, 0, 2 * a * a], [0, 0, 0], [2 * a * a, 0, 4 * a * a]]), -1).mean(0)
     assert weights.argsort().tolist() == [1, 0, 2]
-    tokens = attention_over(block, hidden, torch.zeros(3, 2))
+    tokens = attention_over(block, hidden, torch.zeros(3, 2), leading=0)
     assert (tokens(1), tokens(2)) == ([2], [0, 2])
 
 
@@ -132,15 +147,19 @@ def test_a_causal_attention_is_read_in_its_last_row():
 
 
 def test_a_block_that_does_not_attend_is_refused():
-    block = nn.Linear(2, 2)
-    with pytest.raises(KnobError, match="no attention was heard in Linear"), heard_attention(block, Heard()):
+    block, heard = nn.Linear(2, 2), Heard()
+    with heard_attention(block, heard):
         block(torch.zeros(1, 3, 2))
+    with pytest.raises(KnobError, match="no attention was heard in Linear"):
+        heard.require(block)
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("qwen2_5_omni_thinker", "Qwen2_5OmniVisionEncoder attends in windows"),
+        ("muse_glimmer", "MuseGlimmerVisionModel attends in windows and does not say which blocks attend to all"),
+        ("llama4", "Llama4VisionModel adds class_embedding itself, and does not say whether that comes before its"),
+        ("idefics2", "model.connector of Idefics2ForConditionalGeneration attends, so that a feature is made of more"),
         ("gemma4_unified", "has no vision tower with blocks that attend"),
     ],
 )

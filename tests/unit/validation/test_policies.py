@@ -141,9 +141,9 @@ def test_what_is_answered_to_unmeetable_requests_is_no_gain():
     assert pairs_of(ours, pool.fixed(1), can).gains.tolist() == [1.0, 0.0]
 
 
-def test_where_no_request_can_be_met_no_policy_broke_the_deadline():
+def test_where_no_request_can_be_met_no_policy_keeps_the_deadline():
     pool = make_pool([[1.0]] * 4, [[50.0]] * 4)
-    assert pool.fixed(0).keeps(deadline(0.1), 10.0, pool.can_meet(10.0))
+    assert not pool.fixed(0).keeps(deadline(0.1), 10.0, pool.can_meet(10.0))
     # a mean has no request that does not count
     assert not pool.fixed(0).keeps(mean(0.1), 10.0, pool.can_meet(10.0))
 

@@ -78,9 +78,9 @@ def said(renewed: Recalibration) -> Iterator[str]:
             f"{len(moved)} of {len(others)} settings moved as a fraction of full, {most.setting} the most: from "
             f"{most.before:.3f} to {_fraction(most.now)}"
         )
-    yield (
-        f"learned from {renewed.executions} executions; half of the settings are known to "
-        f"{median(each.now.high / each.now.point - 1 for each in others):.0%} or better"
+    known = [each.now.high / each.now.point - 1 for each in others]
+    yield f"learned from {renewed.executions} executions" + (
+        f"; half of the settings are known to {median(known):.0%} or better" if known else ""
     )
     if renewed.disturbed:
         yield f"{renewed.disturbed} executions are left out: something else on the machine took part"

@@ -84,7 +84,7 @@ class PolicyComparison:
 
     Attributes:
         budget: ``str(Budget)``.
-        policy: ``best fixed``, ``static mix`` or ``full``.
+        policy: ``best fixed``, ``static mix``, ``full`` or one of ``validation.beside``.
         gain: accuracy of the controller less that of the policy on all judged samples, with the interval that the
             verdict is from; where there was more than one look, it is of the earlier ones too and can end beside that.
         accuracy: what that says of the controller.

@@ -1,28 +1,28 @@
 """``attention``: the image tokens that the vision tower itself attends to."""
 
+import functools
 from collections.abc import Generator
-from contextlib import contextmanager
-from math import isqrt
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chronostat.errors import KnobError
-from chronostat.models.anatomy import anatomy_of
-from chronostat.models.locate import module_of
+from chronostat.measure.hooks import restorer
 from chronostat.tokens.listening import Heard, heard_attention
 from chronostat.tokens.methods.method import Method
-from chronostat.tokens.pictures import leading_of
 from chronostat.tokens.selection import Picture, Selection, highest
+from chronostat.tokens.towers import SORT_INTO_WINDOWS, Layout, heard_block, objection_to, tower_of
 
 
 class Attention(Method):
-    """The tokens that get the most attention in the tower's block whose output the features are made of.
+    """The tokens that get the most attention in the tower's last block that features are made of.
 
     From the class token, where the tower has one (Zhang et al. 2024, FasterVLM, arXiv:2412.01818); else the mean over
     all patches, as Yang et al. 2024 do (VisionZip, arXiv:2412.04467), without their merging of the other tokens. The
-    mean over heads of the softmax of queries and keys, which are read from the tower's own fast attention.
+    mean over heads of the softmax of queries and keys, which are read from the tower's own fast attention. In towers
+    with windows the last block that attends to the whole picture is read.
     """
 
     name = "attention"
@@ -30,82 +30,67 @@ class Attention(Method):
     def __init__(self, model: PreTrainedModel, text_ids: Tensor) -> None:
         super().__init__(model, text_ids)
         self._heard = Heard()
+        self._layout = Layout()
+        self._sorted: Tensor | None = None  # where the tower has windows: which square stands where, [all squares]
 
     @classmethod
     def objection(cls, model: PreTrainedModel) -> str | None:
-        """A tower without blocks that attend, or one that keeps its patches in another order."""
-        tower, name = _tower(model), type(model).__name__
-        if tower is None or _blocks(tower) is None:
-            return f"{name} has no vision tower with blocks that attend, so none says what counts"
-        kind, config = type(tower).__name__, getattr(tower, "config", None)
-        if hasattr(tower, "window_size") or hasattr(config, "window_size"):
-            return f"{kind} attends in windows and keeps its patches in their order, not in that of the features"
-        attention = getattr(config, "_attn_implementation", "sdpa")
-        if attention not in {"sdpa", "eager"}:
-            return f"{kind} attends by {attention!r}, where it is not seen; load it with attn_implementation='sdpa'"
-        return None
+        """A tower without blocks that attend, or one of which it is not known which patches become which feature."""
+        return objection_to(model)
 
     @contextmanager
     def encoding(self) -> Generator[None]:
         """Listen to one block of the tower."""
-        tower = _tower(self._model)
-        blocks = None if tower is None else _blocks(tower)
-        assert blocks is not None, "objection() has been asked"
-        with heard_attention(blocks[_feature_block(self._model, len(blocks))], self._heard):
+        tower = tower_of(self._model)
+        block = None if tower is None else heard_block(self._model, tower)
+        assert tower is not None
+        assert block is not None, "objection() has been asked"
+        self._layout = Layout.of(tower)
+        with self._told_windows(tower), heard_attention(block, self._heard):
+            yield
+        self._heard.require(block)
+
+    @contextmanager
+    def _told_windows(self, tower: nn.Module) -> Generator[None]:
+        """Note the order of the windows when the tower is told it."""
+        original = getattr(tower, SORT_INTO_WINDOWS, None)
+        if original is None:
+            yield
+            return
+
+        @functools.wraps(original)
+        def noted(hidden: Tensor, window_index: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            self._sorted = window_index
+            return original(hidden, window_index, *args, **kwargs)
+
+        with ExitStack() as undo:
+            undo.callback(restorer(tower, SORT_INTO_WINDOWS))
+            setattr(tower, SORT_INTO_WINDOWS, noted)
             yield
 
     def choose(self, picture: Picture, count: int) -> Selection:
-        """By the attention of the class token, or by the mean over all."""
-        queries = self._heard.pictures
-        if picture.index >= len(queries):
-            raise self._unlike(picture, "saw fewer images than features came of")
-        weights = self._heard.received(picture.index, from_first=self._leading(picture) > 0)  # [M]
-        return highest(self._per_token(weights[self._leading(picture) :], picture), count)
+        """By the attention of the class token, or by the mean over all; the sum over the patches of each feature."""
+        patches = self._patches(picture)  # [N, patches of a feature]
+        received = self._heard.received(picture.index, from_first=self._layout.leading > 0)  # [M]
+        return highest(received[patches].sum(dim=-1), count)
 
-    def _leading(self, picture: Picture) -> int:
-        """Tokens before the patches."""
-        seen, tokens = self._heard.pictures[picture.index], len(picture.features)
-        leading = leading_of(seen, tokens)
-        if leading is None:
-            raise self._unlike(picture, f"has {seen} tokens for {tokens} features, which are no squares of them")
-        return leading
+    def _patches(self, picture: Picture) -> Tensor:
+        """Which tokens of the block each feature is made of."""
+        seen = self._heard.pictures
+        if len(seen) != picture.together:
+            raise self._unlike(f"attends over {len(seen)} pictures, and the features are of {picture.together}")
+        patches = self._layout.patches(seen[picture.index], picture.grid, picture.features.device)
+        if patches is None:
+            tokens = f"{seen[picture.index]} tokens for {len(picture.features)} features"
+            raise self._unlike(f"has {tokens} (picture {picture.index}), which are no squares of them")
+        if self._sorted is None:
+            return patches
+        before = sum(seen[: picture.index]) // patches.shape[1]  # windows are sorted within a picture
+        places = self._sorted.to(patches.device).argsort()[before : before + len(patches)] - before
+        return patches[places]
 
-    def _per_token(self, weights: Tensor, picture: Picture) -> Tensor:
-        """The sum over the patches that each feature is made of, shape [N]."""
-        tokens = len(picture.features)
-        side = isqrt(len(weights) // tokens)
-        if side == 1:
-            return weights
-        if self._heard.packed:  # patches of one feature lie side by side
-            return weights.view(tokens, side * side).sum(dim=1)
-        rows, columns = picture.grid
-        if rows == 1:
-            raise self._unlike(picture, "merges patches into features that lie in no grid")
-        return weights.view(rows, side, columns, side).sum(dim=(1, 3)).flatten()
-
-    def _unlike(self, picture: Picture, what: str) -> KnobError:
+    def _unlike(self, what: str) -> KnobError:
         return KnobError(
             f"image_keep = attention: the block of the vision tower of {type(self._model).__name__} whose attention is "
-            f"read {what} (picture {picture.index}); use another method"
+            f"read {what}; use another method"
         )
-
-
-def _tower(model: PreTrainedModel) -> nn.Module | None:
-    found = anatomy_of(model).vision
-    return module_of(model, found[0])[0] if found else None
-
-
-def _blocks(tower: nn.Module) -> nn.ModuleList | None:
-    """The longest list in a tower of modules that attend, by the names of their parts."""
-    lists = [module for module in tower.modules() if isinstance(module, nn.ModuleList)]
-    attending = [each for each in lists if any("att" in name for name, _ in each.named_modules())]
-    return max(attending, key=len, default=None)
-
-
-def _feature_block(model: PreTrainedModel, count: int) -> int:
-    """The block whose output is projected: a negative one as in ``vision_feature_layer``, or the last."""
-    config: Any = model.config
-    layer = getattr(config, "vision_feature_layer", None)
-    if not isinstance(layer, int):
-        return count - 1
-    return layer % count if layer < 0 else max(0, layer - 1)  # hidden_states[k] is what block k - 1 gives

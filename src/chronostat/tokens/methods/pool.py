@@ -1,5 +1,7 @@
 """``pool``: neighbouring image tokens become their average."""
 
+from itertools import accumulate
+
 import torch
 
 from chronostat.tokens.grid import cells
@@ -18,11 +20,10 @@ class Pool(Method):
 
     def choose(self, picture: Picture, count: int) -> Selection:
         """One token for each cell, in the place of the cell's middle."""
-        found = cells(picture.grid, count)
-        weights = torch.zeros(count, len(picture.features))
-        for row, cell in enumerate(found):
-            weights[row, list(cell.tokens)] = 1 / len(cell.tokens)
-        device = picture.features.device
+        found, device = cells(picture.grid, count), picture.features.device
+        starts = accumulate((len(cell.tokens) for cell in found[:-1]), initial=0)
+        members = [token for cell in found for token in cell.tokens]
         return Selection(
-            tokens=torch.tensor([cell.middle for cell in found], device=device), weights=weights.to(device)
+            tokens=torch.tensor([cell.middle for cell in found], device=device),
+            cells=(torch.tensor(members, device=device), torch.tensor(list(starts), device=device)),
         )
