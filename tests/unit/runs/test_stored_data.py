@@ -6,6 +6,7 @@ from chronostat.config import load_config
 from chronostat.errors import DataError
 from chronostat.runs.store import RunStore
 from chronostat.runs.stored import stored_config
+from chronostat.runs.workload import _places
 
 
 @pytest.fixture
@@ -19,9 +20,9 @@ def stored(tmp_path, monkeypatch):
 
     def run(*names):
         config = load_config(None, ["data.task=lmms:pope", f"data.files={list(names)}".replace("'", '"')])
-        told = {"path": None, "files": [str(then / name) for name in names]}
+        monkeypatch.chdir(then)
+        metadata = {"config": config.model_dump(mode="json"), "data": _places(config.data)}
         monkeypatch.chdir(now)
-        metadata = {"config": config.model_dump(mode="json"), "data": told}
         with RunStore.create(tmp_path / "run", metadata) as store:
             return store
 
