@@ -73,6 +73,7 @@ def test_check_says_what_a_run_would_refuse(tmp_path, lines):
     assert refusal(said) == f"{path} cannot be used as it is: see above"
     assert f"{path}:4 (test) and {path}:1 (train) share an image" in said.out
     assert f"{path}:3: cannot read the image {tmp_path}/4.png" in said.out
+    assert said.out.count("cannot read the image") == 1
     assert "no sample is in test" not in said.out
     said = typed("data", "check", written(tmp_path, lines[:1]), "--quality", "number")
     assert "no sample is in validation" in said.out

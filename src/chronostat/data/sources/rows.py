@@ -26,10 +26,8 @@ class Row:
         return replace(self, own=False)
 
     def with_split(self, name: str | None) -> "Row":
-        """The same in a split that its file or folder is named after, unless it is named after none, or the row is."""
-        return (
-            self if name is None or self.values.get("split") else replace(self, values={**self.values, "split": name})
-        )
+        """The same in a split that its file or folder is named after, or in none, unless the row names one itself."""
+        return self if self.values.get("split") else replace(self, values={**self.values, "split": name})
 
 
 def shown(value: object, most: int = 60) -> str:
