@@ -30,6 +30,9 @@ def lines(tmp_path):
     Image.new("RGB", (64, 32), "green").save(tmp_path / "more.png")
     made[1] |= {"image": ["1.png", "more.png"], "prompt": "Is <image 2> <image 1>?", "system": "Be brief."}
     made[2] |= {"options": ["red", "blue"], "answers": ["A"], "kind": "choice"}
+    parts = [{"type": "image", "image": 1}, {"type": "text", "text": "Where is <image 2> written?"}]
+    made[4] |= {"messages": [{"role": "user", "content": parts}]}
+    del made[4]["prompt"]
     said = [("user", "What?"), ("assistant", "Red."), ("user", "Sure?")]
     made[3] |= {"messages": [{"role": role, "content": text} for role, text in said]}
     del made[3]["prompt"]
@@ -42,11 +45,15 @@ def written(folder, lines):
     return path
 
 
+def cells_of(said):
+    return [[cell.strip() for cell in row.strip("│┃").split("│")] for row in said.out.splitlines() if "│" in row]
+
+
 def test_check_says_what_a_file_holds(tmp_path, lines):
     lines[5] |= {"answers": [""]}
     said = typed("data", "check", written(tmp_path, lines), "--quality", "exact")
     assert said.status == 0, said.err
-    cells = [[cell.strip() for cell in row.strip("│┃").split("│")] for row in said.out.splitlines() if "│" in row]
+    cells = cells_of(said)
     assert ["colour", "2", "2", "1"] in cells
     assert ["choice", "0", "0", "1"] in cells
     assert ["together", "2", "2", "2"] in cells
@@ -66,10 +73,24 @@ def test_check_says_what_a_run_would_refuse(tmp_path, lines):
     assert refusal(said) == f"{path} cannot be used as it is: see above"
     assert f"{path}:4 (test) and {path}:1 (train) share an image" in said.out
     assert f"{path}:3: cannot read the image {tmp_path}/4.png" in said.out
+    assert said.out.count("cannot read the image") == 1
     assert "no sample is in test" not in said.out
     said = typed("data", "check", written(tmp_path, lines[:1]), "--quality", "number")
     assert "no sample is in validation" in said.out
     assert "no reference can be matched by number" in said.out
+
+
+def test_check_looks_at_the_prompts_as_a_run_does(tmp_path, lines):
+    lines[5] |= {"prompt": "What is <IMG_CONTEXT>?"}
+    path = written(tmp_path, lines)
+    said = typed("data", "check", path)
+    assert said.status == 3
+    stray = "'<IMG_CONTEXT>', which bundled demo_vlm takes for a part of an image, as do 1 of 2 prompts of test"
+    assert f"{path}:6: its prompt holds {stray}" in " ".join(said.out.split())
+    assert f"the processor of bundled demo_vlm refuses {path}:6" not in said.out  # of its size another stands first
+    said = typed("data", "check", written(tmp_path, [*lines[:3], lines[5]]))
+    assert f"the processor of bundled demo_vlm refuses {path}:4" in " ".join(said.out.split())
+    assert ["128 x 64", "1", "-", "-"] in cells_of(said)
 
 
 def test_convert_writes_the_same_samples(tmp_path, lines):
@@ -87,10 +108,11 @@ def test_convert_writes_the_same_samples(tmp_path, lines):
             sample.kind,
         )
         assert conversation_of(same.load_images(), same.asked) == conversation_of(sample.load_images(), sample.asked)
-        assert sorted(same.image_digests) == sorted(sample.image_digests)
-    simple = written(tmp_path, [lines[0], lines[4], lines[5]])
-    assert typed("data", "convert", simple, "--to", to).status == 0
-    assert digests(OwnData(to)) == digests(OwnData(simple))  # a run goes on with the converted file
+        assert same.image_digests == sample.image_digests
+    assert digests(after) == digests(before)  # a run goes on with the converted file
+    again = tmp_path / "again.parquet"
+    assert typed("data", "convert", to, "--to", again).status == 0
+    assert digests(OwnData(again)) == digests(before)
 
 
 def test_convert_divides_by_image_and_shuffles_by_seed(tmp_path, lines):

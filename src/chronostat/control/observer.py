@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from chronostat.data.samples import Sample
 from chronostat.errors import DataError, ModelError
 from chronostat.evidence.linear import Floats
 from chronostat.evidence.observation import Observation
@@ -68,7 +67,7 @@ class Observer:
         """
         if isinstance(trial_input, BatchRequest):
             return self(trial_input)
-        return self._of_sample(trial_input.prompt, _shapes(trial_input))
+        return self._of_sample(trial_input.prompt, trial_input.shapes())
 
     def _of_sample(self, prompt: str, shapes: Sequence[tuple[int, int]]) -> Observation:
         assert self._token_ids is not None, "samples need a processor"
@@ -91,12 +90,6 @@ class Observer:
             )
         ids: list[int] = request.batch["input_ids"][0].tolist()
         return [i for i in ids if 0 <= i < len(self._weight) and i != self._image_token]
-
-
-def _shapes(sample: Sample) -> Sequence[tuple[int, int]]:
-    if sample.image_shapes is not None:
-        return sample.image_shapes()
-    return [(image.height, image.width) for image in sample.load_images()]
 
 
 def _token_embeddings(model: PreTrainedModel) -> Tensor:

@@ -1,13 +1,17 @@
 """What a file of samples holds, and what would be wrong with a run on it."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chronostat.data.own import Read, Shared, shared_images
-from chronostat.data.quality import Quality, score
-from chronostat.data.samples import Sample
+from chronostat.data.quality import Quality, quality_by_name, score
+from chronostat.data.samples import SPLITS, Dataset, DrawnSamples, Sample, Split
 from chronostat.errors import DataError
+from chronostat.progress import DataWarning
+
+_FIRST = 32  # of a task that is drawn from a seed: its samples are alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,30 @@ def check(read: Sequence[Read], quality: Quality) -> Findings:
     )
 
 
+def check_references(dataset: Dataset, quality: str) -> None:
+    """Accept references that some answer can match; where only some can be, it is said as a ``DataWarning``.
+
+    Raises:
+        DataError: not one can be matched.
+    """
+    samples = [sample for split in SPLITS for sample in looked_at(dataset, split)]
+    wrong = never_right(samples, quality_by_name(quality))
+    if not wrong:
+        return
+    first = f"{wrong[0].place}: {wrong[0].references[0]!r}"
+    if len(wrong) == len(samples):
+        raise DataError(
+            f"no reference can be matched by data.quality = {quality!r}: not even the answer that it asks for is right "
+            f"({first}); choose another quality, or correct the references"
+        )
+    warnings.warn(
+        f"the references of {len(wrong)} of {len(samples)} samples can never be matched by data.quality = "
+        f"{quality!r}, as in {first}",
+        DataWarning,
+        stacklevel=2,
+    )
+
+
 def never_right(samples: Sequence[Sample], quality: Quality) -> list[Sample]:
     """Those with references of which none is right by this quality when it is given as the answer."""
     return [
@@ -64,3 +92,12 @@ def never_right(samples: Sequence[Sample], quality: Quality) -> list[Sample]:
         for sample in samples
         if sample.references and not any(score(quality, answer, sample) for answer in sample.references)
     ]
+
+
+def looked_at(dataset: Dataset, split: Split) -> Sequence[Sample]:
+    """What is looked at before a run of a split that may have no samples: all, or the first of those that are drawn."""
+    try:
+        samples = dataset.split(split)
+    except DataError:  # there are none
+        return ()
+    return samples[:_FIRST] if isinstance(samples, DrawnSamples) else samples

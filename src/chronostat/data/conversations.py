@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from chronostat.records.messages import Role, Turn
 
@@ -12,13 +12,13 @@ _PLACE = re.compile(r"<image(?: ?(\d+))?>")
 
 
 class Part(BaseModel):
-    """A piece of a message: text, or an image, which is one of the row's in turn where it names none."""
+    """A piece of a message: text, or an image: a file, one of the row's by its number from 1, or the row's next one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: Literal["text", "image"]
     text: str | None = None
-    image: str | None = None
+    image: str | StrictInt | None = None
 
 
 class Message(BaseModel):
@@ -31,8 +31,18 @@ class Message(BaseModel):
 
     @property
     def images(self) -> Sequence[str]:
-        """Those that its parts name."""
-        return () if isinstance(self.content, str) else [part.image for part in self.content if part.image is not None]
+        """The files that its parts name."""
+        return [part.image for part in self.parts if isinstance(part.image, str)]
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """None where it is a text."""
+        return () if isinstance(self.content, str) else self.content
+
+
+def names_places(text: str) -> bool:
+    """Whether a prompt with this text says where images stand."""
+    return _PLACE.search(text) is not None
 
 
 def places_of(prompt: str, images: int) -> tuple[str | int, ...]:
@@ -54,23 +64,28 @@ def places_of(prompt: str, images: int) -> tuple[str | int, ...]:
 def turns_of(messages: Sequence[Message], images: int) -> tuple[Turn, ...]:
     """A conversation, its images in order.
 
+    Where parts are images, the text of a part is text, whatever it looks like; elsewhere marks are places.
+
     Args:
         messages: of the row; the images that their parts name come after those of the row itself.
         images: how many there are in all.
 
     Raises:
-        ValueError: the places are not each image once, or it does not end with what the user says.
+        ValueError: the places are not each image once, a message is empty, or it does not end with what the user says.
     """
     if messages[-1].role != "user":
         raise ValueError(f"messages: the last one is the user's, whom the model answers, not the {messages[-1].role}'s")
     own = images - sum(len(message.images) for message in messages)
     unnamed, named = iter(range(own + 1)), iter(range(own, images))
+    has_marks = all(part.type == "text" for message in messages for part in message.parts)
     turns: list[Turn] = []
-    for message in messages:
+    for place, message in enumerate(messages):
         if isinstance(message.content, str):
             parts = tuple(_parts(message.content, unnamed))
         else:
-            parts = tuple(part for each in message.content for part in _of_part(each, unnamed, named))
+            parts = tuple(p for each in message.content for p in _of_part(each, unnamed, named, has_marks=has_marks))
+        if not parts:
+            raise ValueError(f"messages.{place}: what the {message.role} says is empty; leave the message out")
         turns.append(Turn(role=message.role, parts=parts))
     numbers = [part for turn in turns for part in turn.parts if isinstance(part, int)]
     if not numbers:  # before the first thing that the user says
@@ -81,11 +96,13 @@ def turns_of(messages: Sequence[Message], images: int) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _of_part(part: Part, unnamed: Iterator[int], named: Iterator[int]) -> Iterator[str | int]:
-    if part.type == "text":
+def _of_part(part: Part, unnamed: Iterator[int], named: Iterator[int], *, has_marks: bool) -> Iterator[str | int]:
+    if part.type == "image":
+        yield part.image - 1 if isinstance(part.image, int) else next(unnamed if part.image is None else named, -1)
+    elif has_marks:
         yield from _parts(part.text or "", unnamed)
-    else:
-        yield next(unnamed if part.image is None else named, -1)
+    elif part.text:
+        yield part.text
 
 
 def _parts(text: str, following: Iterator[int]) -> Iterator[str | int]:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from chronostat.data.conversations import names_places
 from chronostat.data.own import Read
 from chronostat.files import disk_errors
 from chronostat.records.messages import Turn
@@ -75,21 +76,25 @@ def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any
 
 def _row(read: Read) -> dict[str, Any]:
     sample = read.sample
-    images = [{"bytes": image.content(), "path": None} for image in read.images]
-    row = {"id": sample.id, "answers": list(sample.references), "split": sample.split, "kind": sample.kind}
-    if not sample.turns and not sample.options:
-        return row | {"image": images, "prompt": sample.prompt}
-    turns = sample.turns or (Turn(role="user", parts=(*range(len(images)), sample.prompt)),)
+    row = {
+        "id": sample.id,
+        "image": [{"bytes": image.content(), "path": None} for image in read.images],
+        "answers": list(sample.references),
+        "split": sample.split,
+        "kind": sample.kind,
+    }
+    if not (sample.turns or sample.options or names_places(sample.prompt)):
+        return row | {"prompt": sample.prompt}
+    turns = sample.turns or (Turn(role="user", parts=(*range(len(read.images)), sample.prompt)),)
     return row | {
-        "image": [images[part] for turn in turns for part in turn.parts if isinstance(part, int)],
         "messages": _json([{"role": turn.role, "content": list(map(_part, turn.parts))} for turn in turns]),
         "options": list(sample.options) or None,
     }
 
 
-def _part(part: str | int) -> dict[str, str]:
-    """Images are those of the row in turn."""
-    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+def _part(part: str | int) -> dict[str, str | int]:
+    """Images by their number in the row, whose order is part of who the sample is."""
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part + 1}
 
 
 def _json(messages: list[dict[str, Any]]) -> str:

@@ -5,10 +5,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from chronostat.data.samples import SPLITS, Sample, Split
+from chronostat.data.samples import SPLITS, DrawnSamples, Sample, Split
 from chronostat.errors import DataError
 
-_DRAWN = 32  # samples of a task that follows from a seed
+_DRAWN = 32  # of samples that follow from a seed
 
 
 class HasSplits(Protocol):
@@ -22,8 +22,9 @@ class HasSplits(Protocol):
 def digests(dataset: HasSplits) -> dict[str, str]:
     """Who the samples of each split are: ids, prompts, references, options and images, in their order.
 
-    Splits without samples, and ready batches, have none. Samples that are drawn from a seed, whose images have no
-    digests, are told by their number and the first of them.
+    Splits without samples, and ready batches, have none. Samples that are drawn from a seed are told by their number
+    and the first of them, since drawing thousands takes seconds; others by all of them, and where their images have no
+    digests by what is said alone.
     """
     found: dict[str, str] = {}
     for split in SPLITS:
@@ -59,7 +60,7 @@ def require_same(stored: Mapping[str, str], dataset: HasSplits, run: str) -> Non
 
 
 def _digest(samples: Sequence[Sample]) -> str:
-    told = samples if samples[0].image_digests else samples[:_DRAWN]
+    told = samples[:_DRAWN] if isinstance(samples, DrawnSamples) else samples
     digest = hashlib.blake2b(f"{len(samples)}".encode(), digest_size=8)
     for sample in told:
         turns = [(turn.role, turn.parts) for turn in sample.turns]

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from chronostat.errors import DataError
 from chronostat.progress import DataWarning
@@ -23,6 +23,8 @@ _PICTURES = frozenset(
     {"AVIF", "BMP", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
 )
 _ORIENTATION = 0x0112  # EXIF
+_BY_A_QUARTER = frozenset({5, 6, 7, 8})  # the orientations that swap width and height
+_TEXTS_OF_PNG = frozenset({b"eXIf", b"iTXt", b"tEXt", b"zTXt"})  # chunks that may hold an orientation
 _DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})  # more than 8 bits a value
 
 
@@ -74,7 +76,12 @@ class ImageSource:
         Raises:
             DataError: it cannot be read.
         """
-        return hashlib.blake2b(self.content(), digest_size=16).hexdigest()
+        return digest_of(self.content())
+
+
+def digest_of(content: bytes) -> str:
+    """Who an image is, by the bytes of its file: 32 hex digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def shapes_of(sources: Sequence[ImageSource]) -> tuple[tuple[int, int], ...]:
@@ -130,8 +137,8 @@ def image_size(source: Path | bytes, name: str) -> tuple[int, int]:
     """
     try:
         with _opened(source) as file, Image.open(file) as image:
-            # orientations 5 to 8 are turned by a quarter, which Pillow does for TIFF by itself
-            lies = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
+            # Pillow turns TIFF by itself
+            lies = image.format != "TIFF" and _exif(image, file).get(_ORIENTATION) in _BY_A_QUARTER
             return (image.height, image.width) if lies else (image.width, image.height)
     except _UNREADABLE as error:
         raise DataError(f"cannot read the image {name}: {error}; it must be a picture that Pillow can open") from None
@@ -150,11 +157,35 @@ def _opened(source: Path | bytes) -> BinaryIO:
     return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
 
 
+def _exif(image: Image.Image, file: BinaryIO) -> Image.Exif:
+    """What Pillow's own ``getexif`` gives, without decoding a PNG that holds nothing behind its pixels."""
+    if image.format == "PNG" and not _has_texts_behind(file):
+        return Image.Image.getexif(image)
+    return image.getexif()
+
+
+def _has_texts_behind(file: BinaryIO) -> bool:
+    """Whether a PNG has chunks behind its pixels that may hold an orientation; Pillow finds its own way back."""
+    file.seek(8)
+    kinds: list[bytes] = []
+    while len(head := file.read(8)) == 8:
+        kinds.append(head[4:])
+        file.seek(int.from_bytes(head[:4]) + 4, io.SEEK_CUR)
+    pixels = kinds.index(b"IDAT") if b"IDAT" in kinds else 0
+    return not _TEXTS_OF_PNG.isdisjoint(kinds[pixels:])
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the values of a file that is not decoded yet have more than 8 bits; RGB of 16 bits is opened as RGB."""
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else ()
+    return image.mode in _DEEP or any(";16" in str(tile.args) for tile in tiles)
+
+
 def _warn_of_losses(image: Image.Image) -> None:
     """Once for each kind of loss: RGB of 8 bits is what models read, and what transformers makes of a file too."""
-    if image.mode in _DEEP:
+    if _is_deep(image):
         warnings.warn(
-            f"an image has values of more than 8 bits (mode {image.mode}), which are cut to 8 as transformers does; "
+            "an image has values of more than 8 bits, which are cut to 8 as transformers does; "
             "scale it to 8 bits before, if its contrast matters",
             DataWarning,
             stacklevel=2,

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from chronostat.data.images import ImageSource
-from chronostat.data.reading import FIELDS, read_row, require_same_keys
+from chronostat.data.columns import FIELDS
+from chronostat.data.images import ImageSource, digest_of
+from chronostat.data.reading import read_row, require_same_keys
 from chronostat.data.samples import SPLITS, Sample, Split
 from chronostat.data.sources import read_rows
 from chronostat.data.splits import divided, shuffled
@@ -107,9 +108,10 @@ def shared_images(samples: Iterable[Sample]) -> list[Shared]:
 
 
 def _digest(image: ImageSource, known: dict[str, str]) -> str:
-    """Many questions may be asked about one file; bytes in a table are read one after the other anyway."""
-    if not isinstance(image.fetch(), Path):
-        return image.digest()
+    """Who an image is; of a file, about which many questions may be asked, once."""
+    held = image.fetch()
+    if isinstance(held, bytes):
+        return digest_of(held)
     if image.name not in known:
         known[image.name] = image.digest()
     return known[image.name]

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, cast
 
 from chronostat.data.samples import Sample
@@ -51,7 +52,7 @@ def score(quality: Quality, answer: str, sample: Sample) -> float:
     if quality is choice:
         return choice(answer, sample.references, sample.options)
     value = quality(answer, sample.references)
-    if not 0 <= value <= 1:
+    if not (isinstance(value, Real) and 0 <= value <= 1):
         raise ConfigError(f"the quality of {answer!r} is {value!r}; a quality is a number from 0 to 1")
     return float(value)
 
@@ -60,7 +61,7 @@ def _imported(name: str) -> Quality:
     module_name, _, function = name.partition(":")
     try:
         found: Any = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
         raise ConfigError(
             f"data.quality = {name!r} cannot be imported ({error}); name a function that takes an answer and its "
             "references as package.module:function"

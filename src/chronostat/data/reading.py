@@ -1,8 +1,6 @@
 """From a row of a file to a sample: which column is what, where its images are, and what is wrong with it."""
 
 import base64
-import binascii
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,30 +8,16 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from chronostat.data.columns import MOST_OPTIONS, named, parsed
 from chronostat.data.conversations import Message, places_of, turns_of
 from chronostat.data.images import ImageSource, load_all, shapes_of
 from chronostat.data.samples import Sample, Split
-from chronostat.data.sources.rows import Pictures, Row, shown
+from chronostat.data.sources.columnar import Pictures
+from chronostat.data.sources.rows import Row, shown
 from chronostat.errors import DataError
 from chronostat.records.messages import Turn
 from chronostat.scorers.choices import letter_of
 
-# by which names other layouts call our fields; the first that a file has is read
-_NAMES: dict[str, tuple[str, ...]] = {
-    "id": ("id", "index", "question_id", "questionId"),
-    "image": ("image", "images", "file_name", "image_path"),
-    "prompt": ("prompt", "question"),
-    "answers": ("answers", "answer"),
-    "split": ("split",),
-    "kind": ("kind", "category"),
-    "system": ("system",),
-    "messages": ("messages",),
-    "options": ("options", "choices"),
-    "hint": ("hint",),
-}
-FIELDS = tuple(_NAMES)
-_SPLITS = {"val": "validation", "valid": "validation", "dev": "validation"}
-_LETTERS = "ABCDEFGHIJ"
 _Text = Annotated[str, Field(min_length=1)]
 
 
@@ -50,7 +34,7 @@ class _Line(BaseModel):
     kind: str | None = None
     system: _Text | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    options: Annotated[list[_Text], Field(min_length=2, max_length=len(_LETTERS))] | None = None
+    options: Annotated[list[_Text], Field(min_length=2, max_length=MOST_OPTIONS)] | None = None
     hint: str | None = None
 
 
@@ -67,7 +51,7 @@ def read_row(row: Row, number: int, columns: Mapping[str, str]) -> tuple[Sample,
     """
     if "video" in row.values:
         raise DataError(f"{row.where}: video is not supported; give one or more images as 'image'")
-    line = _validated(row, _named(row, number, columns))
+    line = _validated(row, named(row, number, columns))
     images = list(_images(row, line.image))
     for message in line.messages or ():
         images += (_image(row, name) for name in message.images)
@@ -89,80 +73,7 @@ def read_row(row: Row, number: int, columns: Mapping[str, str]) -> tuple[Sample,
     return sample, images, line.split is not None
 
 
-def _named(row: Row, number: int, columns: Mapping[str, str]) -> dict[str, Any]:
-    """The values of a row by our names."""
-    given = dict(row.values)
-    for field, column in columns.items():
-        if column and column not in given:
-            raise DataError(
-                f"{row.where}: data.columns says that {field} is the column {column!r}, which is not there; there are "
-                f"{', '.join(map(str, given))}"
-            )
-    if row.own and not columns:
-        return given if given.get("messages") is None else {"prompt": None, **given}
-    values = {field: given[name] for field in FIELDS if (name := _column(field, given, columns)) in given}
-    return _of_others(values, given, number)
-
-
-def _column(field: str, given: Mapping[str, object], columns: Mapping[str, str]) -> str | None:
-    if field in columns:
-        return columns[field] or None
-    return next((name for name in _NAMES[field] if name in given), None)
-
-
-def _with_messages(values: dict[str, Any]) -> dict[str, Any]:
-    """Messages that a table writes as JSON."""
-    return values | ({"messages": _parsed(values["messages"])} if "messages" in values else {})
-
-
-def _of_others(values: dict[str, Any], given: Mapping[str, object], number: int) -> dict[str, Any]:
-    """Values as other layouts write them, in our kinds; what is empty is absent."""
-    values = {field: value for field, value in values.items() if value is not None and value != ""}
-    values["id"] = str(values.get("id", number))
-    if "options" not in values:
-        texts = [str(given[letter]) for letter in _LETTERS if given.get(letter) not in {None, ""}]
-        values |= {"options": texts} if len(texts) > 1 else {}
-    options = _parsed(values["options"]) if "options" in values else None
-    if isinstance(options, Mapping):
-        options = list(options.values())
-    if options is not None:
-        values["options"] = [str(option) for option in options]
-    if "answers" in values:
-        values["answers"] = _answers(values["answers"], has_options=options is not None)
-    if "split" in values:
-        values["split"] = _SPLITS.get(str(values["split"]), values["split"])
-    return _with_messages(values) | {key: str(values[key]) for key in ("kind", "prompt", "hint") if key in values}
-
-
-def _parsed(value: object) -> Any:  # noqa: ANN401 - what JSON holds
-    """A list that a table writes as JSON."""
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _answers(value: object, *, has_options: bool) -> list[str]:
-    """One answer or several; a number chooses an option, counted from 0."""
-    listed = _parsed(value)
-    if not isinstance(listed, list):
-        listed = [listed]
-    return [_answer(item, has_options=has_options) for item in listed]
-
-
-def _answer(item: object, *, has_options: bool) -> str:
-    if isinstance(item, Mapping):  # VQA v2: {"answer": "yes", "answer_confidence": ..., "answer_id": ...}
-        return str(item.get("answer", ""))
-    return letter_of(item) if has_options and isinstance(item, int) else str(item)
-
-
 def _validated(row: Row, values: dict[str, Any]) -> _Line:
-    if isinstance(values.get("answers"), list):
-        values["answers"] = [_answer(a, has_options=False) if isinstance(a, Mapping) else a for a in values["answers"]]
-    if isinstance(values.get("options"), Mapping):
-        values["options"] = list(values["options"].values())
     try:
         line = _Line.model_validate(values)
     except ValidationError as error:
@@ -172,8 +83,10 @@ def _validated(row: Row, values: dict[str, Any]) -> _Line:
             for p in error.errors()[:3]
         )
         raise DataError(f"{row.where}: {problems}") from None
-    if (line.prompt is None) == (line.messages is None):
+    if line.prompt is None and line.messages is None:
         raise DataError(f"{row.where}: prompt: Field required; give either 'prompt' or 'messages'")
+    if line.prompt is not None and line.messages is not None:
+        raise DataError(f"{row.where}: 'prompt' and 'messages' are both there; give one of them")
     if line.messages is not None and (line.hint or line.system):
         raise DataError(f"{row.where}: 'messages' holds all that is said; leave hint and system out")
     return line
@@ -203,14 +116,10 @@ def _is_plain(turns: Sequence[Turn], images: int) -> bool:
 
 
 def _images(row: Row, value: object) -> Iterator[ImageSource]:
-    if isinstance(value, Pictures):
-        yield from value.sources(row.base)
-        return
-    listed = _parsed(value)
-    names = listed if isinstance(listed, list) else [listed]
-    for name in names:
+    listed = value if row.own else parsed(value)
+    for name in listed if isinstance(listed, list) else [listed]:
         if isinstance(name, Pictures):
-            yield from name.sources(row.base)
+            yield from name.sources(row)
         elif isinstance(name, str):
             yield _image(row, name)
         else:
@@ -237,13 +146,15 @@ def _image(row: Row, name: str) -> ImageSource:
 
 
 def _encoded(row: Row, text: str, name: str) -> ImageSource:
+    """The whole of it is decoded once to see that it can be, and again where the image is used: it is kept as text."""
+    bare = "".join(text.split())  # some break it into lines
     try:
-        head = base64.b64decode(text[:64], validate=True)
-    except (binascii.Error, ValueError):
+        held = base64.b64decode(bare, validate=True)
+    except ValueError:
         raise DataError(f"{row.where}: image {shown(name)} is neither a file that exists nor base64") from None
-    if not head:
+    if not held:
         raise DataError(f"{row.where}: image {shown(name)} is empty")
-    return ImageSource(f"image of {row.where}", partial(base64.b64decode, text))
+    return ImageSource(f"image of {row.where}", partial(base64.b64decode, bare))
 
 
 def _is_file(path: Path) -> bool:

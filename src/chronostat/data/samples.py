@@ -50,6 +50,16 @@ class Sample:
         """What a processor is given: the conversation, or the prompt where it is one turn after the images."""
         return self.turns or self.prompt
 
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of its images in pixels; loads them only where nothing else tells.
+
+        Raises:
+            DataError: one is missing or no picture.
+        """
+        if self.image_shapes is not None:
+            return self.image_shapes()
+        return tuple((image.height, image.width) for image in self.load_images())
+
     @property
     def place(self) -> str:
         """Where to look for it, for messages."""

@@ -1,23 +1,19 @@
-"""What would make a run worthless, said before its time is spent: prompts, references, what ``full`` answers."""
+"""What would make a run worthless, said before its time is spent: prompts, and what ``full`` answers."""
 
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
 from chronostat.compare.reasons import kind_of
-from chronostat.data.checking import never_right
-from chronostat.data.quality import quality_by_name
+from chronostat.data.checking import looked_at
 from chronostat.data.samples import SPLITS, Dataset, Sample
 from chronostat.errors import DataError
 from chronostat.execution.execute import request_for
 from chronostat.models.load import Vlm
 from chronostat.models.refusals import image_marks, try_prepare
-from chronostat.progress import DataWarning
 from chronostat.records import Setting, Trial
 
-_FIRST = 32  # of a task that is drawn from a seed: its samples are alike
 _FEWEST = 3  # answers of ``full``, all of them wrong, that say something
 
 
@@ -29,12 +25,19 @@ def check_prompts(dataset: Dataset, vlm: Vlm) -> None:
             where, and how many.
         ModelError: the processor lacks a package, or its template leaves images out.
     """
-    marks = image_marks(vlm.processor)
     for split in SPLITS:
-        samples = _samples(dataset, split)
-        _refuse_marks(samples, marks, vlm.name)
-        for sample in samples[:1]:
-            prepared(sample, vlm)
+        check_prompts_of(looked_at(dataset, split), vlm)
+
+
+def check_prompts_of(samples: Sequence[Sample], vlm: Vlm) -> None:
+    """The same for the samples of one split, in the order of a run.
+
+    Raises:
+        DataError, ModelError: as ``check_prompts``.
+    """
+    _refuse_marks(samples, image_marks(vlm.processor), vlm.name)
+    for sample in samples[:1]:
+        prepared(sample, vlm)
 
 
 def prepared(sample: Sample, vlm: Vlm) -> Mapping[str, Tensor]:
@@ -52,30 +55,6 @@ def prepared(sample: Sample, vlm: Vlm) -> Mapping[str, Tensor]:
         request=sample.place,
         device=vlm.model.device,
         dtype=vlm.model.dtype,
-    )
-
-
-def check_references(dataset: Dataset, quality: str) -> None:
-    """Accept references that some answer can match; where only some can be, it is said as a ``DataWarning``.
-
-    Raises:
-        DataError: not one can be matched.
-    """
-    samples = [sample for split in SPLITS for sample in _samples(dataset, split)]
-    wrong = never_right(samples, quality_by_name(quality))
-    if not wrong:
-        return
-    first = f"{wrong[0].place}: {wrong[0].references[0]!r}"
-    if len(wrong) == len(samples):
-        raise DataError(
-            f"no reference can be matched by data.quality = {quality!r}: not even the answer that it asks for is right "
-            f"({first}); choose another quality, or correct the references"
-        )
-    warnings.warn(
-        f"the references of {len(wrong)} of {len(samples)} samples can never be matched by data.quality = "
-        f"{quality!r}, as in {first}",
-        DataWarning,
-        stacklevel=2,
     )
 
 
@@ -99,14 +78,6 @@ def what_full_answered(trials: Sequence[Trial], full: Setting) -> Iterator[str]:
     for reason, count in reasons.most_common():
         share = f"{count} of {len(executions)} executions of the calibration failed ({count / len(executions):.0%})"
         yield f"{share}: {reason}"
-
-
-def _samples(dataset: Dataset, split: str) -> Sequence[Sample]:
-    try:
-        samples = dataset.split(split)  # pyright: ignore[reportArgumentType] - one of SPLITS
-    except DataError:  # there are none
-        return ()
-    return samples if samples[0].where is not None else samples[:_FIRST]
 
 
 def _refuse_marks(samples: Sequence[Sample], marks: frozenset[str], model: str) -> None:

@@ -25,8 +25,13 @@ def planned_executions(workload: Workload) -> dict[Phase, int]:
         "calibrate": sum(map(len, calibrated[: len(data.split("train"))])),
         "select": min(config.train.select_executions, most_selected),
         "train": config.train.executions,
-        "test": config.validation.samples * executions_of_a_trial(workload, "test"),
+        "test": judged_samples(workload) * executions_of_a_trial(workload, "test"),
     }
+
+
+def judged_samples(workload: Workload) -> int:
+    """How many samples a run judges on, where its time box does not end it."""
+    return min(workload.config.validation.samples, len(workload.dataset.split("test")))
 
 
 def executions_of_a_trial(workload: Workload, phase: Phase) -> int:
@@ -74,8 +79,8 @@ class Plan:
         """By what the warm-up measured."""
         execution_s = _BETWEEN * warm_ms(*session.store.trials("warmup")[-2:]) / 1e3
         planned = planned_executions(session.workload)
-        of_a_sample = planned["test"] / session.config.validation.samples
-        asked = min(session.config.validation.samples, len(session.samples("test")))
+        asked = judged_samples(session.workload)
+        of_a_sample = planned["test"] / asked
         before = sum(planned.values()) - planned["test"]
         left_s = session.time_left_s() - before * execution_s
         samples = asked

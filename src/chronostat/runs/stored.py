@@ -21,7 +21,8 @@ def stored_config(store: RunStore, data: Path | None = None) -> Config:
 
     Args:
         store: of the run.
-        data: where its own samples are, if they have moved; whether they are the same is seen when they are loaded.
+        data: where its own samples are, if they have moved, or the folder in which the files of its task are now;
+            whether they are the same is seen when they are loaded.
 
     Raises:
         StoreError: it was not written by this version.
@@ -32,19 +33,31 @@ def stored_config(store: RunStore, data: Path | None = None) -> Config:
 
 
 def _with_data(store: RunStore, config: Config, data: Path | None) -> Config:
-    if config.data.path is None:
-        if data is not None:
-            raise ConfigError(f"--data {data}: the run in {store.folder} has no data of its own; leave it out")
+    asked, then = config.data, store.metadata.get("data", {})
+    if asked.path is not None:
+        found: dict[str, object] = {"path": _found(store, asked.path, then.get("path"), data)}
+    elif asked.files:
+        absolute = then.get("files") or [None] * len(asked.files)
+        moved = [data / Path(file).name if data and data.is_dir() else data for file in asked.files]
+        places = zip(asked.files, absolute, moved, strict=True)
+        found = {"files": tuple(_found(store, *of_file) for of_file in places)}
+    elif data is not None:
+        raise ConfigError(f"--data {data}: the run in {store.folder} has no data of its own; leave it out")
+    else:
         return config
-    then: str | None = store.metadata.get("data", {}).get("path")
-    places = [Path(config.data.path).expanduser(), *([Path(then)] if then else ())] if data is None else [data]
+    return config.model_copy(update={"data": asked.model_copy(update=found)})
+
+
+def _found(store: RunStore, asked: str, then: str | None, moved: Path | None) -> str:
+    """Where a file is: where it was moved to, or else where the configuration says or where that was then."""
+    places = [moved] if moved else [Path(asked).expanduser(), *([Path(then)] if then else ())]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         raise DataError(
             f"the data of the run in {store.folder} is not in {' nor in '.join(dict.fromkeys(map(str, places)))}; name "
             "where it is now with --data FILE"
         )
-    return config.model_copy(update={"data": config.data.model_copy(update={"path": str(found)})})
+    return str(found)
 
 
 def _stored(store: RunStore) -> Config:

@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from chronostat.config import Config, DataConfig
+from chronostat.data.checking import check_references
 from chronostat.data.identity import digests
 from chronostat.data.own import OwnData
 from chronostat.data.quality import quality_by_name
-from chronostat.data.samples import Dataset, Split
+from chronostat.data.samples import SPLITS, Dataset, Split
 from chronostat.data.tasks import TASKS, default_quality, task_by_name
 from chronostat.engine.choosing import running_by
 from chronostat.errors import ConfigError
@@ -28,7 +29,7 @@ from chronostat.measure.decoding import Decoding, decoding_of
 from chronostat.models.identity import fingerprint
 from chronostat.models.load import Vlm, load_vlm, speaks_like_the_bundled
 from chronostat.records import Conditions
-from chronostat.runs.beginning import check_prompts, check_references
+from chronostat.runs.beginning import check_prompts
 from chronostat.runs.store import RunStore
 
 
@@ -76,7 +77,7 @@ class Workload:
             ConfigError: an unknown quality or task, a task beside own data, or an own model without own data.
             StoreError: ``measure.estimate_from`` holds no run.
             ModelError: the model cannot be used.
-            DataError: the data cannot be used, or has nothing to train or to settle on.
+            DataError: the data cannot be used, or has nothing to train, to settle or to judge on.
             KnobError: the model lacks a knob or value that the configuration asks for.
         """
         if config.measure.estimate_from is not None:
@@ -89,12 +90,12 @@ class Workload:
         """The same for a model and data that are there already, ready batches among them.
 
         Raises:
-            DataError: the data has nothing to train or to settle on.
+            DataError: the data has nothing to train, to settle or to judge on.
             KnobError: the model lacks a knob or value that the configuration asks for.
             ConfigError: it shall sample, and its generation_config does not.
         """
         decoding_of(vlm.model, sample=config.measure.sample)
-        for split in ("train", "validation"):
+        for split in SPLITS:
             dataset.split(split)  # nobody should learn after minutes of training that this is missing
         space, absent = find_space(vlm.model, vlm.processor, config.knobs.model_dump())
         return cls(config=config, vlm=vlm, dataset=dataset, space=space, absent=absent)
@@ -116,17 +117,12 @@ class Workload:
                 "fingerprint": self.vlm.fingerprint,
                 "parameters": sum(weight.numel() for weight in self.vlm.model.parameters()),
             },
-            "data": {"path": self._data_path, "digests": digests(self.dataset)},
+            "data": {**_places(self.config.data), "digests": digests(self.dataset)},
             "space": self.space.to_json(),
             "absent": dict(self.absent),
             "pruned": dict(self.space.pruned),
             "conditions": asdict(self.conditions()),
         }
-
-    @property
-    def _data_path(self) -> str | None:
-        path = self.config.data.path
-        return None if path is None else str(Path(path).expanduser().absolute())
 
     @contextmanager
     def stabilised(self) -> Generator[str | None]:
@@ -157,6 +153,14 @@ class Workload:
                 assert self.vlm.processor is not None, "samples need a processor"
                 request = request_for(trial_input, self.vlm.processor, None)
             execute(self.vlm.model, request, setting=self.space.full, max_new_tokens=2)
+
+
+def _places(data: DataConfig) -> dict[str, Any]:
+    """Where files of one's own are, also for a process in another directory."""
+    return {
+        "path": None if data.path is None else str(Path(data.path).expanduser().absolute()),
+        "files": [str(Path(file).expanduser().absolute()) for file in data.files],
+    }
 
 
 def load_both(config: Config) -> tuple[Dataset, Vlm]:

@@ -17,7 +17,7 @@ from chronostat.runs.store import RunStore
 from chronostat.runs.workload import Workload
 from chronostat.studies.survey import Arm, Plan, Shot, repeated
 
-_LOOKED_AT = 64  # training samples whose images are opened
+_LOOKED_AT = 64  # training samples whose sizes are looked at
 _SIZES = 4  # classes of sizes; more are put together
 
 
@@ -46,11 +46,13 @@ class Probe:
         sizes: from small to large.
         part_bytes: of a stored trial, beside its executions.
         execution_bytes: of each of its executions.
+        eager_because: why the model ran eagerly although ``model.engine = "auto"`` on CUDA; None: as it was asked to.
     """
 
     sizes: Sequence[Size]
     part_bytes: float
     execution_bytes: float
+    eager_because: str | None = None
 
     @property
     def execution_s(self) -> float:
@@ -63,7 +65,7 @@ class Probe:
 
 
 def probe(workload: Workload, samples: Sequence[Sample], vlm: Vlm) -> Probe:
-    """Execute one sample of each class of sizes under every setting, and store it aside to see what it takes.
+    """Execute one sample of each class of sizes under every setting, as a run would, and store it aside.
 
     Args:
         workload: whose settings are executed.
@@ -79,12 +81,14 @@ def probe(workload: Workload, samples: Sequence[Sample], vlm: Vlm) -> Probe:
     arms = [Arm(name=str(s), vlm=vlm, setting=s, requests=requests) for s in workload.space.settings]
     config = workload.config
     plan = Plan(repeats=1, max_new_tokens=config.measure.max_new_tokens, seed=config.seed, sample=config.measure.sample)
-    shots = repeated(arms, plan)
+    with workload.stabilised() as eager_because:
+        shots = repeated(arms, plan)
     part_bytes, execution_bytes = _stored([shot.execution for shot in shots if shot.request == 0])
     return Probe(
         sizes=tuple(_size_of(sample, share, number, shots) for number, (sample, share) in enumerate(classes)),
         part_bytes=part_bytes,
         execution_bytes=execution_bytes,
+        eager_because=eager_because,
     )
 
 
@@ -105,7 +109,9 @@ def size_classes(sized: Sequence[tuple[Sample, tuple[int, int]]]) -> list[tuple[
 
 
 def _size(sample: Sample) -> tuple[int, int]:
-    return sample.load_images()[0].size
+    """Width and height of its first image in pixels."""
+    height, width = sample.shapes()[0]
+    return width, height
 
 
 def _size_of(sample: Sample, share: float, request: int, shots: Sequence[Shot]) -> Size:

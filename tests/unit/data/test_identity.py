@@ -10,6 +10,7 @@ from chronostat.data.demo import DemoTask
 from chronostat.data.identity import digests, require_same
 from chronostat.data.own import OwnData
 from chronostat.errors import DataError
+from chronostat.records import Turn
 
 
 @pytest.fixture
@@ -64,10 +65,40 @@ def test_another_picture_under_the_same_name_is_another_sample(tmp_path, lines):
         require_same(stored, data(tmp_path, lines), "runs/a")
 
 
-def test_the_bundled_task_is_told_by_its_first_samples():
-    class Changed(DemoTask):
-        def split(self, name):
-            return [replace(sample, references=("x",)) for sample in super().split(name)[:40]]
+class Listed:
+    """A data set of one's own in Python: as many samples of the bundled task, some of them changed."""
 
+    def __init__(self, change=lambda sample, _: sample):
+        self._samples = [change(sample, number) for number, sample in enumerate(DemoTask().split("train")[:40])]
+
+    def split(self, name):
+        return self._samples
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "Why?"},
+        {"id": "x"},
+        {"references": ("x",)},
+        {"options": ("one", "two")},
+        {"turns": (Turn(role="user", parts=(0, "Why?")),)},
+        {"image_digests": ("x",)},
+    ],
+)
+def test_every_sample_of_ones_own_counts_with_all_that_is_said(change):
+    last = Listed(lambda sample, number: replace(sample, **change) if number == 39 else sample)
+    assert digests(last)["train"] != digests(Listed())["train"]
+
+
+def test_places_and_roles_in_a_conversation_count():
+    turns = [(Turn(role=role, parts=parts),) for role in ("user", "system") for parts in ((0, "a"), ("a", 0))]
+    assert len({digests(Listed(lambda s, _, t=t: replace(s, turns=t)))["train"] for t in turns}) == 4
+
+
+def test_samples_that_are_drawn_are_told_by_the_first_of_them(monkeypatch):
+    drawn = []
+    draw = type(DemoTask().split("train")).draw
+    monkeypatch.setattr(type(DemoTask().split("train")), "draw", lambda *at: drawn.append(at[1]) or draw(*at))
     assert digests(DemoTask()) == digests(DemoTask()) != digests(DemoTask(seed=1))
-    assert digests(Changed()) != digests(DemoTask())
+    assert set(drawn) == set(range(32))  # drawing thousands takes seconds

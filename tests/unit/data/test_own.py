@@ -1,5 +1,6 @@
 """Own data: what is read, and one clear error for each thing that cannot be."""
 
+import base64
 import io
 import json
 import random
@@ -74,6 +75,7 @@ BAD_LINES = {
     "no image": (without("image"), "image: Field required"),
     "empty list of images": (GOOD | {"image": []}, "image"),
     "missing image": (GOOD | {"image": "d.png"}, "d.png does not exist"),
+    "a list as text": (GOOD | {"image": '["a.png"]'}, '["a.png"] does not exist'),
     "a folder as image": (GOOD | {"image": "."}, "does not exist"),
     "impossible image name": (GOOD | {"image": "x" * 5000}, "does not exist"),
     "null in the image name": (GOOD | {"image": "a\0.png"}, "does not exist"),
@@ -174,6 +176,16 @@ def test_a_data_uri_that_is_none_is_not_repeated_in_full(folder):
     assert "(188,022 characters) is neither a file that exists nor base64" in refused(path)
 
 
+def test_the_whole_of_base64_is_looked_at_when_the_file_is_read(folder):
+    content = base64.b64encode((folder / "a.png").read_bytes()).decode()
+    for wrong in (content + "?" * 4, content[:-3]):
+        said = refused(write(folder, GOOD | {"image": f"data:image/png;base64,{wrong}"}))
+        assert said.endswith("is neither a file that exists nor base64")
+    in_lines = "\n".join(re.findall(".{1,76}", content))
+    data = OwnData(write(folder, GOOD | {"image": f"data:image/png;base64,{in_lines}"}))
+    assert data.split("train")[0].load_images()[0].size == (6, 4)
+
+
 def test_a_name_that_no_file_has_is_not_repeated_in_full(folder):
     assert "(188,000 characters) does not exist" in refused(write(folder, GOOD | {"image": "x" * 188_000}))
 
@@ -187,6 +199,10 @@ def test_a_tilde_is_the_home_directory(folder, monkeypatch):
 def test_the_answer_objects_of_vqa_v2(folder):
     answers = [{"answer": each, "answer_confidence": "yes", "answer_id": n} for n, each in enumerate(["cat", "dog"])]
     assert OwnData(write(folder, GOOD | {"answers": answers})).split("train")[0].references == ("cat", "dog")
+    answers[1]["answer"] = None
+    assert "answers.1: Input should be a valid string (it is None)" in refused(
+        write(folder, GOOD | {"answers": answers})
+    )
 
 
 def test_splits_that_share_an_image_are_refused(folder):
@@ -302,6 +318,36 @@ def test_images_stand_at_named_places_in_a_conversation(folder, line, turns):
     assert sample.asked == (sample.turns or sample.prompt)
 
 
+def part(image=None, **more):
+    return {"type": "image", "image": image} | more
+
+
+@pytest.mark.parametrize(
+    ("images", "content", "parts", "sizes"),
+    [
+        # the row's next one, one that a part names, the row's next one
+        (["a.png", "b.jpg"], [part(), part("c.png"), part(), "?"], (0, 2, 1, "?"), [(6, 4), (3, 3), (5, 2)]),
+        (["a.png", "b.jpg"], [part(2), " and ", part(1)], (1, " and ", 0), [(6, 4), (3, 3)]),
+        (["a.png"], [part(), "Where is <image 1>?"], (0, "Where is <image 1>?"), [(6, 4)]),
+        (["a.png"], ["Is <image 1> red?"], ("Is ", 0, " red?"), [(6, 4)]),
+    ],
+)
+def test_parts_of_a_message(folder, images, content, parts, sizes):
+    told = [{"type": "text", "text": each} if isinstance(each, str) else each for each in content]
+    line = without("prompt") | {"image": images, "messages": [{"role": "user", "content": told}]}
+    (sample,) = OwnData(write(folder, line)).split("train")
+    asked = sample.turns[0].parts if sample.turns else (*range(len(images)), sample.prompt)
+    assert asked == parts
+    assert [image.size for image in sample.load_images()] == sizes
+
+
+@pytest.mark.parametrize("content", ["", [{"type": "text", "text": ""}]])
+def test_an_empty_message_is_refused(folder, content):
+    messages = [{"role": "system", "content": content}, {"role": "user", "content": "What?"}]
+    said = refused(write(folder, without("prompt") | {"messages": messages}))
+    assert said.endswith("data.jsonl:1: messages.0: what the system says is empty; leave the message out")
+
+
 def test_what_the_user_says_is_the_prompt_that_the_controller_reads(folder):
     messages = [
         {"role": "user", "content": "What?"},
@@ -321,7 +367,8 @@ def test_what_the_user_says_is_the_prompt_that_the_controller_reads(folder):
         ),
         (TWO | {"prompt": "<image 1> <image 1>?"}, "there are 2 images and 2 places"),
         (GOOD | {"prompt": "<image> <image>?"}, "there are 1 images and 2 places"),
-        (GOOD | {"messages": [{"role": "user", "content": "x"}]}, "give either 'prompt' or 'messages'"),
+        (without("prompt"), "prompt: Field required; give either 'prompt' or 'messages'"),
+        (GOOD | {"messages": [{"role": "user", "content": "x"}]}, "'prompt' and 'messages' are both there; give one"),
         (without("prompt") | {"messages": [{"role": "assistant", "content": "x"}]}, "the last one is the user's"),
         (without("prompt") | {"messages": []}, "messages: List should have at least 1 item"),
         (without("prompt") | {"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role: Input should be"),

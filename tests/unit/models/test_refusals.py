@@ -58,6 +58,20 @@ def test_a_template_without_an_image_is_the_models_fault(processor):
     assert str(error).startswith("the chat template of the model leaves images out: it writes the same text with")
 
 
+def test_a_template_without_an_image_whose_processor_takes_the_text_alone(processor, monkeypatch):
+    whole = type(processor).__call__
+
+    def without_pixels(*given, **options):
+        batch = whole(*given, **options)
+        del batch["pixel_values"]
+        return batch
+
+    monkeypatch.setattr(type(processor), "__call__", without_pixels)
+    error = refused(processor)
+    assert isinstance(error, ModelError)
+    assert str(error).startswith("the chat template of the model leaves images out")
+
+
 def test_a_prompt_with_a_stray_place_is_the_requests_fault(processor):
     error = refused(processor, "What is <IMG_CONTEXT>?")
     assert isinstance(error, DataError)

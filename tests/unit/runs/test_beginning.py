@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from chronostat.data.checking import never_right
+from chronostat.data.checking import check_references, never_right
 from chronostat.data.demo import DemoTask
 from chronostat.data.quality import exact, vqa
 from chronostat.data.samples import SPLITS
 from chronostat.errors import DataError
 from chronostat.progress import DataWarning
 from chronostat.records import Execution, Setting, StageTiming, Trial
-from chronostat.runs.beginning import check_prompts, check_references, what_full_answered
+from chronostat.runs.beginning import check_prompts, what_full_answered
 
 FULL, FAST = Setting(), Setting(moe_topk=1)
 
@@ -47,6 +47,25 @@ def test_a_stray_place_of_an_image_is_found_in_any_split(bundled):
         check_prompts(Made(stray), bundled)
     check_prompts(Made(lambda sample, _: sample), bundled)
     check_prompts(DemoTask(), bundled)
+
+
+def test_of_samples_that_are_drawn_only_the_first_are(bundled, monkeypatch):
+    drawn = []
+    draw = type(DemoTask().split("train")).draw
+    monkeypatch.setattr(type(DemoTask().split("train")), "draw", lambda *at: drawn.append(at[1]) or draw(*at))
+    check_prompts(DemoTask(), bundled)
+    check_references(DemoTask(), "exact")
+    assert set(drawn) == set(range(32))
+
+
+def test_every_sample_of_ones_own_is_looked_at(bundled):
+    class Listed:
+        def split(self, name):
+            last = [replace(DemoTask().split(name)[0], prompt="<IMG_CONTEXT>?", id="last")]
+            return [*DemoTask().split(name)[:40], *last]
+
+    with pytest.raises(DataError, match="sample last: its prompt holds '<IMG_CONTEXT>'"):
+        check_prompts(Listed(), bundled)
 
 
 def test_the_first_sample_of_each_split_is_prepared(bundled):

@@ -345,8 +345,8 @@ def test_threads_that_change_inside_a_session_end_it_at_the_next_phase(stand_in)
     assert torch.get_num_threads() == 1
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_data_without_what_training_needs_is_refused_at_once(tmp_path, monkeypatch, split):
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_data_without_what_training_or_judging_needs_is_refused_at_once(tmp_path, monkeypatch, split):
     stand_in = StandIn(tmp_path, monkeypatch, {split: 0})
     with pytest.raises(DataError, match=f"no batches of split {split}"):
         stand_in.session()

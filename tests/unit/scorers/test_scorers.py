@@ -1,5 +1,7 @@
 """Scores by name: what is right, what is near, and what is never guessed."""
 
+from dataclasses import replace
+
 import pytest
 
 from chronostat.data.quality import quality_by_name, score
@@ -47,6 +49,7 @@ def test_relaxed(answer, reference, value):
         *(("There are 3 dogs.", "3", 1), ("three", "3", 1), ("3.0", "3", 1), ("3 or 4", "3", 0), ("3, yes 3", "3", 1)),
         *(("1,234", "1234", 1), ("12", "1", 0), ("-3", "3", 0), ("no number", "3", 0), ("3", "no number", 0)),
         *(("x3", "3", 0), ("1e3", "1000", 1), ("३", "3", 1), ("$5", "5 dollars", 1)),
+        *(("1000001", "1000000", 0), ("0.3333333333333", "0.33333333333333", 1)),  # as many digits as count
     ],
 )
 def test_number(answer, reference, value):
@@ -67,11 +70,33 @@ def test_number(answer, reference, value):
         ),
         *(("A", 0), ("C", 0), ("a black cat", 0), ("a dog", 0), ("a dog and a cat", 0), ("cat", 0), ("E", 0)),
         *(("The answer is A or the answer is B", 0), ("I do not know", 0), ("Because", 0), ("A cat or a dog", 0)),
+        *(("B, A", 0), ("(B) or (A)", 0), ("The answer is B or A", 0), ("B, maybe A.", 0), ("B. a dog", 0)),
+        *(("It is not a cat.", 0), ("It isn't a cat", 0), ("(B) is not right", 0), ("a cat is wrong", 0)),
+        *(("B. The dog is not there", 1), ("B because it is not a dog", 0), ("No, it is a cat", 1)),
+        *(("a cat because it is not blue", 1), ("It is not blue. It is a cat", 1)),
     ],
 )
 def test_choice(answer, value):
     assert choice(answer, ["B"], OPTIONS) == value
     assert choice(answer, ["a cat"], OPTIONS) == value
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "value"),
+    [
+        *(
+            ("B", ("B", "A"), 1),
+            ("A", ("B", "A"), 0),
+            ("b", ("C", "D"), 1),
+            ("D", ("C", "D"), 1),
+        ),  # letters are letters
+        *(("a cat or a black cat", ("black cat", "cat"), 0), ("a black cat", ("black cat", "cat"), 0)),
+        *(("B. both A and C", ("A", "both A and C", "C"), 1), ("It is not raining", ("dry", "not raining"), 1)),
+        *(("The answer is 3.", ("2", "3"), 1), ("2 or 3", ("2", "3"), 0)),
+    ],
+)
+def test_choice_between_options_that_look_alike(answer, options, value):
+    assert choice(answer, ["B"], options) == value
 
 
 def test_choice_without_options():
@@ -123,17 +148,26 @@ def half(answer, references):
     return 0.5
 
 
-def broken(answer, references):
-    return 2
+def as_asked(answer, references):
+    """What the first reference says."""
+    return {"2": 2, "-0.1": -0.1, "None": None, "'1'": "1", "nan": float("nan")}[references[0]]
 
 
 def test_a_function_of_ones_own(demo_sample):
     assert score(quality_by_name("unit.scorers.test_scorers:half"), "x", demo_sample) == 0.5
-    with pytest.raises(ConfigError, match="the quality of 'x' is 2; a quality is a number from 0 to 1"):
-        score(quality_by_name("unit.scorers.test_scorers:broken"), "x", demo_sample)
 
 
-@pytest.mark.parametrize("name", ["no_such_module:f", "math:no_such_function", ":f", "math:pi"])
-def test_a_function_that_is_none(name):
+@pytest.mark.parametrize("given", ["2", "-0.1", "None", "'1'", "nan"])
+def test_a_function_that_gives_no_number_from_0_to_1(demo_sample, given):
+    with pytest.raises(ConfigError, match=f"the quality of 'x' is {given}; a quality is a number from 0 to 1"):
+        score(as_asked, "x", replace(demo_sample, references=(given,)))
+
+
+@pytest.mark.parametrize(
+    "name", ["no_such_module:f", "math:no_such_function", ":f", "math:pi", ".x:f", "slip_of_a_pen:f"]
+)
+def test_a_function_that_is_none(name, tmp_path, monkeypatch):
+    (tmp_path / "slip_of_a_pen.py").write_text("def f(:")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=f"data.quality = '{name}' (cannot be imported|is no function)"):
         quality_by_name(name)

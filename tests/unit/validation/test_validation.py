@@ -13,7 +13,7 @@ from chronostat.config import Config
 from chronostat.control.controller import load_controller
 from chronostat.control.controller_files import FOLDER
 from chronostat.control.observer import Observer
-from chronostat.errors import BudgetError, ConfigError, DataError, MeasurementError, UnlikeConditions
+from chronostat.errors import BudgetError, ConfigError, MeasurementError, UnlikeConditions
 from chronostat.policy.rivals import rivals_of
 from chronostat.records import Budget, Setting
 from chronostat.runs.store import Validation
@@ -222,11 +222,6 @@ def test_budgets_that_cannot_be_told_apart(stand_in):
 def test_too_few_samples_for_an_interval(tmp_path, monkeypatch):
     stand_in = StandIn(tmp_path, monkeypatch, {"test": 1})
     refused(stand_in, ConfigError, "there is one test sample; intervals need at least 2, add some")
-
-
-def test_no_test_samples(tmp_path, monkeypatch):
-    stand_in = StandIn(tmp_path, monkeypatch, {"test": 0})
-    refused(stand_in, DataError, "no batches of split test")
 
 
 def test_a_controller_of_another_metric(stand_in):

@@ -1,7 +1,8 @@
 """What chronostat data check and convert do."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from chronostat.data.splits import shuffled
 from chronostat.errors import DataError
 from chronostat.models.load import Vlm
 from chronostat.models.prepare import count_image_tokens, prompt_length
-from chronostat.runs.beginning import prepared
+from chronostat.runs.beginning import check_prompts_of, prepared
 from chronostat.runs.workload import load_model, quality_of
 
 _SIZES = 12  # of images, of which tokens are counted and shown
@@ -31,10 +32,15 @@ def check_file(file: Path, config: Config, out: Console) -> None:
         DataError: a run on it would be refused; what was found has been shown.
     """
     name = quality_of(config)
-    found = check(read_samples(file.expanduser(), config.data.columns), quality_by_name(name))
-    out.print(_kinds_table(found))
-    out.print(_sizes_table(found, load_model(config)))
+    read = read_samples(file.expanduser(), config.data.columns)
+    found, vlm = check(read, quality_by_name(name)), load_model(config)
     refusals = list(_refusals(found, name))
+    out.print(_kinds_table(found))
+    out.print(_sizes_table(found, vlm, refusals))
+    for split in SPLITS:
+        samples = shuffled([each.sample for each in read if each.sample.split == split], config.data.shuffle)
+        with _told(refusals):
+            check_prompts_of(samples, vlm)
     for told in (*_remarks(found, name), *refusals):
         out.print(told)
     if refusals:
@@ -65,14 +71,27 @@ def _kinds_table(found: Findings) -> Table:
     return table
 
 
-def _sizes_table(found: Findings, vlm: Vlm) -> Table:
-    """The most frequent sizes, each with what one sample of it costs at full."""
+@contextmanager
+def _told(refusals: list[str]) -> Generator[None]:
+    """What is refused inside goes to the others, unless one of them says it already."""
+    try:
+        yield
+    except DataError as error:
+        if not any(str(error) in refusal for refusal in refusals):
+            refusals.append(str(error))
+
+
+def _sizes_table(found: Findings, vlm: Vlm, refusals: list[str]) -> Table:
+    """The most frequent sizes, each with what one sample of it costs at full; why one is refused goes to the others."""
     table = Table("image", title=f"tokens at full, of one sample of each size ({vlm.name})", title_justify="left")
     for head in ("images", "image tokens", "prompt tokens"):
         table.add_column(head, justify="right")
     for (width, height), count in found.sizes.most_common(_SIZES):
         sample = found.first_of_size.get((width, height))
-        tokens = ("-", "-") if sample is None else _tokens(sample, vlm)
+        tokens = ("-", "-")
+        if sample is not None:
+            with _told(refusals):
+                tokens = _tokens(sample, vlm)
         table.add_row(f"{width} x {height}", str(count), *tokens)
     others = len(found.sizes) - _SIZES
     if others > 0:

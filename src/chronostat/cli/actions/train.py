@@ -59,6 +59,8 @@ def forecast(config: Config, out: Console) -> None:
     if len(probed.sizes) > 1:
         for size in probed.sizes:
             out.print(f"{size.share:.0%} like {size.width} x {size.height} px: {size.request_ms:.0f} ms")
+    if probed.eager_because is not None:
+        out.print(f"the model runs eagerly, not by the engine 'graph': {probed.eager_because}")
     for told in filter(None, (workload.decoding.note, *(f"absent: {reason}" for reason in workload.absent.values()))):
         out.print(told)
     out.print(_cost_table(workload, probed, vlm.model.device.type))

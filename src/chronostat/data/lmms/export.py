@@ -50,8 +50,10 @@ def _rows(name: str, known: LmmsTask, task: Any) -> Iterator[dict[str, Any]]:  #
 
 
 def _answers(value: object) -> list[str]:
+    """Those that are there: a document without any is refused, by its row, where the exported file is read."""
     values = value if isinstance(value, list) else [value]
-    return [str(each["answer"] if isinstance(each, Mapping) else each) for each in values]
+    told = (each["answer"] if isinstance(each, Mapping) else each for each in values)
+    return [str(answer) for answer in told if answer is not None]
 
 
 def _png(image: Image.Image) -> bytes:

@@ -48,10 +48,18 @@ def _folder_rows(path: Path) -> Iterator[Row]:
         for file in nested:
             yield from (row.with_split(file.parent.name) for row in _metadata_rows(file))
     elif parts := sorted(path.rglob("*.parquet")):
-        for part in parts:  # train-00000-of-00002.parquet
-            yield from (row.with_split(part.stem.partition("-")[0]) for row in parquet_rows(part))
+        for part in parts:
+            yield from (row.with_split(_split_named(part, path)) for row in parquet_rows(part))
     else:
         raise DataError(f"the data folder {path} holds none of {_KINDS}")
+
+
+def _split_named(part: Path, folder: Path) -> str | None:
+    """By its name, ``train-00000-of-00002.parquet``, or its folder where that is a number, ``train/0000.parquet``."""
+    name = part.stem.partition("-")[0]
+    if not name.isdecimal():
+        return name
+    return part.parent.name if part.parent != folder else None
 
 
 def _metadata_rows(path: Path) -> Iterator[Row]:

@@ -9,8 +9,45 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chronostat.data.sources.rows import Pictures, Row
+from chronostat.data.images import ImageSource
+from chronostat.data.sources.rows import Row
 from chronostat.errors import DataError
+
+
+class Pictures:
+    """The images of one cell, each read when it is asked for.
+
+    Args:
+        name: of the cell, for messages.
+        fetch: reads the cell, an Arrow scalar: bytes, a struct of ``bytes`` and ``path``, a list of either, or nothing.
+            Of what it holds only the bytes that are asked for are copied.
+    """
+
+    def __init__(self, name: str, fetch: Callable[[], Any]) -> None:
+        self._name, self._fetch = name, fetch
+
+    def sources(self, row: Row) -> list[ImageSource]:
+        """One for each image; a struct without bytes names a file, relative to where the row is.
+
+        Raises:
+            DataError: a file does not exist, or an image of a list is absent.
+        """
+        cell = self._fetch()
+        if not isinstance(cell, pa.ListScalar):
+            return [] if _is_empty(cell) else [self._source(row, cell, None)]
+        listed = list(cell) if cell.is_valid else []
+        absent = [place for place, held in enumerate(listed, start=1) if _is_empty(held)]
+        if absent:
+            raise DataError(f"{row.where}: image {absent[0]} of {len(listed)} is absent; leave it out of the list")
+        return [self._source(row, held, place) for place, held in enumerate(listed)]
+
+    def _source(self, row: Row, held: Any, place: int | None) -> ImageSource:  # noqa: ANN401 - pyarrow has no types
+        if not _content(held).is_valid:
+            file = row.base / held["path"].as_py()
+            if not file.is_file():
+                raise DataError(f"{row.where}: image {file} does not exist")
+            return ImageSource(str(file), lambda: file)
+        return ImageSource(self._name, partial(_bytes_of, self._fetch, place))
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
@@ -84,8 +121,26 @@ def _row_group(opening: object, path: Path, group: int, column: str) -> Any:  # 
 
 
 def _of_parquet(opening: object, path: Path, group: int, column: str, place: int) -> Any:  # noqa: ANN401 - a cell
-    return _row_group(opening, path, group, column)[place].as_py()
+    return _row_group(opening, path, group, column)[place]
 
 
 def _of_table(table: Any, column: str, place: int) -> Any:  # noqa: ANN401 - pyarrow has no types
-    return table[column][place].as_py()
+    return table[column][place]
+
+
+def _content(cell: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
+    """What holds the bytes of an image."""
+    return cell["bytes"] if isinstance(cell, pa.StructScalar) else cell
+
+
+def _is_empty(cell: Any) -> bool:  # noqa: ANN401 - pyarrow has no types
+    """Whether a cell holds neither bytes nor the path of a file."""
+    if not cell.is_valid:
+        return True
+    has_path = isinstance(cell, pa.StructScalar) and "path" in cell and bool(cell["path"].as_py())
+    return not _content(cell).is_valid and not has_path
+
+
+def _bytes_of(fetch: Callable[[], Any], place: int | None) -> bytes:
+    cell = fetch()
+    return _content(cell if place is None else cell[place]).as_py()

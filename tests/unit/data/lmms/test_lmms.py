@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from chronostat.config import load_config
+from chronostat.data.lmms.export import _answers
 from chronostat.data.lmms.load import load_lmms
 from chronostat.data.lmms.tasks import LMMS_TASKS
 from chronostat.data.own import read_samples
@@ -144,6 +145,20 @@ def test_a_task_is_exported_once(exported, tmp_path, monkeypatch):
     assert made.stat().st_mtime_ns == then
     with pytest.raises(DataError, match=r"lmms-eval cannot read .*pope.* as task docvqa_val \(.*KeyError"):
         load_lmms("docvqa_val", [file], 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "answers"),
+    [
+        ("cat", ["cat"]),
+        (1, ["1"]),
+        (["cat", None], ["cat"]),
+        ([{"answer": "cat"}, {"answer": None}], ["cat"]),
+        (None, []),
+    ],
+)
+def test_answers_that_are_absent_are_no_texts(value, answers):
+    assert _answers(value) == answers
 
 
 def test_tasks_that_cannot_be_loaded(tmp_path, monkeypatch):
