@@ -1,6 +1,8 @@
 # Two commands: `make demo` and `make test`. Both set up .venv first, with the versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+# two files of tests at a time; a file's tests share what they prepare
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: demo test test-fast test-storages check clean
 
@@ -8,11 +10,11 @@ demo: .venv/installed
 	$(BIN)/chronostat demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: .venv/installed
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # torchao apart: where it is installed every start of transformers loads it, with warnings
 test-storages: .venv/installed
