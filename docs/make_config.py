@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from chronostat.cli.demo import DEMO_SECONDS
-from chronostat.config import Config
+from chronostat.cli.demo import DEMO_VALUES
+from chronostat.config import Config, load_config
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "config.md"
@@ -32,7 +32,7 @@ a run was configured with is stored in its `run.json`.
 `src/chronostat/config.py`; do not edit it by hand.
 """
 
-_DEMO_HEAD = """# What `chronostat demo` runs, spelled out. Every value but `seconds` is the default. As two commands:
+_DEMO_HEAD = """# What `chronostat demo` runs; all but `seconds` and `device` is the default. As two commands:
 #   chronostat train configs/demo.toml --run-dir runs/demo
 #   chronostat validate runs/demo
 # Made by `python docs/make_config.py`; do not edit it by hand.
@@ -48,7 +48,7 @@ def page() -> str:
 
 def demo() -> str:
     """The text of configs/demo.toml."""
-    config = Config(seconds=DEMO_SECONDS)
+    config = load_config(None, DEMO_VALUES)
     lines = [_DEMO_HEAD, *_assignments(config)]
     for key, _ in sections():
         lines += ["", f"[{key}]", *_assignments(getattr(config, key))]

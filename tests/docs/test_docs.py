@@ -13,7 +13,7 @@ from typer.main import get_command
 import chronostat
 from chronostat import errors
 from chronostat.cli.app import app
-from chronostat.cli.demo import DEMO_SECONDS
+from chronostat.cli.demo import DEMO_VALUES
 from chronostat.config import Config, load_config
 from e2e.commands import FEW_SETTINGS
 
@@ -215,4 +215,4 @@ def test_every_shipped_configuration_loads(path):
 
 
 def test_the_demo_configuration_is_what_demo_runs():
-    assert load_config(ROOT / "configs" / "demo.toml") == Config(seconds=DEMO_SECONDS)
+    assert load_config(ROOT / "configs" / "demo.toml") == load_config(None, DEMO_VALUES)
