@@ -20,7 +20,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("name one directory: python examples/answer_within_budget.py RUN/controller")
     torch.set_num_threads(1)  # as it was trained; the thread count is a condition of every number
-    vlm = load_vlm()
+    vlm = load_vlm(device="cpu")  # where the demo runs
     controller = load_controller(sys.argv[1], vlm.model, vlm.processor)
     sample = DemoTask().split("test")[0]
     (image,) = sample.load_images()
