@@ -1,0 +1,156 @@
+"""A controller kept right while it serves: ``full`` and some settings measured between requests, one at a time."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from chronostat.control.calibration import calibrated_settings
+from chronostat.control.controller import Controller
+from chronostat.control.recalibration import Recalibration, recalibrated
+from chronostat.errors import MeasurementError
+from chronostat.execution.execute import Request, SampleRequest
+from chronostat.execution.trials import TrialRunner
+from chronostat.measure.clock import Clock
+from chronostat.records import Execution, plain
+from chronostat.serving.choosing import Controlled
+from chronostat.serving.promises import Promises
+from chronostat.serving.service import now
+from chronostat.wire.asks import Answered
+
+EXECUTIONS = 60  # of a calibration
+_RECENT = 12  # requests that it is measured on
+_QUIET_S = 60.0  # without a request, after which measuring disturbs nobody
+_ASK_AGAIN_S = 1.0
+
+
+class Nothing:
+    """Where one setting is served nothing has to be renewed."""
+
+    def begin(self) -> None:
+        """Nothing."""
+
+    def between(self, *, waiting: bool) -> float:
+        """Nothing."""
+        del waiting
+        return _ASK_AGAIN_S
+
+
+class Renewing:
+    """Renews the controller before the first request, when promises are broken, and after a quiet while.
+
+    Args:
+        controlled: whose controller is renewed.
+        runner: executes; what it measures is stored.
+        requests: of the kind to come, until there are some that came.
+        clock: of the server.
+        every_s: a controller older than this is renewed when it has been quiet for a minute.
+        told: told of each renewal, or why there was none.
+
+    Attributes:
+        runner: as given.
+        promises: since the last calibration.
+        calibrated: when that was, in UTC; None: not yet.
+    """
+
+    def __init__(
+        self,
+        controlled: Controlled,
+        runner: TrialRunner,
+        requests: Sequence[SampleRequest],
+        *,
+        clock: Clock,
+        every_s: float,
+        told: Callable[[Recalibration | MeasurementError], None],
+    ) -> None:
+        self.runner = runner
+        self._controlled, self._clock = controlled, clock
+        self._every_s, self._told = every_s, told
+        self._recent = deque(requests, maxlen=_RECENT)
+        self._round: _Round | None = None
+        self._rounds = 0
+        self._renewed_ns = self._request_ns = clock.host_ns()
+        self.promises = Promises()
+        self.calibrated: str | None = None
+
+    def begin(self) -> None:
+        """Renew what settings take here and today.
+
+        Raises:
+            MeasurementError: ``full`` could not be measured, or too little else.
+        """
+        started = self._start()
+        while started.step():
+            pass
+        self._take(started)
+
+    def noted(self, request: SampleRequest, answered: Answered) -> None:
+        """A request was answered."""
+        self._request_ns = self._clock.host_ns()
+        if request.images:
+            self._recent.append(request)
+        if answered.kept is not None and answered.meetable:
+            self.promises.add(kept=answered.kept)
+
+    def between(self, *, waiting: bool) -> float:
+        """One execution where one is due; while requests wait only if promises are broken.
+
+        Returns:
+            Seconds after which to ask again.
+        """
+        if self._round is None and self._due():
+            self._round = self._start()
+        if self._round is None or (waiting and not self.promises.broken):
+            return _ASK_AGAIN_S
+        if not self._round.step():
+            finished, self._round = self._round, None
+            try:
+                self._take(finished)
+            except MeasurementError as error:  # the controller stays as it is, and it is said
+                self._reset()
+                self._told(error)
+        return 0.0
+
+    def said(self) -> dict[str, float | int | None]:
+        """The share of deadlines kept since the last calibration, with its interval, as plain data."""
+        share, promises = self.promises.share, self.promises
+        return plain({"share": share.point, "low": share.low, "high": share.high, "requests": promises.made})
+
+    def _due(self) -> bool:
+        quiet_s, age_s = (self._clock.host_ms_since(at) / 1e3 for at in (self._request_ns, self._renewed_ns))
+        return self.promises.broken or (quiet_s >= _QUIET_S and age_s >= self._every_s)
+
+    def _start(self) -> "_Round":
+        self._rounds += 1
+        return _Round(self._controlled.controller, self.runner, list(self._recent), seed=self._rounds)
+
+    def _take(self, finished: "_Round") -> None:
+        renewed = recalibrated(self._controlled.controller, self.runner.model, finished.measured, self._clock)
+        self._controlled.controller = renewed.controller
+        self.calibrated = now()
+        self._reset()
+        self._told(renewed)
+
+    def _reset(self) -> None:
+        self.promises = Promises()
+        self._renewed_ns = self._clock.host_ns()
+
+
+class _Round:
+    """One calibration, execution by execution."""
+
+    def __init__(
+        self, controller: Controller, runner: TrialRunner, requests: Sequence[SampleRequest], *, seed: int
+    ) -> None:
+        self._runner = runner
+        groups = calibrated_settings(controller.space, EXECUTIONS, seed)
+        executions: list[list[Execution]] = [[] for _ in groups]
+        on = [requests[index % len(requests)] for index in range(len(groups))]
+        self._todo = deque((on[i], setting, executions[i]) for i, group in enumerate(groups) for setting in group)
+        self.measured: list[tuple[Request, Sequence[Execution]]] = list(zip(on, executions, strict=True))
+        self._index = seed * 2 * EXECUTIONS  # of trials: no other round has the same
+
+    def step(self) -> bool:
+        """Execute the next one; False after the last."""
+        request, setting, executions = self._todo.popleft()
+        executions.extend(self._runner.run("calibrate", self._index, request, [setting]).executions)
+        self._index += 1
+        return bool(self._todo)
