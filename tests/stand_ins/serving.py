@@ -2,7 +2,6 @@
 
 import base64
 import io
-import socket
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from chronostat.serving.line import Line
 from chronostat.serving.log import RequestLog
 from chronostat.serving.metrics import Gauges, Metrics
 from chronostat.serving.renewing import Nothing
-from chronostat.serving.server import Server
+from chronostat.serving.server import Server, bound
 from chronostat.serving.service import Service
 from chronostat.wire.asks import Answered, Ask, AskedBudget, Piece
 from chronostat.wire.errors import Refused
@@ -163,7 +162,7 @@ def running(
     card = {"id": MODEL, "object": "model", "created": 1, "owned_by": "chronostat", "chronostat": {"setting": "full"}}
     app = make_app(service, metrics, Offer(model=MODEL, card=lambda: card, terms=terms, keys=keys))
     server = Server(app, service)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with bound("127.0.0.1", 0) as listening:
         service.start(failed=server.stop)
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

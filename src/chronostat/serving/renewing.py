@@ -16,8 +16,9 @@ from chronostat.serving.promises import Promises
 from chronostat.serving.service import now
 from chronostat.wire.asks import Answered
 
-EXECUTIONS = 60  # of a calibration
+FIRST, URGENT = 60, 24  # executions of a calibration; of one while requests may wait for each of them
 _RECENT = 12  # requests that it is measured on
+_MOST_PIXELS = 4_000_000  # of such a request: its pictures are kept
 _QUIET_S = 60.0  # without a request, after which measuring disturbs nobody
 _ASK_AGAIN_S = 1.0
 
@@ -77,7 +78,7 @@ class Renewing:
         Raises:
             MeasurementError: ``full`` could not be measured, or too little else.
         """
-        started = self._start()
+        started = self._start(FIRST)
         while started.step():
             pass
         self._take(started)
@@ -85,7 +86,7 @@ class Renewing:
     def noted(self, request: SampleRequest, answered: Answered) -> None:
         """A request was answered."""
         self._request_ns = self._clock.host_ns()
-        if request.images:
+        if 0 < sum(image.width * image.height for image in request.images) <= _MOST_PIXELS:
             self._recent.append(request)
         if answered.kept is not None and answered.meetable:
             self.promises.add(kept=answered.kept)
@@ -97,7 +98,7 @@ class Renewing:
             Seconds after which to ask again.
         """
         if self._round is None and self._due():
-            self._round = self._start()
+            self._round = self._start(URGENT if self.promises.broken else FIRST)
         if self._round is None or (waiting and not self.promises.broken):
             return _ASK_AGAIN_S
         if not self._round.step():
@@ -112,15 +113,16 @@ class Renewing:
     def said(self) -> dict[str, float | int | None]:
         """The share of deadlines kept since the last calibration, with its interval, as plain data."""
         share, promises = self.promises.share, self.promises
-        return plain({"share": share.point, "low": share.low, "high": share.high, "requests": promises.made})
+        return plain({"share": share.point, "low": share.low, "high": share.high, "requests": len(promises)})
 
     def _due(self) -> bool:
         quiet_s, age_s = (self._clock.host_ms_since(at) / 1e3 for at in (self._request_ns, self._renewed_ns))
         return self.promises.broken or (quiet_s >= _QUIET_S and age_s >= self._every_s)
 
-    def _start(self) -> "_Round":
+    def _start(self, executions: int) -> "_Round":
         self._rounds += 1
-        return _Round(self._controlled.controller, self.runner, list(self._recent), seed=self._rounds)
+        controller, requests = self._controlled.controller, list(self._recent)
+        return _Round(controller, self.runner, requests, executions, seed=self._rounds)
 
     def _take(self, finished: "_Round") -> None:
         renewed = recalibrated(self._controlled.controller, self.runner.model, finished.measured, self._clock)
@@ -138,15 +140,21 @@ class _Round:
     """One calibration, execution by execution."""
 
     def __init__(
-        self, controller: Controller, runner: TrialRunner, requests: Sequence[SampleRequest], *, seed: int
+        self,
+        controller: Controller,
+        runner: TrialRunner,
+        requests: Sequence[SampleRequest],
+        most: int,
+        *,
+        seed: int,
     ) -> None:
         self._runner = runner
-        groups = calibrated_settings(controller.space, EXECUTIONS, seed)
+        groups = calibrated_settings(controller.space, most, seed)
         executions: list[list[Execution]] = [[] for _ in groups]
         on = [requests[index % len(requests)] for index in range(len(groups))]
         self._todo = deque((on[i], setting, executions[i]) for i, group in enumerate(groups) for setting in group)
         self.measured: list[tuple[Request, Sequence[Execution]]] = list(zip(on, executions, strict=True))
-        self._index = seed * 2 * EXECUTIONS  # of trials: no other round has the same
+        self._index = seed * 2 * FIRST  # of trials: no other round has the same
 
     def step(self) -> bool:
         """Execute the next one; False after the last."""
