@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from chronostat.cli.ask import ask
 from chronostat.cli.calibrate import calibrate
 from chronostat.cli.data import check, convert
 from chronostat.cli.demo import demo
@@ -47,7 +48,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-for verb in (demo, train, validate, calibrate, serve, report, measure, knobs, rank_blocks):
+for verb in (demo, train, validate, calibrate, ask, serve, report, measure, knobs, rank_blocks):
     app.command()(verb)
 estimator = typer.Typer(help="The fallback for models whose stages cannot be measured.", no_args_is_help=True)
 estimator.command("evaluate")(evaluate_estimator)

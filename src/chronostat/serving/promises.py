@@ -1,13 +1,13 @@
 """Whether deadlines that could be kept are kept: the share of the latest ones, with an interval."""
 
 from collections import deque
-from math import nan, sqrt
 
+from chronostat.compare.statistics import share_interval
 from chronostat.records import DEADLINE_SHARE, Estimate
 
 _LATEST = 200  # what was long ago says nothing of now
 _LEAST = 20  # fewer say nothing: the very first one could be late
-_SHOWN, _SURE = 1.96, 3.0  # deviations on each side: 95 % to be shown, more to act on, since it is looked at each time
+_SURE = 3.0  # deviations on each side: more than to be shown, since it is looked at each time
 
 
 class Promises:
@@ -26,19 +26,9 @@ class Promises:
     @property
     def share(self) -> Estimate:
         """Of those that were kept, with its 95 % interval."""
-        return self._interval(_SHOWN)
+        return share_interval(sum(self._kept), len(self))
 
     @property
     def broken(self) -> bool:
         """Whether fewer are kept than a deadline promises, beyond doubt."""
-        return len(self) >= _LEAST and self._interval(_SURE).high < DEADLINE_SHARE
-
-    def _interval(self, z: float) -> Estimate:
-        """Wilson, JASA 22, 1927; ``z`` deviations on each side."""
-        n = len(self)
-        if not n:
-            return Estimate(point=nan, low=nan, high=nan)
-        point = sum(self._kept) / n
-        middle = (point + z**2 / (2 * n)) / (1 + z**2 / n)
-        around = z * sqrt(point * (1 - point) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-        return Estimate(point=point, low=max(middle - around, 0.0), high=min(middle + around, 1.0))
+        return len(self) >= _LEAST and share_interval(sum(self._kept), len(self), _SURE).high < DEADLINE_SHARE

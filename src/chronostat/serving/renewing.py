@@ -68,6 +68,7 @@ class Renewing:
         self._recent = deque(requests, maxlen=_RECENT)
         self._round: _Round | None = None
         self._rounds = 0
+        self._in_haste = False  # the latest calibration was: the next quiet minute has time for a better one
         self._renewed_ns = self._request_ns = clock.host_ns()
         self.promises = Promises()
         self.calibrated: str | None = None
@@ -98,7 +99,8 @@ class Renewing:
             Seconds after which to ask again.
         """
         if self._round is None and self._due():
-            self._round = self._start(URGENT if self.promises.broken else FIRST)
+            self._in_haste = self.promises.broken
+            self._round = self._start(URGENT if self._in_haste else FIRST)
         if self._round is None or (waiting and not self.promises.broken):
             return _ASK_AGAIN_S
         if not self._round.step():
@@ -117,7 +119,8 @@ class Renewing:
 
     def _due(self) -> bool:
         quiet_s, age_s = (self._clock.host_ms_since(at) / 1e3 for at in (self._request_ns, self._renewed_ns))
-        return self.promises.broken or (quiet_s >= _QUIET_S and age_s >= self._every_s)
+        old = self._in_haste or age_s >= self._every_s
+        return self.promises.broken or (quiet_s >= _QUIET_S and old)
 
     def _start(self, executions: int) -> "_Round":
         self._rounds += 1

@@ -106,6 +106,21 @@ def test_broken_promises_are_mended_also_while_requests_wait(made, bundled):
     assert controlled.controller.full_ms > 105  # 36 ms of vision more than 110
 
 
+def test_what_was_measured_in_haste_is_measured_again_in_the_next_quiet_minute(made, bundled):
+    machine = Machine(vision=3.0)
+    renewing, _, clock, told, _ = made(machine)
+    break_promises(renewing, requests_of(bundled, "test", 1)[0])
+    for _ in range(URGENT):
+        renewing.between(waiting=True)
+    assert renewing.between(waiting=False) == 1.0
+    clock.advance_ms(60_001)
+    for _ in range(FIRST):
+        assert renewing.between(waiting=False) == 0.0
+    assert (len(machine.executed), len(told)) == (URGENT + FIRST, 2)
+    clock.advance_ms(60_001)
+    assert renewing.between(waiting=False) == 1.0
+
+
 def test_a_machine_on_which_full_fails_leaves_the_controller_as_it_is_and_says_so(made, trained, bundled):
     machine = Machine(fails=frozenset({trained.space.full}))
     renewing, controlled, _, told, _ = made(machine)

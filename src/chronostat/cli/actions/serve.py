@@ -9,9 +9,8 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from chronostat.config import Config, overridden, refuse_others
+from chronostat.cli.actions.held import config_with
 from chronostat.control.controller import read_for
-from chronostat.control.controller_files import read_controller
 from chronostat.errors import ConfigError
 from chronostat.execution.execute import request_for
 from chronostat.records import Setting
@@ -27,8 +26,6 @@ except ImportError as error:
     ) from error
 
 _REQUESTS = 12  # of the data, for the first calibration
-_TAKEN = ("model.", "measure.threads=", "measure.flush_denormals=", "measure.max_new_tokens=", "measure.time_limit_s=")
-_SAID = "serve takes keys of model, and measure.threads, flush_denormals, max_new_tokens and time_limit_s"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +54,8 @@ def serve(typed: Typed, out: Console) -> None:
         ConfigError: a word cannot be used, or the controller's metric is none of a caller's wait.
         ModelError, StoreError, DataError, MeasurementError: the model, the controller or its data cannot be used.
     """
-    refuse_others(typed.overrides, _TAKEN, _SAID)
     keys = () if typed.api_key_file is None else read_keys(typed.api_key_file)
-    config = _config(typed)
+    config = config_with(typed.controller, typed.model, typed.overrides)
     with bound(typed.host, typed.port) as listening:
         if not keys and not is_loopback(typed.host):
             out.print(f"warning: {typed.host} can be reached by others without a key; ask for one with --api-key-file")
@@ -89,10 +85,3 @@ def serve(typed: Typed, out: Console) -> None:
             listening,
             began=lambda address: out.print(f"{address}/v1 warms up; requests are stored in {typed.run_dir}"),
         )
-
-
-def _config(typed: Typed) -> Config:
-    """That of the controller, or of all defaults, with what was typed."""
-    config = Config() if typed.controller is None else read_controller(typed.controller)[0].controller.config
-    named = () if typed.model is None else (f"model.path={typed.model}",)
-    return overridden(config, [*named, *typed.overrides])
