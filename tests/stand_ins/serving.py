@@ -156,7 +156,7 @@ def running(
     terms = Terms(
         limits=limits or Limits(),
         marks=frozenset({"<image>"}),
-        most_new_tokens=512,
+        context_tokens=512,
         store_requests=store_requests,
     )
     card = {"id": MODEL, "object": "model", "created": 1, "owned_by": "chronostat", "chronostat": {"setting": "full"}}

@@ -23,6 +23,7 @@ from chronostat.serving.choosing import Chooser
 from chronostat.serving.text import AnswerText
 from chronostat.wire.asks import Answered, Ask, AskedBudget, Finish, Piece, Sampling
 from chronostat.wire.errors import Refused, bad
+from chronostat.wire.reading import too_long
 
 _SEEDS = np.random.default_rng()
 _WARM_SHAPES = ((64, 64), (448, 448), (600, 900), (1000, 400))  # height and width of pictures that warm up
@@ -67,6 +68,7 @@ class ModelAnswerer:
     Attributes:
         settings: all that may be chosen; each is warmed up.
         new_tokens: longest answer of a request that says nothing.
+        context_tokens: that the model's context holds.
         sample: the model samples answers of requests that say nothing, as its generation_config says.
         answered: told of each request that was answered, with what was executed.
         source: where latencies come from, as the warm-up has seen; None: not warm yet.
@@ -77,6 +79,7 @@ class ModelAnswerer:
     settings: Sequence[Setting]
     clock: Clock
     new_tokens: int
+    context_tokens: int
     sample: bool = False
     answered: Callable[[SampleRequest, Answered], None] = field(default=lambda _request, _answered: None)
     source: Source | None = field(default=None, init=False)
@@ -94,6 +97,7 @@ class ModelAnswerer:
         """See ``Answerer``."""
         turn_ns = self.clock.host_ns()
         queue_ms = (turn_ns - ask.received_ns) / 1e6
+        self._require_room(ask)
         request = self._request(ask)
         image_ms = self.clock.host_ms_since(turn_ns)
         start_ns = self.clock.host_ns()
@@ -179,6 +183,18 @@ class ModelAnswerer:
             sampling_seed=seed if sampled else None,
             criteria=[text],
         )
+
+    def _require_room(self, ask: Ask) -> None:
+        """Accept what fits the context as far as text goes; what pictures add depends on the setting.
+
+        Raises:
+            Refused: it does not.
+        """
+        tokenizer: Any = getattr(self.vlm.processor, "tokenizer")  # noqa: B009 - the base class does not declare it
+        text = sum(len(tokenizer(turn.text, add_special_tokens=False)["input_ids"]) for turn in ask.turns)
+        new = ask.new_tokens or self.new_tokens
+        if text + new > self.context_tokens:
+            raise too_long(f"{text:,} tokens of text, and the answer may have {new:,}", self.context_tokens)
 
     def _reached_ms(self, request: SampleRequest, execution: Execution, wall_ms: float) -> float:
         """Of the wall time of choosing and executing that up to where the metric ends; the chooser learns from it.

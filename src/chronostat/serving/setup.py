@@ -17,7 +17,7 @@ from chronostat.control.recalibration import Recalibration
 from chronostat.engine.choosing import running_by
 from chronostat.errors import MeasurementError
 from chronostat.execution.conditions import read_conditions
-from chronostat.execution.execute import SampleRequest
+from chronostat.execution.execute import SampleRequest, explaining_errors
 from chronostat.execution.trials import TrialRunner
 from chronostat.knobs.registry import applied
 from chronostat.machine.stabilise import stabilised
@@ -100,6 +100,7 @@ def build(wanted: Wanted) -> Built:
         clock=clock,
         new_tokens=config.measure.max_new_tokens,
         sample=config.measure.sample,
+        context_tokens=context_tokens(vlm),
     )
     store = RunStore.create(wanted.run_dir, _metadata(wanted, answerer))
     keeper = Nothing() if controlled is None else _renewing(wanted, controlled, store, clock)
@@ -119,7 +120,7 @@ def build(wanted: Wanted) -> Built:
     terms = Terms(
         limits=wanted.limits,
         marks=image_marks(vlm.processor),
-        most_new_tokens=context_tokens(vlm),
+        context_tokens=context_tokens(vlm),
         store_requests=wanted.store_requests,
     )
     name = model_id(vlm)
@@ -196,7 +197,8 @@ def _prepared(wanted: Wanted, answerer: ModelAnswerer, keeper: Renewing | Nothin
         store.update_metadata(
             conditions=asdict(conditions), **{CONDITIONS: {conditions.fingerprint: asdict(conditions)}}
         )
-        answerer.warm_up()
+        with explaining_errors("warming up"):
+            answerer.warm_up()
         store.update_metadata(source=answerer.source)
         if isinstance(keeper, Renewing):
             keeper.runner.conditions, keeper.runner.source = conditions.fingerprint, answerer.source

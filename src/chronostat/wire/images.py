@@ -26,7 +26,7 @@ class Limits:
         pixels: of one picture.
     """
 
-    body: int = 64 * _MIB
+    body: int = 32 * _MIB
     images: int = 16
     image: int = 20 * _MIB
     pixels: int = 40_000_000

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from chronostat.records.messages import Role, Turn
 from chronostat.wire.asks import Ask, AskedBudget, Sampling
-from chronostat.wire.errors import bad
+from chronostat.wire.errors import Refused, bad
 from chronostat.wire.images import Limits, picture
 from chronostat.wire.protocol import MOST_BUDGET_MS, ChatRequest, ImagePart, Message
 
 BUDGET_HEADER = "x-latency-budget-ms"
+_MOST_CHARACTERS = 32  # of a token
 _ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -21,13 +22,13 @@ class Terms:
 
     Attributes:
         marks: texts that the processor takes for a part of an image wherever they stand.
-        most_new_tokens: longest answer that can be asked for.
+        context_tokens: that the model's context holds.
         store_requests: whether messages are kept in the log.
     """
 
     limits: Limits
     marks: frozenset[str]
-    most_new_tokens: int
+    context_tokens: int
     store_requests: bool = False
 
 
@@ -38,7 +39,7 @@ def ask_of(request: ChatRequest, headers: Mapping[str, str], terms: Terms, *, id
         Refused: a value is not allowed; names its field.
     """
     turns, images = _conversation(request.messages, terms)
-    new_tokens = _new_tokens(request, terms.most_new_tokens)
+    new_tokens = _new_tokens(request, terms.context_tokens)
     return Ask(
         id=id,
         received_ns=received_ns,
@@ -79,7 +80,20 @@ def _conversation(messages: Sequence[Message], terms: Terms) -> tuple[tuple[Turn
                 else:
                     parts.append(_checked(part.text, f"{where}.{place}.text", terms))
         turns.append(Turn(role=_ROLES[message.role], parts=tuple(parts)))
+    said = sum(len(turn.text) for turn in turns)
+    most = _MOST_CHARACTERS * terms.context_tokens
+    if said > most:  # counting its tokens would take long
+        raise too_long(f"{said:,} characters of text, of which at most {most:,} are read", terms.context_tokens)
     return tuple(turns), tuple(images)
+
+
+def too_long(what: str, context_tokens: int) -> Refused:
+    """A request that the model's context does not hold."""
+    return bad(
+        "messages",
+        f"messages have {what}; this model's context holds {context_tokens:,} tokens, send less",
+        code="context_length_exceeded",
+    )
 
 
 def _checked(text: str, param: str, terms: Terms) -> str:

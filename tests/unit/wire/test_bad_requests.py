@@ -50,6 +50,11 @@ BAD = [
         "messages.0.content",
         "holds '<image>', which this model takes",
     ),
+    (
+        {"messages": [{**USER, "content": "a" * 17_000}]},
+        "messages",
+        "17,000 characters of text, of which at most 16,384",
+    ),
     ({"model": 5}, "model", "valid string"),
     ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
     ({"max_tokens": -3}, "max_tokens", "greater than or equal to 1"),
@@ -157,9 +162,13 @@ def test_a_length_of_a_gigabyte_is_refused_before_it_is_read(server):
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {10**9}\r\n\r\n"
     with socket.create_connection((host, int(port)), WAIT_S) as connection:
         connection.sendall(head.encode() + b"{")
-        answer = connection.recv(4096)
+        answer = b""
+        while not answer.endswith(b"}}"):
+            received = connection.recv(4096)
+            assert received, answer
+            answer += received
     assert answer.startswith(b"HTTP/1.1 413 ")
-    assert b"the body has 1,000,000,000 bytes; at most 67,108,864 are taken" in answer
+    assert b"the body has 1,000,000,000 bytes; at most 33,554,432 are taken" in answer
 
 
 def test_another_model_is_not_answered_for(server):
