@@ -97,11 +97,10 @@ def deadlines(task: Task) -> dict[str, Any]:
             if name == "controller":
                 (model,) = httpx2.get(f"{server.address}/v1/models").json()["data"]
                 full_ms = model["chronostat"]["full_ms"]
-            client = Client(server)
-            for question in asked[:_WARMING]:
-                client.ask(question)
             for fraction in FRACTIONS:
-                budget_ms = fraction * full_ms
+                budget_ms, client = fraction * full_ms, Client(server)
+                for question in asked[:_WARMING]:
+                    client.ask(question)
                 alone = [client.ask(question, budget_ms) for question in asked]
                 arriving = poisson(server, asked, per_s=LOAD / full_ms * 1e3, budget_ms=budget_ms, seed=0)
                 found[f"{name} {fraction}"] = {

@@ -192,9 +192,9 @@ class ModelAnswerer:
         """
         tokenizer: Any = getattr(self.vlm.processor, "tokenizer")  # noqa: B009 - the base class does not declare it
         text = sum(len(tokenizer(turn.text, add_special_tokens=False)["input_ids"]) for turn in ask.turns)
-        new = ask.new_tokens or self.new_tokens
+        new = ask.new_tokens or 1
         if text + new > self.context_tokens:
-            raise too_long(f"{text:,} tokens of text, and the answer may have {new:,}", self.context_tokens)
+            raise too_long(f"{text:,} tokens of text, and {new:,} of the answer", self.context_tokens)
 
     def _reached_ms(self, request: SampleRequest, execution: Execution, wall_ms: float) -> float:
         """Of the wall time of choosing and executing that up to where the metric ends; the chooser learns from it.

@@ -17,10 +17,10 @@ from chronostat.serving.line import Job
 from chronostat.serving.metrics import Metrics
 from chronostat.serving.served import GONE, Served
 from chronostat.serving.service import Service, now
-from chronostat.wire.asks import Answered, Piece
+from chronostat.wire.asks import Answered, Ask, Piece
 from chronostat.wire.bodies import Head, error_event, usage_of
-from chronostat.wire.errors import Refused
-from chronostat.wire.protocol import ChatRequest, read_request
+from chronostat.wire.errors import Refused, bad
+from chronostat.wire.protocol import ChatRequest, StreamOptions, read_request
 from chronostat.wire.reading import Terms, ask_of
 
 _BODY_S = 60.0  # to send a request in
@@ -65,31 +65,17 @@ class _Routes:
 
     async def chat(self, request: Request) -> Response:
         """One request."""
-        received_ns, received = self._service.clock.host_ns(), now()
-        head = Head(id=f"chatcmpl-{uuid4().hex}", created=int(datetime.now(UTC).timestamp()), model=self._offer.model)
         self._require_key(request)
-        job: Job | None = None
-        try:
-            asked = await self._read(request)
-            ask = ask_of(asked, request.headers, self._offer.terms, id=head.id, received_ns=received_ns)
-            head = Head(id=head.id, created=head.created, model=head.model, budget=ask.budget)
-            events: asyncio.Queue[Event] = asyncio.Queue()
-            post = _poster(events)
-            job = Job(ask=ask, received=received, told=post if asked.stream else lambda _: None, done=post)
-            self._service.join(job)
-        except Refused as refused:
-            ask = None if job is None else job.ask
-            self._service.note(Served(id=head.id, received=received, ask=ask, outcome=refused))
-            raise
-        first = await self._first(request, job, events)
+        joined = await self._join(request)
+        first = await self._first(request, joined)
         if first is None:
             return Response(status_code=GONE)
         if isinstance(first, Refused):
             raise first
-        if not asked.stream:
-            assert isinstance(first, Answered), "no pieces are told where none are streamed"
-            return Response(head.completion(first), media_type="application/json")
-        return StreamingResponse(self._stream(asked, head, job, first, events), media_type="text/event-stream")
+        if joined.asked.stream:
+            return StreamingResponse(self._stream(joined, first), media_type="text/event-stream")
+        assert isinstance(first, Answered), "no pieces are told where none are streamed"
+        return Response(joined.head.completion(first), media_type="application/json")
 
     async def models(self, request: Request) -> Response:
         """The one model."""
@@ -129,53 +115,78 @@ class _Routes:
                 param="model",
             )
 
+    async def _join(self, request: Request) -> "_Joined":
+        """Read a request and put it into the line; one that is refused is logged too.
+
+        Raises:
+            Refused: it cannot be read, or there is no place for it.
+        """
+        received_ns, received = self._service.clock.host_ns(), now()
+        id_, created = f"chatcmpl-{uuid4().hex}", int(datetime.now(UTC).timestamp())
+        ask: Ask | None = None
+        try:
+            asked = await self._read(request)
+            ask = ask_of(asked, request.headers, self._offer.terms, id=id_, received_ns=received_ns)
+            events: asyncio.Queue[Event] = asyncio.Queue()
+            post = _poster(events)
+            job = Job(ask=ask, received=received, told=post if asked.stream else lambda _: None, done=post)
+            self._service.join(job)
+        except Refused as refused:
+            self._service.note(Served(id=id_, received=received, ask=ask, outcome=refused))
+            raise
+        head = Head(id=id_, created=created, model=self._offer.model, budget=ask.budget)
+        return _Joined(asked=asked, head=head, job=job, events=events)
+
     async def _read(self, request: Request) -> ChatRequest:
         asked = read_request(await _body(request, self._offer.terms.limits.body))
         self._require_model(asked.model)
         if asked.stream_options is not None and not asked.stream:
-            raise Refused(
-                400,
-                "stream_options is given without stream = true; give that too, or leave it out",
-                code="invalid_value",
-                param="stream_options",
-            )
+            said = "stream_options is given without stream = true; give that too, or leave it out"
+            raise bad("stream_options", said)
         return asked
 
-    async def _first(self, request: Request, job: Job, events: "asyncio.Queue[Event]") -> Event | None:
+    async def _first(self, request: Request, joined: "_Joined") -> Event | None:
         """What comes first; None: the client is gone. Until then nothing is sent, so an error has its own status."""
-        event = asyncio.ensure_future(events.get())
+        event = asyncio.ensure_future(joined.events.get())
         gone = asyncio.ensure_future(_disconnected(request))
         try:
             await asyncio.wait({event, gone}, return_when=asyncio.FIRST_COMPLETED)
             if event.done():
                 return event.result()
-            self._service.leave(job)
+            self._service.leave(joined.job)
             return None
         finally:
             for task in (event, gone):
                 task.cancel()
 
-    async def _stream(
-        self, asked: ChatRequest, head: Head, job: Job, first: Event, events: "asyncio.Queue[Event]"
-    ) -> AsyncIterator[bytes]:
-        options = asked.stream_options
-        each_usage = options is not None and options.continuous_usage_stats
+    async def _stream(self, joined: "_Joined", first: Event) -> AsyncIterator[bytes]:
+        """Server-sent events; a client that goes away meanwhile leaves the line."""
+        head, options = joined.head, joined.asked.stream_options or StreamOptions()
         event, ended = first, False
-        delta = {"role": "assistant", "content": ""}
         try:
-            yield head.chunk(delta)
+            yield head.chunk({"role": "assistant", "content": ""})
             while isinstance(event, Piece):
-                so_far = usage_of(event.prompt_tokens, event.new_tokens) if each_usage else None
+                so_far = usage_of(event.prompt_tokens, event.new_tokens) if options.continuous_usage_stats else None
                 yield head.chunk({"content": event.text}, usage=so_far)
-                event = await events.get()
+                event = await joined.events.get()
             ended = True
             if isinstance(event, Refused):
                 yield error_event(event.body())
             else:
-                yield head.last(event, include_usage=options is not None and options.include_usage)
+                yield head.last(event, include_usage=options.include_usage)
         finally:
             if not ended:
-                self._service.leave(job)
+                self._service.leave(joined.job)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Joined:
+    """A request in the line, and what comes of it."""
+
+    asked: ChatRequest
+    head: Head
+    job: Job
+    events: "asyncio.Queue[Event]"
 
 
 def _poster(events: "asyncio.Queue[Event]") -> Callable[[Event], None]:

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from chronostat.errors import ConfigError
 from chronostat.serving.service import Service
 
+_KEEP_ALIVE_S = 75  # longer than clients keep an idle connection, so that none asks while its connection is closed
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -58,7 +59,9 @@ class Server(uvicorn.Server):
     """Ends the service before its connections: who waits is told, who is being answered gets the answer."""
 
     def __init__(self, app: FastAPI, service: Service) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
+        super().__init__(
+            uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=_KEEP_ALIVE_S)
+        )
         self._service = service
 
     def stop(self) -> None:

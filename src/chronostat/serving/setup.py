@@ -169,6 +169,7 @@ def _renewing(wanted: Wanted, controlled: Controlled, store: RunStore, clock: Cl
             return
         full_ms = store.metadata.get("full_ms", {})
         store.update_metadata(full_ms={**full_ms, f"calibration {len(full_ms)}": renewed.full_ms.point})
+        store.compact()
         moved = sum(each.moved for each in renewed.settings[1:])
         wanted.told(
             f"calibrated: full takes {renewed.full_ms.point:.1f} ms ({renewed.full_before_ms:.1f} before); {moved} of "

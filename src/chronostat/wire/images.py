@@ -5,6 +5,7 @@ import binascii
 import io
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -23,7 +24,7 @@ class Limits:
         body: bytes of the whole request.
         images: how many pictures.
         image: bytes of one picture's file.
-        pixels: of one picture.
+        pixels: of all pictures together.
     """
 
     body: int = 32 * _MIB
@@ -32,8 +33,21 @@ class Limits:
     pixels: int = 40_000_000
 
 
-def picture(url: str, param: str, limits: Limits) -> bytes:
-    """The file of a picture.
+class Picture(NamedTuple):
+    """The file of a picture, and how many pixels its head says."""
+
+    content: bytes
+    pixels: int
+
+
+def picture(url: str, param: str, limits: Limits, *, before: int = 0) -> Picture:
+    """A picture, checked and not decoded.
+
+    Args:
+        url: that holds it.
+        param: the field.
+        limits: of the request.
+        before: pixels of the request's pictures before this one.
 
     Raises:
         Refused: another kind of URL, no picture, or beyond a limit; names the field.
@@ -53,21 +67,22 @@ def picture(url: str, param: str, limits: Limits) -> bytes:
         content = base64.b64decode(encoded, validate=True)
     except binascii.Error as error:
         raise bad(param, f"{param} is not valid base64 ({error}); encode the picture's file") from None
-    _check_head(content, param, limits)
-    return content
+    return Picture(content, _pixels(content, param, limits, before))
 
 
-def _check_head(content: bytes, param: str, limits: Limits) -> None:
+def _pixels(content: bytes, param: str, limits: Limits, before: int) -> int:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
     except Image.DecompressionBombError:  # Pillow's own limit is above ours, and it tells no size
-        raise _too_large(param, "far too many pixels", f"{limits.pixels:,} pixels") from None
+        raise _too_large(param, "far too many pixels", f"{limits.pixels:,} pixels in all") from None
     except (OSError, SyntaxError, ValueError):  # what they say is about Pillow's own objects
         said = f"{param} is no picture that can be read; send a whole file of {', '.join(FORMATS)}"
         raise bad(param, said) from None
-    if width * height > limits.pixels:
-        raise _too_large(param, f"{width} x {height} pixels", f"{limits.pixels:,} pixels")
+    if before + width * height > limits.pixels:
+        already = f" after {before:,} of other pictures" if before else ""
+        raise _too_large(param, f"{width} x {height} pixels{already}", f"{limits.pixels:,} pixels in all")
+    return width * height
 
 
 def _too_large(param: str, value: str, allowed: str) -> Refused:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from chronostat.records.messages import Role, Turn
 from chronostat.wire.asks import Ask, AskedBudget, Sampling
 from chronostat.wire.errors import Refused, bad
-from chronostat.wire.images import Limits, picture
-from chronostat.wire.protocol import MOST_BUDGET_MS, ChatRequest, ImagePart, Message
+from chronostat.wire.images import Limits, Picture, picture
+from chronostat.wire.protocol import MOST_BUDGET_MS, ChatRequest, ImagePart, Message, TextPart
 
 BUDGET_HEADER = "x-latency-budget-ms"
 _MOST_CHARACTERS = 32  # of a token
@@ -61,30 +61,21 @@ def _conversation(messages: Sequence[Message], terms: Terms) -> tuple[tuple[Turn
             f"messages.{len(messages) - 1}.role",
             f"the last message is the {messages[-1].role}'s; it must be the user's, whom the model answers",
         )
-    images: list[bytes] = []
+    pictures: list[Picture] = []
     turns: list[Turn] = []
     for number, message in enumerate(messages):
         where = f"messages.{number}.content"
-        parts: list[str | int] = []
         content = message.content
         if isinstance(content, str):
-            parts.append(_checked(content, where, terms))
+            parts: list[str | int] = [_checked(content, where, terms)]
         else:
-            for place, part in enumerate(content):
-                if isinstance(part, ImagePart):
-                    param = f"{where}.{place}.image_url.url"
-                    if len(images) == terms.limits.images:
-                        raise bad(param, f"{param} is one picture too many; at most {terms.limits.images} are taken")
-                    parts.append(len(images))
-                    images.append(picture(part.image_url.url, param, terms.limits))
-                else:
-                    parts.append(_checked(part.text, f"{where}.{place}.text", terms))
+            parts = [_part(part, f"{where}.{place}", pictures, terms) for place, part in enumerate(content)]
         turns.append(Turn(role=_ROLES[message.role], parts=tuple(parts)))
     said = sum(len(turn.text) for turn in turns)
     most = _MOST_CHARACTERS * terms.context_tokens
     if said > most:  # counting its tokens would take long
         raise too_long(f"{said:,} characters of text, of which at most {most:,} are read", terms.context_tokens)
-    return tuple(turns), tuple(images)
+    return tuple(turns), tuple(each.content for each in pictures)
 
 
 def too_long(what: str, context_tokens: int) -> Refused:
@@ -94,6 +85,17 @@ def too_long(what: str, context_tokens: int) -> Refused:
         f"messages have {what}; this model's context holds {context_tokens:,} tokens, send less",
         code="context_length_exceeded",
     )
+
+
+def _part(part: TextPart | ImagePart, where: str, pictures: list[Picture], terms: Terms) -> str | int:
+    """Text, or the number of a picture, which is added to those before it."""
+    if isinstance(part, TextPart):
+        return _checked(part.text, f"{where}.text", terms)
+    param, limits = f"{where}.image_url.url", terms.limits
+    if len(pictures) == limits.images:
+        raise bad(param, f"{param} is one picture too many; at most {limits.images} are taken")
+    pictures.append(picture(part.image_url.url, param, limits, before=sum(each.pixels for each in pictures)))
+    return len(pictures) - 1
 
 
 def _checked(text: str, param: str, terms: Terms) -> str:

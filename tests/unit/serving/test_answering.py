@@ -133,7 +133,7 @@ def test_an_answer_says_why_it_ends(made, bundled, tokens, new_tokens, finish):
 
 def test_text_that_the_context_does_not_hold_is_refused_before_it_runs(made):
     answerer, _, executed = made()
-    with pytest.raises(Refused, match=r"messages have \d{3,} tokens of text, and the answer may have 8;") as caught:
+    with pytest.raises(Refused, match=r"messages have \d{3,} tokens of text, and 1 of the answer;") as caught:
         answered(answerer, ask("what is red? " * 200))
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
     assert executed.options == []

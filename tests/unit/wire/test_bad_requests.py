@@ -99,7 +99,7 @@ BAD = [
     (picture_of(data_url(WHOLE[:20])), URL, "is no picture that can be read"),
     (picture_of(data_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")), URL, "is no picture that can be read"),
     (picture_of(data_url(png_head(8_000, 8_000))), URL, "has 8000 x 8000 pixels; at most 40,000,000 pixels"),
-    (picture_of(data_url(png_head(60_000, 60_000))), URL, "at most 40,000,000 pixels are taken"),
+    (picture_of(data_url(png_head(60_000, 60_000))), URL, "at most 40,000,000 pixels in all are taken"),
     (picture_of("data:image/png;base64," + "A" * 28_000_000), URL, "at most 20,971,520 bytes are taken"),
 ]
 
@@ -183,6 +183,17 @@ def test_too_many_pictures_are_refused(server):
     answer = post(server, messages=[{"role": "user", "content": [part] * 17}])
     assert answer.json()["error"]["param"] == "messages.0.content.16.image_url.url"
     assert "at most 16 are taken" in answer.json()["error"]["message"]
+
+
+def test_the_pixels_of_all_pictures_count_together(server):
+    part = {"type": "image_url", "image_url": {"url": picture_url(5_000, 5_000)}}
+    answer = post(server, messages=[{"role": "user", "content": [part] * 2}])
+    error = answer.json()["error"]
+    assert error["param"] == "messages.0.content.1.image_url.url"
+    assert (
+        "has 5000 x 5000 pixels after 25,000,000 of other pictures; at most 40,000,000 pixels in all"
+        in error["message"]
+    )
 
 
 def test_standard_fields_that_ask_for_nothing_are_accepted(server):

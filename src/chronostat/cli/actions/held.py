@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from chronostat.config import Config, overridden, refuse_others
+from chronostat.config import Config, MeasureConfig, overridden, refuse_others
 from chronostat.control.controller_files import read_controller
 
 _TAKEN = ("model.", "measure.threads=", "measure.flush_denormals=", "measure.max_new_tokens=", "measure.time_limit_s=")
+_ALONE = Config(measure=MeasureConfig(max_new_tokens=256))  # without a controller nothing says how long answers are
 _SAID = "taken are keys of model, and measure.threads, flush_denormals, max_new_tokens and time_limit_s"
 
 
@@ -23,6 +24,6 @@ def config_with(controller: Path | None, model: str | None, overrides: Sequence[
         StoreError: the directory holds no controller.
     """
     refuse_others(overrides, _TAKEN, _SAID)
-    config = Config() if controller is None else read_controller(controller)[0].controller.config
+    config = _ALONE if controller is None else read_controller(controller)[0].controller.config
     named = () if model is None else (f"model.path={model}",)
     return overridden(config, [*named, *overrides])
