@@ -174,6 +174,9 @@ def test_what_cannot_be_used_is_said_before_the_model_is_loaded(tmp_path):
     assert "holds no key; write one a line" in typed("serve", "--api-key-file", keys).err
     assert "serve" not in typed("serve", "--set", "train.seconds=5").out
     assert "taken are keys of model" in typed("serve", "--set", "train.seconds=5").err
+    said = typed("serve", "--host", "0.0.0.0", "--port", 0, "--model", tmp_path / "none")
+    assert said.out == "warning: 0.0.0.0 can be reached by others without a key; ask for one with --api-key-file\n"
+    assert (said.status, "is no directory" in said.err) == (4, True)
     said = typed("serve", "--host", "256.0.0.1")
     assert (said.status, "cannot listen on 256.0.0.1 port 8000" in said.err) == (2, True)
 

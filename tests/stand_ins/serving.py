@@ -32,6 +32,15 @@ CHEAPEST_MS = 10.0
 MODEL = "stand-in"
 
 
+def until(so: Callable[[], object]) -> None:
+    """Wait for what another thread does."""
+    for _ in range(round(WAIT_S / 0.001)):
+        if so():
+            return
+        sleep(0.001)
+    raise AssertionError("it did not happen")
+
+
 @dataclass
 class Scripted:
     """Stands where the model stands: answers with some pieces of text.
@@ -173,8 +182,7 @@ def running(
             assert not thread.is_alive(), "the server did not end"
 
         try:
-            while service.state == "warming":
-                sleep(0.001)
+            until(lambda: service.state != "warming")
             yield Running(app, service, f"http://127.0.0.1:{listening.getsockname()[1]}", run, end)
         finally:
             answerer.goes_on.set()

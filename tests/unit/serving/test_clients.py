@@ -3,7 +3,6 @@
 import asyncio
 import json
 import subprocess
-from time import sleep
 
 import httpx2
 import openai
@@ -11,7 +10,7 @@ import pytest
 
 from chronostat.serving.log import read_requests
 from chronostat.wire.errors import Refused
-from stand_ins.serving import MODEL, WAIT_S, Scripted, picture_url, running
+from stand_ins.serving import MODEL, WAIT_S, Scripted, picture_url, running, until
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -187,8 +186,7 @@ def test_who_finds_the_line_full_is_told_when_to_come_again(tmp_path):
                 first = asyncio.create_task(client.post(url, json=asked))
                 await asyncio.to_thread(scripted.begun.wait, WAIT_S)
                 second = asyncio.create_task(client.post(url, json=asked))
-                while not len(server.service.line):
-                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(until, lambda: len(server.service.line))
                 third = await client.post(url, json=asked)
                 scripted.goes_on.set()
                 return [await first, await second, third]
@@ -212,8 +210,7 @@ def test_a_client_that_goes_away_ends_its_generation(server, scripted, stream):
             task.cancel()
 
     asyncio.run(leave())
-    while not scripted.left:
-        sleep(0.001)
+    until(lambda: scripted.left)
     server.end()
     assert statuses(server) == [499]
 
@@ -228,11 +225,9 @@ def test_a_client_that_goes_away_while_it_waits_gives_up_its_place(server, scrip
             first = asyncio.create_task(client.post(url, json=asked))
             await asyncio.to_thread(scripted.begun.wait, WAIT_S)
             second = asyncio.create_task(client.post(url, json=asked))
-            while not len(server.service.line):
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(until, lambda: len(server.service.line))
             second.cancel()
-            while len(server.service.line):
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(until, lambda: not len(server.service.line))
             scripted.goes_on.set()
             return (await first).status_code
 
@@ -252,8 +247,7 @@ def test_the_end_finishes_what_runs_and_turns_away_who_waits(server, scripted):
             first = asyncio.create_task(client.post(url, json=asked))
             await asyncio.to_thread(scripted.begun.wait, WAIT_S)
             second = asyncio.create_task(client.post(url, json=asked))
-            while not len(server.service.line):
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(until, lambda: len(server.service.line))
             ending = asyncio.create_task(asyncio.to_thread(server.end))
             turned_away = await second
             scripted.goes_on.set()

@@ -12,31 +12,26 @@ from chronostat.records.messages import Turn
 from chronostat.serving.choosing import Controlled
 from chronostat.serving.renewing import FIRST, URGENT, Renewing
 from chronostat.wire.asks import Ask, AskedBudget
-from stand_ins.machines import Machine, requests_of, trained_on
+from stand_ins.machines import Machine, requests_of
 from stand_ins.serving import answered_with
 
 ASK = Ask(id="a", received_ns=0, turns=(Turn(role="user", parts=("Hi",)),), budget=AskedBudget(ms=50.6))
 LATE = Ask(id="a", received_ns=0, turns=(Turn(role="user", parts=("Hi",)),), budget=AskedBudget(ms=50.4))
 
 
-@pytest.fixture(scope="module")
-def trained(bundled):
-    return trained_on(bundled, Machine(), metric="request_ms")
-
-
 @pytest.fixture
-def made(trained, bundled, monkeypatch):
+def made(controller, bundled, monkeypatch):
     """Renews the controller on a machine: the renewing, what holds the controller, and what was told."""
 
     def make(machine):
         monkeypatch.setattr(chronostat.execution.trials, "execute", machine)
         clock, told, stored = FakeClock(), [], []
-        controlled = Controlled(trained)
+        controlled = Controlled(controller)
         runner = TrialRunner(
             model=bundled.model,
             processor=bundled.processor,
             quality=None,
-            full=trained.space.full,
+            full=controller.space.full,
             max_new_tokens=8,
             clock=clock,
             seed=0,
@@ -55,12 +50,12 @@ def break_promises(renewing, request):
         renewing.noted(request, replace(answered_with("Yes", LATE), meetable=True))
 
 
-def test_before_the_first_request_it_learns_what_settings_take_here(made, trained):
+def test_before_the_first_request_it_learns_what_settings_take_here(made, controller):
     machine = Machine(vision=2.0, prefill=2.0, decode=2.0, noise=0.01)
     renewing, controlled, _, told, stored = made(machine)
     renewing.begin()
     assert len(machine.executed) == len(stored) == FIRST
-    assert controlled.controller.full_ms == pytest.approx(2 * trained.full_ms, rel=0.05)
+    assert controlled.controller.full_ms == pytest.approx(2 * controller.full_ms, rel=0.05)
     assert told[0].full_ms.point == controlled.controller.full_ms
     assert renewing.calibrated is not None
 
@@ -121,13 +116,13 @@ def test_what_was_measured_in_haste_is_measured_again_in_the_next_quiet_minute(m
     assert renewing.between(waiting=False) == 1.0
 
 
-def test_a_machine_on_which_full_fails_leaves_the_controller_as_it_is_and_says_so(made, trained, bundled):
-    machine = Machine(fails=frozenset({trained.space.full}))
+def test_a_machine_on_which_full_fails_leaves_the_controller_as_it_is_and_says_so(made, controller, bundled):
+    machine = Machine(fails=frozenset({controller.space.full}))
     renewing, controlled, _, told, _ = made(machine)
     break_promises(renewing, requests_of(bundled, "test", 1)[0])
     for _ in range(URGENT):
         renewing.between(waiting=False)
-    assert controlled.controller is trained
+    assert controlled.controller is controller
     assert isinstance(told[0], MeasurementError)
     assert renewing.between(waiting=False) == 1.0
     with pytest.raises(MeasurementError, match="full could not be measured"):

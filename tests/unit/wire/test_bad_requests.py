@@ -186,7 +186,7 @@ def test_too_many_pictures_are_refused(server):
 
 
 def test_the_pixels_of_all_pictures_count_together(server):
-    part = {"type": "image_url", "image_url": {"url": picture_url(5_000, 5_000)}}
+    part = {"type": "image_url", "image_url": {"url": data_url(png_head(5_000, 5_000))}}
     answer = post(server, messages=[{"role": "user", "content": [part] * 2}])
     error = answer.json()["error"]
     assert error["param"] == "messages.0.content.1.image_url.url"
