@@ -1,9 +1,10 @@
 """Whether deadlines that could be kept are kept: the share of the latest ones, with an interval."""
 
 from collections import deque
+from dataclasses import asdict
 
 from chronostat.compare.statistics import share_interval
-from chronostat.records import DEADLINE_SHARE, Estimate
+from chronostat.records import DEADLINE_SHARE, Estimate, plain
 
 _LATEST = 200  # what was long ago says nothing of now
 _LEAST = 20  # fewer say nothing: the very first one could be late
@@ -27,6 +28,10 @@ class Promises:
     def share(self) -> Estimate:
         """Of those that were kept, with its 95 % interval."""
         return share_interval(sum(self._kept), len(self))
+
+    def said(self) -> dict[str, float | int | None]:
+        """The share with its interval and the number of requests, as plain data."""
+        return plain({**asdict(self.share), "requests": len(self)})
 
     @property
     def broken(self) -> bool:

@@ -10,7 +10,7 @@ from chronostat.errors import MeasurementError
 from chronostat.execution.execute import Request, SampleRequest
 from chronostat.execution.trials import TrialRunner
 from chronostat.measure.clock import Clock
-from chronostat.records import Execution, plain
+from chronostat.records import Execution, Source
 from chronostat.serving.choosing import Controlled
 from chronostat.serving.promises import Promises
 from chronostat.serving.service import now
@@ -24,7 +24,12 @@ _ASK_AGAIN_S = 1.0
 
 
 class Nothing:
-    """Where one setting is served nothing has to be renewed."""
+    """Where one setting is served nothing has to be renewed, and nothing was promised."""
+
+    calibrated: str | None = None
+
+    def __init__(self) -> None:
+        self.promises = Promises()
 
     def begin(self) -> None:
         """Nothing."""
@@ -33,6 +38,12 @@ class Nothing:
         """Nothing."""
         del waiting
         return _ASK_AGAIN_S
+
+    def under(self, conditions: str, source: Source | None) -> None:
+        """Nothing is measured."""
+
+    def noted(self, request: SampleRequest, answered: Answered) -> None:
+        """Nothing."""
 
 
 class Renewing:
@@ -47,7 +58,6 @@ class Renewing:
         told: told of each renewal, or why there was none.
 
     Attributes:
-        runner: as given.
         promises: since the last calibration.
         calibrated: when that was, in UTC; None: not yet.
     """
@@ -62,8 +72,7 @@ class Renewing:
         every_s: float,
         told: Callable[[Recalibration | MeasurementError], None],
     ) -> None:
-        self.runner = runner
-        self._controlled, self._clock = controlled, clock
+        self._controlled, self._runner, self._clock = controlled, runner, clock
         self._every_s, self._told = every_s, told
         self._recent = deque(requests, maxlen=_RECENT)
         self._round: _Round | None = None
@@ -83,6 +92,10 @@ class Renewing:
         while started.step():
             pass
         self._take(started)
+
+    def under(self, conditions: str, source: Source | None) -> None:
+        """What it measures from now on has these conditions, by their fingerprint, and this source."""
+        self._runner.conditions, self._runner.source = conditions, source
 
     def noted(self, request: SampleRequest, answered: Answered) -> None:
         """A request was answered."""
@@ -112,11 +125,6 @@ class Renewing:
                 self._told(error)
         return 0.0
 
-    def said(self) -> dict[str, float | int | None]:
-        """The share of deadlines kept since the last calibration, with its interval, as plain data."""
-        share, promises = self.promises.share, self.promises
-        return plain({"share": share.point, "low": share.low, "high": share.high, "requests": len(promises)})
-
     def _due(self) -> bool:
         quiet_s, age_s = (self._clock.host_ms_since(at) / 1e3 for at in (self._request_ns, self._renewed_ns))
         old = self._in_haste or age_s >= self._every_s
@@ -125,10 +133,10 @@ class Renewing:
     def _start(self, executions: int) -> "_Round":
         self._rounds += 1
         controller, requests = self._controlled.controller, list(self._recent)
-        return _Round(controller, self.runner, requests, executions, seed=self._rounds)
+        return _Round(controller, self._runner, requests, executions, seed=self._rounds)
 
     def _take(self, finished: "_Round") -> None:
-        renewed = recalibrated(self._controlled.controller, self.runner.model, finished.measured, self._clock)
+        renewed = recalibrated(self._controlled.controller, self._runner.model, finished.measured, self._clock)
         self._controlled.controller = renewed.controller
         self.calibrated = now()
         self._reset()

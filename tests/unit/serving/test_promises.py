@@ -23,6 +23,7 @@ def test_the_interval_is_that_of_wilson():
 def test_before_the_first_promise_there_is_no_share_and_none_is_broken():
     assert math.isnan(Promises().share.point)
     assert not Promises().broken
+    assert Promises().said() == {"point": None, "low": None, "high": None, "requests": 0}
 
 
 def test_promises_are_broken_beyond_doubt_or_not_at_all():

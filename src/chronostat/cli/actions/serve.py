@@ -18,8 +18,8 @@ from chronostat.runs.workload import load_model
 from chronostat.studies.renewing import passing
 
 try:
+    from chronostat.serving.building import Wanted, build
     from chronostat.serving.server import bound, is_loopback, read_keys, serve_until_told
-    from chronostat.serving.setup import Wanted, build
 except ImportError as error:
     raise ConfigError(
         f"serving needs packages that are not installed ({error}); install them with: pip install 'chronostat[serve]'"

@@ -115,8 +115,7 @@ def build(wanted: Wanted) -> Built:
         clock=clock,
         prepared=lambda: _prepared(wanted, answerer, keeper, store),
     )
-    if isinstance(keeper, Renewing):
-        answerer.answered = keeper.noted
+    answerer.answered = keeper.noted
     terms = Terms(
         limits=wanted.limits,
         marks=image_marks(vlm.processor),
@@ -201,8 +200,7 @@ def _prepared(wanted: Wanted, answerer: ModelAnswerer, keeper: Renewing | Nothin
         with explaining_errors("warming up"):
             answerer.warm_up()
         store.update_metadata(source=answerer.source)
-        if isinstance(keeper, Renewing):
-            keeper.runner.conditions, keeper.runner.source = conditions.fingerprint, answerer.source
+        keeper.under(conditions.fingerprint, answerer.source)
         yield
 
 
@@ -228,13 +226,12 @@ def _metadata(wanted: Wanted, answerer: ModelAnswerer) -> dict[str, Any]:
 
 def _gauges(line: Line, keeper: Renewing | Nothing, controlled: Controlled | None) -> Gauges:
     def calibrated_s() -> float:
-        moment = keeper.calibrated if isinstance(keeper, Renewing) else None
-        return nan if moment is None else datetime.fromisoformat(moment).timestamp()
+        return nan if keeper.calibrated is None else datetime.fromisoformat(keeper.calibrated).timestamp()
 
     return Gauges(
         waiting=lambda: len(line),
         running=lambda: float(line.running),
-        kept_share=lambda: keeper.promises.share.point if isinstance(keeper, Renewing) else nan,
+        kept_share=lambda: keeper.promises.share.point,
         full_s=lambda: nan if controlled is None else controlled.controller.full_ms / 1e3,
         calibrated_s=calibrated_s,
     )
@@ -250,7 +247,7 @@ def _said(
         "context_tokens": context_tokens(wanted.vlm),
         "max_new_tokens": wanted.config.measure.max_new_tokens,
     }
-    if controlled is None or not isinstance(keeper, Renewing):
+    if controlled is None:
         return said | {"setting": str(wanted.setting), "controller": False}
     kinds: tuple[BudgetKind, ...] = ("deadline", "mean")
     return said | {
@@ -259,5 +256,5 @@ def _said(
         "full_ms": controlled.controller.full_ms,
         "cheapest_ms": {kind: controlled.cheapest_ms(AskedBudget(ms=1.0, kind=kind)) for kind in kinds},
         "calibrated": keeper.calibrated,
-        "deadlines_kept": keeper.said(),
+        "deadlines_kept": keeper.promises.said(),
     }
