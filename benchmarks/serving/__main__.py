@@ -46,8 +46,21 @@ def main() -> None:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["raw"] if path.is_file() else {}
     for name in arguments.parts or PARTS:
         found[name] = PARTS[name](task)
-        print(f"{name}\n\n{table(found[name])}\n")
+        print(f"{name}\n\n{(deadline_table if name == 'deadlines' else table)(found[name])}\n")
         write_result(arguments.name, conditions, found)
+
+
+def deadline_table(found: dict[str, Any]) -> str:
+    """A row for each server and budget: what was kept, by what was charged, and what was right, in both ways to ask."""
+    heads = ["server", "budget / full", "one in flight: kept", "right", "Poisson: kept", "right"]
+    rows = [heads]
+    for name, row in found["rows"].items():
+        server, _, fraction = name.rpartition(" ")
+        ways = [row[way] for way in ("one in flight", "poisson")]
+        rows.append(
+            [server, fraction, *(text for way in ways for text in (_interval(way["kept"]), f"{way['right']:.3f}"))]
+        )
+    return markdown_table(rows)
 
 
 def table(found: dict[str, Any]) -> str:
@@ -60,7 +73,7 @@ def _flat(found: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
     for name, value in found.items():
         place = f"{before}{name}"
         if isinstance(value, dict) and value.keys() == {"point", "low", "high"}:
-            rows.append((place, f"{value['point']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"))
+            rows.append((place, _interval(value)))
         elif isinstance(value, dict) and value.keys() == {"p5", "p50", "p95"}:
             rows.append((place, f"{value['p50']:.2f} ({value['p5']:.2f} to {value['p95']:.2f})"))
         elif isinstance(value, dict):
@@ -68,6 +81,10 @@ def _flat(found: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
         else:
             rows.append((place, f"{value:.3f}" if isinstance(value, float) else str(value)))
     return rows
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['point']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 if __name__ == "__main__":
