@@ -15,6 +15,7 @@ from chronostat import errors
 from chronostat.cli.app import app
 from chronostat.cli.demo import DEMO_VALUES
 from chronostat.config import Config, load_config
+from chronostat.wire.protocol import ChatRequest
 from e2e.commands import FEW_SETTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -178,6 +179,11 @@ def test_every_verb_and_its_options_are_documented(verb):
     options = [option for parameter in VERBS[verb].params for option in parameter.opts if option.startswith("--")]
     for option in options:
         assert option == "--help" or f"`{option}" in text, f"{option} of {verb}"
+
+
+def test_every_field_of_a_request_to_the_server_is_documented():
+    text = (ROOT / "docs" / "serving.md").read_text()
+    assert [name for name in ChatRequest.model_fields if f"`{name}`" not in text] == []
 
 
 def test_every_exit_code_is_documented():

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from chronostat.cli.ask import ask
 from chronostat.cli.calibrate import calibrate
 from chronostat.cli.data import check, convert
 from chronostat.cli.demo import demo
@@ -18,6 +19,7 @@ from chronostat.cli.knobs import knobs
 from chronostat.cli.measure import measure
 from chronostat.cli.rank_blocks import rank_blocks
 from chronostat.cli.report import report
+from chronostat.cli.serve import serve
 from chronostat.cli.terminal import out
 from chronostat.cli.train import train
 from chronostat.cli.validate import validate
@@ -46,7 +48,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-for verb in (demo, train, validate, calibrate, report, measure, knobs, rank_blocks):
+for verb in (demo, train, validate, calibrate, ask, serve, report, measure, knobs, rank_blocks):
     app.command()(verb)
 estimator = typer.Typer(help="The fallback for models whose stages cannot be measured.", no_args_is_help=True)
 estimator.command("evaluate")(evaluate_estimator)

@@ -146,6 +146,22 @@ def mean_interval(values: Floats) -> Estimate:
     return Estimate(point=point, low=point - half, high=point + half)
 
 
+def share_interval(count: int, of: int, deviations: float = 1.96) -> Estimate:
+    """A share with its interval, of 95 % unless told otherwise (Wilson, JASA 22, 1927); NaN of nothing.
+
+    Args:
+        count: how many are so.
+        of: how many there are.
+        deviations: of a normal variable on each side.
+    """
+    if not of:
+        return Estimate(point=math.nan, low=math.nan, high=math.nan)
+    point, scale = count / of, 1 + deviations**2 / of
+    middle = (point + deviations**2 / (2 * of)) / scale
+    around = deviations * math.sqrt(point * (1 - point) / of + deviations**2 / (4 * of**2)) / scale
+    return Estimate(point=point, low=max(middle - around, 0.0), high=min(middle + around, 1.0))
+
+
 def median_interval(values: Sequence[float]) -> Estimate:
     """Median with its distribution-free interval of at least 95 % from order statistics; NaN bounds below 6 values.
 

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, StoppingCriteria
 
 from chronostat.data.quality import Quality, score
 from chronostat.data.samples import Sample
@@ -85,6 +85,7 @@ def execute(
     time_limit_s: float | None = None,
     sampling_seed: int | None = None,
     seen: Callable[[Measured], None] | None = None,
+    criteria: Sequence[StoppingCriteria] = (),
 ) -> Execution:
     """Apply the knobs, call ``generate()`` once, measure it, undo the knobs, score the answer.
 
@@ -101,6 +102,7 @@ def execute(
             answer, and torch's own random streams go on as without the call. None: greedy, whatever the
             generation_config says.
         seen: told what was measured beyond the record: when each stage was, whether decoding was compiled.
+        criteria: asked at every token beside the model's own whether the answer ends; they may read it as it comes.
 
     Raises:
         KnobError: an unknown knob, an illegal value, or ``vision_tokens`` below full for a ready batch.
@@ -134,6 +136,7 @@ def execute(
             generation_config=decoding.config(generation_config),
             clock=clock,
             time_limit_s=time_limit_s,
+            criteria=criteria,
         )
     if seen is not None:
         seen(measured)

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
 from threading import Lock, get_ident
@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from chronostat.errors import ConfigError, MeasurementError
 from chronostat.measure.arguments import Batch, Generative, check_batch, main_input_of
@@ -90,12 +90,18 @@ def measure_alone(
     generation_config: GenerationConfig | None,
     clock: Clock | None,
     time_limit_s: float | None = None,
+    criteria: Sequence[StoppingCriteria] = (),
 ) -> Measured:
-    """``measure_generate`` for a caller that holds ``sole_measurement`` of the model's device itself."""
+    """``measure_generate`` for a caller that holds ``sole_measurement`` of the model's device itself.
+
+    ``criteria`` are asked at every token beside the model's own.
+    """
     check_model(model)
     check_batch(batch, device, main_input=main_input_of(model))
     function = cast("Generative", model).generate
     arguments: dict[str, Any] = {**batch, **_length(max_new_tokens, generation_config)}
+    if criteria:
+        arguments["stopping_criteria"] = StoppingCriteriaList(criteria)
     return call_measured(model, device, function, (), arguments, clock=clock, time_limit_s=time_limit_s)[1]
 
 

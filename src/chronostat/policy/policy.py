@@ -169,6 +169,12 @@ class Policy:
         point = frontier.point(budget.fraction * (1 - self.margin), coin)
         return int(frontier.choices(point, scores_at, latency)[0])
 
+    def fastest(self, observation: Observation) -> int:
+        """Position of the setting that is forecast to take least for a request."""
+        prompts = self.features(observation.prompt[None])
+        latency = self.forecast.mean(prompts, observation.tokens[None])[0]
+        return int(np.where(self.legal, latency, np.inf).argmin())
+
     def cheapest(self, kind: BudgetKind) -> float:
         """The tightest budget of a kind that can be kept, as a fraction of ``full``."""
         if kind == "deadline":

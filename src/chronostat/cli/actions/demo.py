@@ -11,6 +11,7 @@ from chronostat.config import Config
 from chronostat.runs.plan import Plan
 from chronostat.runs.session import begin
 from chronostat.runs.training import train as run_training
+from chronostat.serving.choosing import SERVED_METRICS
 from chronostat.validation import judged_budgets
 
 
@@ -22,6 +23,16 @@ def demo(config: Config, folder: Path, command: str, out: Console) -> None:
         out.print(_what_it_takes(Plan.of(session), folder))
         judge_and_say(session, run_training(session, budgets), out)
     report(folder, out)
+    out.print(_how_to_serve(config, folder))
+
+
+def _how_to_serve(config: Config, folder: Path) -> str:
+    if config.measure.latency_metric in SERVED_METRICS:
+        return f"next: chronostat serve {folder}"
+    return (
+        "next, to answer OpenAI's clients within a budget: chronostat demo --set measure.latency_metric=request_ms "
+        "--run-dir runs/serving, then chronostat serve runs/serving (docs/serving.md)"
+    )
 
 
 def _what_it_takes(plan: Plan, folder: Path) -> str:

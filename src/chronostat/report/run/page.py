@@ -15,6 +15,7 @@ from chronostat.report.run.figures import page_figures
 from chronostat.report.run.gather import RunView, look_at
 from chronostat.report.run.machine_figures import machine_figures
 from chronostat.report.run.machine_tables import machine_tables
+from chronostat.report.run.served import served_figures, served_tables
 from chronostat.report.run.tables import page_tables
 from chronostat.report.templating import environment
 from chronostat.report.text import (
@@ -29,6 +30,7 @@ from chronostat.report.text import (
     points_interval,
 )
 from chronostat.runs.store import RunStore
+from chronostat.serving.log import is_served
 
 REPORT = "report.html"
 
@@ -49,7 +51,7 @@ def write_report(store: RunStore) -> Path:
 
 
 def _page(run: RunView) -> str:
-    figures = [*page_figures(run), *machine_figures(run)]
+    figures = [*served_figures(run), *page_figures(run), *machine_figures(run)]
     return (
         environment()
         .get_template("report.html.j2")
@@ -61,7 +63,7 @@ def _page(run: RunView) -> str:
             source_definition=SOURCE_DEFINITIONS[run.source],
             conclusions=list(_conclusions(run)),
             missing=_missing(run),
-            tables=page_tables(run) | machine_tables(run),
+            tables=served_tables(run) | page_tables(run) | machine_tables(run),
             figures={figure.name: figure for figure in figures},
             config=json.dumps(run.metadata.get("config") or {}, indent=2, ensure_ascii=False),
             plotly=Markup(get_plotlyjs()) if figures else None,
@@ -126,7 +128,9 @@ def _verdict(gain: Estimate) -> str:
 
 
 def _missing(run: RunView) -> list[str]:
-    """What has not happened yet, and how to make it happen."""
+    """What has not happened yet, and how to make it happen; a run that served is complete."""
+    if is_served(run.store.folder):
+        return []
     missing: list[str] = []
     if not run.store.table("steps").num_rows:
         missing.append("Nothing was trained in this run, so there is no learning curve.")

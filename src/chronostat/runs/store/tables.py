@@ -154,13 +154,14 @@ def _trial_rows(number: int, trial: Trial) -> list[Row]:
             "position": position,
             "draw_count": trial.draws.count(position),
             "is_anchor": position == trial.anchor,
-            **_execution_row(execution),
+            **execution_row(execution),
         }
         for position, execution in enumerate(trial.executions)
     ]
 
 
-def _execution_row(execution: Execution) -> Row:
+def execution_row(execution: Execution) -> Row:
+    """What the table of executions says of one beside its trial."""
     timing = execution.timing
     return {
         **{name: getattr(execution, name) for name in _EXECUTION},

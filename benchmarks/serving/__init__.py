@@ -1,0 +1,1 @@
+"""What does serving add, and are budgets kept by those who wait?"""

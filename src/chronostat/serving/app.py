@@ -1,0 +1,254 @@
+"""The routes: what comes in over HTTP becomes a job in the line, and what it comes to goes out."""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from chronostat.serving.line import Job
+from chronostat.serving.metrics import Metrics
+from chronostat.serving.served import GONE, Served
+from chronostat.serving.service import Service, now
+from chronostat.wire.asks import Answered, Ask, Piece
+from chronostat.wire.bodies import Head, error_event, usage_of
+from chronostat.wire.errors import Refused, bad
+from chronostat.wire.protocol import ChatRequest, StreamOptions, read_request
+from chronostat.wire.reading import Terms, ask_of
+
+_BODY_S = 60.0  # to send a request in
+
+Event = Piece | Answered | Refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What a server offers.
+
+    Attributes:
+        model: by which requests name it.
+        card: what ``/v1/models`` says of it now.
+        keys: one of which a request has to bring; empty: none is needed.
+    """
+
+    model: str
+    card: Callable[[], Mapping[str, Any]]
+    terms: Terms
+    keys: Sequence[str] = ()
+
+
+def make_app(service: Service, metrics: Metrics, offer: Offer) -> FastAPI:
+    """The application; whoever runs it starts and ends the service."""
+    app = FastAPI(title="chronostat", docs_url=None, redoc_url=None, openapi_url=None)
+    routes = _Routes(service, metrics, offer)
+    app.add_api_route("/v1/chat/completions", routes.chat, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/models", routes.models, methods=["GET"], response_model=None)
+    app.add_api_route("/v1/models/{model:path}", routes.one_model, methods=["GET"], response_model=None)
+    app.add_api_route("/health", routes.health, methods=["GET"], response_model=None)
+    app.add_api_route("/metrics", routes.metrics, methods=["GET"], response_model=None)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(HTTPException, _no_route)
+    app.add_exception_handler(Exception, _unforeseen)
+    return app
+
+
+class _Routes:
+    def __init__(self, service: Service, metrics: Metrics, offer: Offer) -> None:
+        self._service, self._metrics, self._offer = service, metrics, offer
+
+    async def chat(self, request: Request) -> Response:
+        """One request."""
+        self._require_key(request)
+        joined = await self._join(request)
+        first = await self._first(request, joined)
+        if first is None:
+            return Response(status_code=GONE)
+        if isinstance(first, Refused):
+            raise first
+        if joined.asked.stream:
+            return StreamingResponse(self._stream(joined, first), media_type="text/event-stream")
+        assert isinstance(first, Answered), "no pieces are told where none are streamed"
+        return Response(joined.head.completion(first), media_type="application/json")
+
+    async def models(self, request: Request) -> Response:
+        """The one model."""
+        self._require_key(request)
+        return JSONResponse({"object": "list", "data": [self._offer.card()]})
+
+    async def one_model(self, request: Request, model: str) -> Response:
+        """The same by name."""
+        self._require_key(request)
+        self._require_model(model)
+        return JSONResponse(self._offer.card())
+
+    async def health(self) -> Response:
+        """200 once every setting is warm."""
+        state = self._service.state
+        return JSONResponse({"status": state}, status_code=200 if state == "ready" else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus."""
+        self._require_key(request)
+        return Response(self._metrics.text(), media_type=self._metrics.content_type)
+
+    def _require_key(self, request: Request) -> None:
+        if not self._offer.keys:
+            return
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        known = [hmac.compare_digest(key.encode(), each.encode()) for each in self._offer.keys]
+        if scheme.lower() != "bearer" or not any(known):
+            raise Refused(401, "no key, or a wrong one; send it as Authorization: Bearer KEY", code="invalid_api_key")
+
+    def _require_model(self, model: str) -> None:
+        if model != self._offer.model:
+            raise Refused(
+                404,
+                f"the model {model[:80]!r} does not exist here; this server has {self._offer.model!r}",
+                code="model_not_found",
+                param="model",
+            )
+
+    async def _join(self, request: Request) -> "_Joined":
+        """Read a request and put it into the line; one that is refused is logged too.
+
+        Raises:
+            Refused: it cannot be read, or there is no place for it.
+        """
+        received_ns, received = self._service.clock.host_ns(), now()
+        id_, created = f"chatcmpl-{uuid4().hex}", int(datetime.now(UTC).timestamp())
+        ask: Ask | None = None
+        try:
+            asked = await self._read(request)
+            ask = ask_of(asked, request.headers, self._offer.terms, id=id_, received_ns=received_ns)
+            events: asyncio.Queue[Event] = asyncio.Queue()
+            post = _poster(events)
+            job = Job(ask=ask, received=received, told=post if asked.stream else lambda _: None, done=post)
+            self._service.join(job)
+        except Refused as refused:
+            self._service.note(Served(id=id_, received=received, ask=ask, outcome=refused))
+            raise
+        head = Head(id=id_, created=created, model=self._offer.model, budget=ask.budget)
+        return _Joined(asked=asked, head=head, job=job, events=events)
+
+    async def _read(self, request: Request) -> ChatRequest:
+        asked = read_request(await _body(request, self._offer.terms.limits.body))
+        self._require_model(asked.model)
+        if asked.stream_options is not None and not asked.stream:
+            said = "stream_options is given without stream = true; give that too, or leave it out"
+            raise bad("stream_options", said)
+        return asked
+
+    async def _first(self, request: Request, joined: "_Joined") -> Event | None:
+        """What comes first; None: the client is gone. Until then nothing is sent, so an error has its own status."""
+        event = asyncio.ensure_future(joined.events.get())
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait({event, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if event.done():
+                return event.result()
+            self._service.leave(joined.job)
+            return None
+        finally:
+            for task in (event, gone):
+                task.cancel()
+
+    async def _stream(self, joined: "_Joined", first: Event) -> AsyncIterator[bytes]:
+        """Server-sent events; a client that goes away meanwhile leaves the line."""
+        head, options = joined.head, joined.asked.stream_options or StreamOptions()
+        event, ended = first, False
+        try:
+            yield head.chunk({"role": "assistant", "content": ""})
+            while isinstance(event, Piece):
+                so_far = usage_of(event.prompt_tokens, event.new_tokens) if options.continuous_usage_stats else None
+                yield head.chunk({"content": event.text}, usage=so_far)
+                event = await joined.events.get()
+            ended = True
+            if isinstance(event, Refused):
+                yield error_event(event.body())
+            else:
+                yield head.last(event, include_usage=options.include_usage)
+        finally:
+            if not ended:
+                self._service.leave(joined.job)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Joined:
+    """A request in the line, and what comes of it."""
+
+    asked: ChatRequest
+    head: Head
+    job: Job
+    events: "asyncio.Queue[Event]"
+
+
+def _poster(events: "asyncio.Queue[Event]") -> Callable[[Event], None]:
+    """Hands on from the worker's thread."""
+    loop = asyncio.get_running_loop()
+
+    def post(event: Event) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+    return post
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        Refused: it is too large, or takes too long.
+    """
+    said = request.headers.get("content-length", "")
+    if said.isdigit() and int(said) > most:
+        raise _too_large(int(said), most)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most:
+                    raise _too_large(len(body), most)
+    except TimeoutError:
+        raise Refused(
+            408, f"the body took longer than {_BODY_S:.0f} s to arrive; send it again", code="timeout"
+        ) from None
+    except ClientDisconnect:
+        raise Refused(GONE, "the client went away before its request was complete", code="client_gone") from None
+    return bytes(body)
+
+
+def _too_large(size: int, most: int) -> Refused:
+    return Refused(
+        413, f"the body has {size:,} bytes; at most {most:,} are taken, send smaller pictures", code="body_too_large"
+    )
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, Refused)
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    said = f"there is no {request.method} {request.url.path[:80]} here; there is POST /v1/chat/completions, GET "
+    said += "/v1/models, /health and /metrics"
+    return await _refused(request, Refused(error.status_code, said, code="unknown_url"))
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    said = f"the server made a mistake ({type(error).__name__}); its own output says more"
+    return await _refused(request, Refused(500, said, code="server_error"))
