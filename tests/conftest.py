@@ -3,6 +3,10 @@
 import gc
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)  # a slow machine fails no test
+settings.load_profile("any machine")
 
 # A session of measuring collects at its beginning unless its caller has frozen something. It is done here, where little
 # is loaded, since a session counts what is frozen.

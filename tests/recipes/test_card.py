@@ -89,8 +89,9 @@ def test_missing_results_say_what_to_do(tmp_path, results):
         read_costs(tmp_path / "empty" / "costs.json")
 
 
-def test_the_verb_gap_prints_tables_gaps_and_verdicts(results, capsys, monkeypatch):
+def test_the_verb_gap_prints_tables_gaps_and_verdicts(results, capsys, monkeypatch, tmp_path):
     files = ["--table", str(results / "test-seed0.json"), "--costs", str(results / "costs.json")]
+    files += ["--kept", str(tmp_path / "none.json")]
     monkeypatch.setattr("sys.argv", ["recipes.demo_vlm", "gap", *files])
     main()
     printed = capsys.readouterr().out

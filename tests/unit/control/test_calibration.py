@@ -53,7 +53,7 @@ def test_of_a_large_space_each_value_alone_comes_first():
     assert plan == calibrated_settings(LARGE, 30, 0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(12, 300), st.integers(0, 100))
 def test_a_plan_takes_about_as_many_as_it_may(executions, seed):
     for space in (SPACE, LARGE, ActionSpace({"moe_topk": (2, 1)})):

@@ -137,7 +137,7 @@ LEVELS = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(LEVELS)
 def test_codes_tell_all_settings_apart_and_doing_at_most_is_a_partial_order(levels):
     space = ActionSpace(levels)

@@ -287,7 +287,7 @@ def test_beyond_what_is_allowed_lie_5_percent_at_most_with_95_percent_confidence
         assert binom.cdf(kept - 2, count, 0.95) < 0.95  # one fewer would not be
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(59, 3_000))
 def test_the_more_is_measured_the_nearer_to_5_percent_is_allowed(count):
     assert allowed_beyond(count) < 0.05

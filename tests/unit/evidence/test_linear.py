@@ -44,7 +44,7 @@ def test_before_anything_is_measured_the_prior_holds():
     assert model.variance(np.array([[1.0, 2.0]])).tolist() == pytest.approx([4 + 4 * 0.25])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 8), st.integers(1, 5))
 def test_the_mean_is_that_of_regularised_least_squares(seed, count, size):
     rng = np.random.default_rng(seed)

@@ -108,7 +108,7 @@ LEVELS = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(LEVELS, st.integers(0, 10_000))
 def test_along_an_order_quality_never_falls_and_what_did_not_fall_stays(space, seed):
     order, quality = at_most(space), np.random.default_rng(seed).random(len(space))

@@ -43,7 +43,7 @@ def test_below_0_what_the_scores_leave_of_a_budget_is_spent():
     assert cost == pytest.approx(0.7)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.floats(0.05, 1.2), st.sampled_from([0.0, -100.0]))
 def test_a_price_keeps_every_budget_that_can_be_kept_and_none_much_smaller_does(seed, limit, lowest):
     rng = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ def test_a_fraction_lies_between_two_neighbours_with_the_coins_exact_share():
     assert frontier.at(1.5) == (2, 2, 1.0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.floats(0.4, 1.0))
 def test_the_mean_over_all_coins_is_the_fraction(fraction):
     frontier = two_points()

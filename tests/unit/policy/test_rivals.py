@@ -70,7 +70,7 @@ def test_the_shortfall_is_what_the_truly_best_may_be_worth_beyond():
     assert rivals(0.65, draws=draws).shortfall == pytest.approx((0 + 0.1 + 0) / 3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.floats(0.0, 1.0))
 def test_no_other_two_settings_make_a_better_mix(seed, place):
     rng = np.random.default_rng(seed)

@@ -121,7 +121,7 @@ def store(tmp_path: Path) -> Iterator[RunStore]:
 # --- Records come back ---
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(trials() | decisions | steps, max_size=3), max_size=4), st.booleans())
 def test_records_come_back_exactly(appends: list[list[Trial | Decision | Step]], compact: bool) -> None:
     with tempfile.TemporaryDirectory() as folder, RunStore.create(folder, {}) as store:
