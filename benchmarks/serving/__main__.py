@@ -8,7 +8,7 @@
 Parts, all of them unless some are named:
 
 * overhead: the same requests through the server and by ``Controller.generate`` in this process, in turn. ``added_ms``
-  is what the client waits beyond choosing and ``generate()`` in the server, request by request;
+  is what the client waits beyond decoding the picture, choosing and ``generate()`` in the server, request by request;
 * deadlines: the share kept at three budgets, by the controller, by ``full`` and by the fastest setting, with one
   request in flight and with Poisson arrivals at 60 % of what a server of ``full`` could answer at most;
 * endurance: ``--requests`` in a row (2,000 for the record): memory by quarters, requests without an answer;

@@ -28,6 +28,7 @@ from chronostat.wire.reading import too_long
 _SEEDS = np.random.default_rng()
 _WARM_SHAPES = ((64, 64), (448, 448), (600, 900), (1000, 400))  # height and width of pictures that warm up
 _WARM_TOKENS = 2
+_TOKENS_OF_A_BYTE = 2  # at most, beginnings of texts and what a tokenizer normalises included
 
 
 class Answerer(Protocol):
@@ -60,6 +61,10 @@ class Answerer(Protocol):
         """
         ...
 
+    def settle(self) -> None:
+        """Learn from the latest answer; it has left, so nobody waits for that."""
+        ...
+
 
 @dataclass(kw_only=True)
 class ModelAnswerer:
@@ -83,6 +88,7 @@ class ModelAnswerer:
     sample: bool = False
     answered: Callable[[SampleRequest, Answered], None] = field(default=lambda _request, _answered: None)
     source: Source | None = field(default=None, init=False)
+    _settling: Callable[[], None] | None = field(default=None, init=False)
 
     @property
     def metric(self) -> LatencyMetric:
@@ -107,7 +113,8 @@ class ModelAnswerer:
         execution = self._execute(ask, request, chosen.setting, chosen.controller_ms, text)
         text.end()
         wall_ms = self.clock.host_ms_since(start_ns)
-        charged_ms = spent_ms + self._reached_ms(request, execution, wall_ms)
+        reached_ms = self._reached_ms(execution, wall_ms)
+        charged_ms = spent_ms + reached_ms
         answered = Answered(
             text=text.text,
             finish=self._finish(ask, execution, text),
@@ -121,8 +128,19 @@ class ModelAnswerer:
             meetable=chosen.meetable,
             full_ms=chosen.full_ms,
         )
-        self.answered(request, answered)
+
+        def settle() -> None:
+            self._learn(request, execution, reached_ms)
+            self.answered(request, answered)
+
+        self._settling = settle
         return answered
+
+    def settle(self) -> None:
+        """See ``Answerer``."""
+        settling, self._settling = self._settling, None
+        if settling is not None:
+            settling()
 
     def warm_up(self) -> None:
         """Every setting once, on pictures of several sizes in turn and on text alone; parts are found on the first.
@@ -160,7 +178,7 @@ class ModelAnswerer:
         start_ns = self.clock.host_ns()
         execution = self._execute(ask, request, setting, 0.0, text)
         if self.source is not None:  # the first ones are followed, and pay for what later ones find ready
-            self._reached_ms(request, execution, self.clock.host_ms_since(start_ns))
+            self._learn(request, execution, self._reached_ms(execution, self.clock.host_ms_since(start_ns)))
         return execution
 
     def _request(self, ask: Ask) -> SampleRequest:
@@ -190,14 +208,16 @@ class ModelAnswerer:
         Raises:
             Refused: it does not.
         """
+        new = ask.new_tokens or 1
+        if sum(len(turn.text.encode()) for turn in ask.turns) * _TOKENS_OF_A_BYTE + new <= self.context_tokens:
+            return  # without counting tokens, which takes time
         tokenizer: Any = getattr(self.vlm.processor, "tokenizer")  # noqa: B009 - the base class does not declare it
         text = sum(len(tokenizer(turn.text, add_special_tokens=False)["input_ids"]) for turn in ask.turns)
-        new = ask.new_tokens or 1
         if text + new > self.context_tokens:
             raise too_long(f"{text:,} tokens of text, and {new:,} of the answer", self.context_tokens)
 
-    def _reached_ms(self, request: SampleRequest, execution: Execution, wall_ms: float) -> float:
-        """Of the wall time of choosing and executing that up to where the metric ends; the chooser learns from it.
+    def _reached_ms(self, execution: Execution, wall_ms: float) -> float:
+        """Of the wall time of choosing and executing that up to where the metric ends.
 
         Raises:
             MeasurementError: the first token was not seen.
@@ -207,8 +227,11 @@ class ModelAnswerer:
         reached_ms = wall_ms
         if self.metric == "ttft_ms":
             reached_ms += execution.latency_ms("ttft_ms") - timing.total_ms
-        self.chooser.learn(request, execution, reached_ms - execution.charged_ms(self.metric))
         return reached_ms
+
+    def _learn(self, request: SampleRequest, execution: Execution, reached_ms: float) -> None:
+        """What a caller waited beside what the metric counts."""
+        self.chooser.learn(request, execution, reached_ms - execution.charged_ms(self.metric))
 
     def _finish(self, ask: Ask, execution: Execution, text: AnswerText) -> Finish:
         """Whether the answer ended by itself."""

@@ -161,7 +161,11 @@ def test_whoever_learns_from_requests_is_told_of_each(made):
     noted = []
     answerer.answered = lambda request, one: noted.append((request.sample.prompt, one.text))
     one = answered(answerer, replace(ask("Hi"), stop=("x",)))
+    assert noted == []  # not before the answer has left
+    answerer.settle()
     assert noted == [("Hi", one.text)]
+    answerer.settle()
+    assert len(noted) == 1
 
 
 @pytest.mark.parametrize(

@@ -134,3 +134,16 @@ def test_many_requests_are_merged_into_the_table_while_it_serves(service, tmp_pa
     until(lambda: live_parts(tmp_path / FOLDER))
     assert live_parts(tmp_path / FOLDER) == [Part(0, 1)]
     assert read_requests(tmp_path).num_rows == 3
+
+
+def test_what_is_learned_from_an_answer_is_learned_when_it_has_left(service):
+    one, _ = service()
+    one.start()
+    order = []
+    settle = one.answerer.settle
+    one.answerer.settle = lambda: (settle(), order.append("settled"))[0]
+    done = Event()
+    ready(one).join(job(lambda _: (order.append("left"), done.set())))
+    assert done.wait(WAIT_S)
+    until(lambda: one.answerer.settled == ["a"])
+    until(lambda: order == ["left", "settled"])
