@@ -79,9 +79,11 @@ class Service:
         """Take a place in the line.
 
         Raises:
-            Refused: not ready, no place, or a strict budget that nothing can keep.
+            Refused: not ready, failed, no place, or a strict budget that nothing can keep.
         """
-        if self.state in {"warming", "failed"}:
+        if self.state == "failed":
+            raise Refused(503, "the server has failed and ends; its own output says why", code="failed")
+        if self.state == "warming":
             raise Refused(503, "the server warms up; /health says when it is ready", code="warming", retry_after_s=5)
         if job.ask.budget is not None:
             self.answerer.require_meetable(job.ask.budget)
@@ -106,7 +108,10 @@ class Service:
         if self.state != "failed":
             self.state = "ending"
         for job in self.line.close():
-            self._finish(job, ending())
+            try:
+                self._finish(job, ending())
+            except StoreError as error:  # the next ones are told as well; whoever started the server raises it
+                self.error = self.error or error
 
     def wait(self) -> None:
         """Until the running request is answered; then the log is merged. Nothing may be noted after that.
