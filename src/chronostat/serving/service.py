@@ -22,8 +22,8 @@ _MERGED_AT = 1_000  # requests in the log
 class Keeper(Protocol):
     """What is done between requests to keep promises."""
 
-    def begin(self) -> None:
-        """Before the first request."""
+    def begin(self, ended: Callable[[], bool]) -> None:
+        """Before the first request; what is left is left out once the server ends."""
         ...
 
     def between(self, *, waiting: bool) -> float:
@@ -45,7 +45,7 @@ class Service:
 
     Attributes:
         state: ``ready`` once every setting is warm.
-        error: why it failed.
+        error: why it failed, or what could not be logged as it ended.
     """
 
     def __init__(
@@ -104,13 +104,13 @@ class Service:
         self._count(served)
 
     def end(self) -> None:
-        """Answer nobody who waits; the running request is finished."""
+        """Answer nobody who waits, whose dismissal is logged if it can be; the running request is finished."""
         if self.state != "failed":
             self.state = "ending"
         for job in self.line.close():
             try:
                 self._finish(job, ending())
-            except StoreError as error:  # the next ones are told as well; whoever started the server raises it
+            except StoreError as error:  # this one was told; the next ones have to be as well
                 self.error = self.error or error
 
     def wait(self) -> None:
@@ -126,7 +126,7 @@ class Service:
     def _run(self, failed: Callable[[], None]) -> None:
         try:
             with self._prepared():
-                self._keeper.begin()
+                self._keeper.begin(lambda: self.line.closed)
                 if self.state == "warming":
                     self.state = "ready"
                 self._work()

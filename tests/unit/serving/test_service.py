@@ -79,6 +79,25 @@ def test_what_fails_before_the_first_request_ends_the_server(service):
     assert (caught.value.status, caught.value.code) == (503, "failed")
 
 
+def test_what_is_done_before_the_first_request_is_told_when_the_server_ends(service):
+    begun, seen = Event(), []
+
+    class Keeper(Nothing):
+        def begin(self, ended):
+            seen.append(ended())
+            begun.set()
+            until(ended)
+            seen.append(True)
+
+    made, _ = service(keeper=Keeper())
+    made.start()
+    assert begun.wait(WAIT_S)
+    made.end()
+    made.wait()
+    assert seen == [False, True]
+    assert made.error is None
+
+
 def test_an_answer_is_in_the_log_and_counted_when_it_is_told(service, tmp_path):
     made, counted = service()
     seen = []
