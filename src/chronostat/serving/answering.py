@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from itertools import cycle
+from itertools import chain, cycle
 from typing import Any, Protocol
 
 import numpy as np
@@ -142,8 +142,11 @@ class ModelAnswerer:
         if settling is not None:
             settling()
 
-    def warm_up(self) -> None:
+    def warm_up(self, ended: Callable[[], bool]) -> None:
         """Every setting once, on pictures of several sizes in turn and on text alone; parts are found on the first.
+
+        Args:
+            ended: asked before each execution once the source is known; the rest is left out.
 
         Raises:
             MeasurementError: the metric cannot be seen on this model.
@@ -158,9 +161,10 @@ class ModelAnswerer:
                 f"budgets reach to the first token, which cannot be seen on this model ({timing.unseen}); name the "
                 "parts with --set model.layout.PART=PATH, or serve a controller whose metric is request_ms"
             )
-        for shape in (*_WARM_SHAPES, None):
-            self.warm(Setting(), shape)
-        for setting, shape in zip(self.settings, cycle(_WARM_SHAPES), strict=False):
+        of_full = ((Setting(), shape) for shape in (*_WARM_SHAPES, None))
+        for setting, shape in chain(of_full, zip(self.settings, cycle(_WARM_SHAPES), strict=False)):
+            if ended():
+                return
             self.warm(setting, shape)
 
     def warm(self, setting: Setting, shape: tuple[int, int] | None = _WARM_SHAPES[0]) -> Execution:

@@ -113,7 +113,7 @@ def build(wanted: Wanted) -> Built:
         count=metrics.count,
         keeper=keeper,
         clock=clock,
-        prepared=lambda: _prepared(wanted, answerer, keeper, store),
+        prepared=lambda: _prepared(wanted, answerer, keeper, store, lambda: line.closed),
     )
     answerer.answered = keeper.noted
     terms = Terms(
@@ -179,7 +179,13 @@ def _renewing(wanted: Wanted, controlled: Controlled, store: RunStore, clock: Cl
 
 
 @contextmanager
-def _prepared(wanted: Wanted, answerer: ModelAnswerer, keeper: Renewing | Nothing, store: RunStore) -> Generator[None]:
+def _prepared(
+    wanted: Wanted,
+    answerer: ModelAnswerer,
+    keeper: Renewing | Nothing,
+    store: RunStore,
+    ended: Callable[[], bool],
+) -> Generator[None]:
     """Threads, denormals and engine as configured, for the thread that enters; the run says the conditions."""
     config, model = wanted.config, wanted.vlm.model
     threads = config.measure.threads if model.device.type == "cpu" else None
@@ -198,7 +204,7 @@ def _prepared(wanted: Wanted, answerer: ModelAnswerer, keeper: Renewing | Nothin
             conditions=asdict(conditions), **{CONDITIONS: {conditions.fingerprint: asdict(conditions)}}
         )
         with explaining_errors("warming up"):
-            answerer.warm_up()
+            answerer.warm_up(ended)
         store.update_metadata(source=answerer.source)
         keeper.under(conditions.fingerprint, answerer.source)
         yield

@@ -65,14 +65,19 @@ class RequestLog:
             StoreError: the disk cannot be written; all records stay readable.
         """
         with self._lock:
+            _merge(self._folder)  # before its segment is closed: where it fails, more can be appended
             self._file.close()
-            _merge(self._folder)
             self._open()
 
     def close(self) -> None:
-        """Leave one file."""
+        """Leave one file.
+
+        Raises:
+            StoreError: the disk cannot be written; all records stay readable.
+        """
         with self._lock:
-            self._file.close()
+            with disk_errors(self._path):
+                self._file.close()  # writes what could not be written before
             _merge(self._folder)
             merge_parts(self._folder, REQUESTS)
 

@@ -31,8 +31,9 @@ class Nothing:
     def __init__(self) -> None:
         self.promises = Promises()
 
-    def begin(self) -> None:
+    def begin(self, ended: Callable[[], bool]) -> None:
         """Nothing."""
+        del ended
 
     def between(self, *, waiting: bool) -> float:
         """Nothing."""
@@ -82,16 +83,21 @@ class Renewing:
         self.promises = Promises()
         self.calibrated: str | None = None
 
-    def begin(self) -> None:
+    def begin(self, ended: Callable[[], bool]) -> None:
         """Renew what settings take here and today.
+
+        Args:
+            ended: asked before each execution; the controller then stays as it is.
 
         Raises:
             MeasurementError: ``full`` could not be measured, or too little else.
         """
         started = self._start(FIRST)
-        while started.step():
-            pass
-        self._take(started)
+        going = True
+        while going and not ended():
+            going = started.step()
+        if not going:
+            self._take(started)
 
     def under(self, conditions: str, source: Source | None) -> None:
         """What it measures from now on has these conditions, by their fingerprint, and this source."""

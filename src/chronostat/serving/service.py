@@ -24,8 +24,8 @@ _LEAVING_S = 0.002  # leaves the interpreter to the thread that sends the answer
 class Keeper(Protocol):
     """What is done between requests to keep promises."""
 
-    def begin(self) -> None:
-        """Before the first request."""
+    def begin(self, ended: Callable[[], bool]) -> None:
+        """Before the first request; what is left is left out once the server ends."""
         ...
 
     def between(self, *, waiting: bool) -> float:
@@ -47,7 +47,7 @@ class Service:
 
     Attributes:
         state: ``ready`` once every setting is warm.
-        error: why it failed.
+        error: why it failed, or what could not be logged as it ended.
     """
 
     def __init__(
@@ -81,9 +81,11 @@ class Service:
         """Take a place in the line.
 
         Raises:
-            Refused: not ready, no place, or a strict budget that nothing can keep.
+            Refused: not ready, failed, no place, or a strict budget that nothing can keep.
         """
-        if self.state in {"warming", "failed"}:
+        if self.state == "failed":
+            raise Refused(503, "the server has failed and ends; its own output says why", code="failed")
+        if self.state == "warming":
             raise Refused(503, "the server warms up; /health says when it is ready", code="warming", retry_after_s=5)
         if job.ask.budget is not None:
             self.answerer.require_meetable(job.ask.budget)
@@ -104,11 +106,14 @@ class Service:
         self._count(served)
 
     def end(self) -> None:
-        """Answer nobody who waits; the running request is finished."""
+        """Answer nobody who waits, whose dismissal is logged if it can be; the running request is finished."""
         if self.state != "failed":
             self.state = "ending"
         for job in self.line.close():
-            self._finish(job, ending())
+            try:
+                self._finish(job, ending())
+            except StoreError as error:  # this one was told; the next ones have to be as well
+                self.error = self.error or error
 
     def wait(self) -> None:
         """Until the running request is answered; then the log is merged. Nothing may be noted after that.
@@ -123,7 +128,7 @@ class Service:
     def _run(self, failed: Callable[[], None]) -> None:
         try:
             with self._prepared():
-                self._keeper.begin()
+                self._keeper.begin(lambda: self.line.closed)
                 if self.state == "warming":
                     self.state = "ready"
                 self._work()

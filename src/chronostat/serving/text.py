@@ -81,7 +81,8 @@ class AnswerText(StoppingCriteria):
         found = [at for each in self._stop if (at := self._pending.find(each)) >= 0]
         if found:
             self.stopped = True
-            self._tell(self._pending[: min(found)])
+            piece, self._pending = self._pending[: min(found)], ""
+            self._tell(piece)
             return
         settled = len(self._pending) - self._held_back
         if settled > 0:

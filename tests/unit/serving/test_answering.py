@@ -141,7 +141,7 @@ def test_text_that_the_context_does_not_hold_is_refused_before_it_runs(made):
 
 def test_every_setting_is_warm_on_pictures_of_several_sizes_and_text(made):
     answerer, _, executed = made()
-    answerer.warm_up()
+    answerer.warm_up(lambda: False)
     assert answerer.source == "measured"
     assert {str(each["setting"]) for each in executed.options} == {"full", "moe_topk=1", "moe_topk=2"}
     sizes = {image.size for each in executed.options for image in each["images"]}
@@ -149,11 +149,17 @@ def test_every_setting_is_warm_on_pictures_of_several_sizes_and_text(made):
     assert any(not each["images"] for each in executed.options)
 
 
+def test_a_server_that_is_told_to_end_does_not_warm_up_the_rest(made):
+    answerer, _, executed = made()
+    answerer.warm_up(lambda: len(executed.options) == 4)
+    assert len(executed.options) == 4
+
+
 def test_a_first_token_that_cannot_be_seen_is_no_end_of_a_budget(made):
     answerer, _, _ = made("ttft_ms", source="total_only")
     with pytest.raises(MeasurementError, match=r"cannot be seen on this model \(no blocks\).*metric is request_ms"):
-        answerer.warm_up()
-    made("request_ms", source="total_only")[0].warm_up()
+        answerer.warm_up(lambda: False)
+    made("request_ms", source="total_only")[0].warm_up(lambda: False)
 
 
 def test_whoever_learns_from_requests_is_told_of_each(made):

@@ -1,9 +1,11 @@
 """The log of requests: nothing is lost or doubled, wherever its server is killed."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
+import chronostat.serving.log
 from chronostat.errors import StoreError
 from chronostat.records.messages import Turn
 from chronostat.runs.store.parts import live_parts
@@ -131,3 +133,28 @@ def test_a_file_in_the_place_of_the_folder_is_said(tmp_path):
     (tmp_path / FOLDER).write_text("")
     with pytest.raises(StoreError, match="a file stands where a folder is needed"):
         RequestLog(tmp_path)
+
+
+def test_where_merging_fails_more_can_be_appended_and_nothing_is_lost(tmp_path, log_in, monkeypatch):
+    def full(*_):
+        raise StoreError("no space left on device")
+
+    log = log_in(tmp_path)
+    log.append(served("a"))
+    with monkeypatch.context() as patched:
+        patched.setattr(chronostat.serving.log, "write_part", full)
+        with pytest.raises(StoreError, match="no space left"):
+            log.merge()
+        log.append(served("b"))
+    assert ids(tmp_path) == ["a", "b"]
+    log.merge()
+    assert ids(tmp_path) == ["a", "b"]
+
+
+def test_a_full_disk_is_said_in_words_when_the_log_is_closed(tmp_path, log_in):
+    log = log_in(tmp_path)
+    log._file.close()
+    log._file = Path("/dev/full").open("ab")  # noqa: SIM115 - closed by the log
+    for close in (lambda: log.append(served("a")), log.close):
+        with pytest.raises(StoreError, match="No space left on device"):
+            close()

@@ -53,11 +53,20 @@ def break_promises(renewing, request):
 def test_before_the_first_request_it_learns_what_settings_take_here(made, controller):
     machine = Machine(vision=2.0, prefill=2.0, decode=2.0, noise=0.01)
     renewing, controlled, _, told, stored = made(machine)
-    renewing.begin()
+    renewing.begin(lambda: False)
     assert len(machine.executed) == len(stored) == FIRST
     assert controlled.controller.full_ms == pytest.approx(2 * controller.full_ms, rel=0.05)
     assert told[0].full_ms.point == controlled.controller.full_ms
     assert renewing.calibrated is not None
+
+
+def test_a_server_that_is_told_to_end_before_its_first_request_measures_no_more(made, controller):
+    machine = Machine()
+    renewing, controlled, _, told, _ = made(machine)
+    renewing.begin(lambda: len(machine.executed) == 5)
+    assert len(machine.executed) == 5
+    assert controlled.controller is controller
+    assert told == []
 
 
 def test_one_execution_at_a_time_while_nobody_waits(made):
@@ -126,7 +135,7 @@ def test_a_machine_on_which_full_fails_leaves_the_controller_as_it_is_and_says_s
     assert isinstance(told[0], MeasurementError)
     assert renewing.between(waiting=False) == 1.0
     with pytest.raises(MeasurementError, match="full could not be measured"):
-        renewing.begin()
+        renewing.begin(lambda: False)
 
 
 def test_deadlines_that_nothing_could_keep_break_no_promise(made, bundled):

@@ -74,9 +74,28 @@ def test_what_fails_before_the_first_request_ends_the_server(service):
     made.wait()
     assert made.state == "failed"
     assert str(made.error) == "full could not be measured"
-    with pytest.raises(Refused, match="the server warms up") as caught:
+    with pytest.raises(Refused, match="the server has failed") as caught:
         made.join(job(lambda _: None))
-    assert caught.value.status == 503
+    assert (caught.value.status, caught.value.code) == (503, "failed")
+
+
+def test_what_is_done_before_the_first_request_is_told_when_the_server_ends(service):
+    begun, seen = Event(), []
+
+    class Keeper(Nothing):
+        def begin(self, ended):
+            seen.append(ended())
+            begun.set()
+            until(ended)
+            seen.append(True)
+
+    made, _ = service(keeper=Keeper())
+    made.start()
+    assert begun.wait(WAIT_S)
+    made.end()
+    made.wait()
+    assert seen == [False, True]
+    assert made.error is None
 
 
 def test_an_answer_is_in_the_log_and_counted_when_it_is_told(service, tmp_path):
@@ -99,6 +118,23 @@ def test_a_request_that_cannot_be_logged_gets_no_answer_and_ends_the_server(serv
     assert "no space left on device" in outcome.message
     assert failed.wait(WAIT_S)
     assert isinstance(made.error, StoreError)
+
+
+def test_on_a_full_disk_who_waits_is_told_as_well_and_the_server_ends(service):
+    failed, outcomes = Event(), []
+    made, _ = service(Full)
+    made.answerer.goes_on.clear()
+    made.start(failed.set)
+    ready(made).join(job(outcomes.append))
+    assert made.answerer.begun.wait(WAIT_S)
+    for name in "bc":
+        made.join(job(outcomes.append, name))
+    made.answerer.goes_on.set()
+    assert failed.wait(WAIT_S)
+    assert ["no space left on device" in outcome.message for outcome in outcomes] == [True] * 3
+    assert isinstance(made.error, StoreError)
+    with pytest.raises(Refused, match="the server has failed"):
+        made.join(job(outcomes.append))
 
 
 def test_between_requests_the_keeper_is_asked_and_told_whether_somebody_waits(service):
