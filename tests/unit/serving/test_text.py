@@ -83,7 +83,8 @@ def test_half_a_character_at_the_end_is_told_as_what_it_is():
 
 def test_a_stop_text_in_what_was_held_back_at_the_end_is_not_told():
     pieces = []
-    reading = AnswerText(SimpleNamespace(tokenizer=Bytes()), ("\N{REPLACEMENT CHARACTER}",), pieces.append, lambda: False)
+    stop = ("\N{REPLACEMENT CHARACTER}",)
+    reading = AnswerText(SimpleNamespace(tokenizer=Bytes()), stop, pieces.append, lambda: False)
     for token in (*b"a", *"é".encode()[:1]):
         reading.add(token)
     reading.end()
