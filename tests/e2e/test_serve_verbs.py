@@ -107,7 +107,9 @@ def test_a_day_of_serving_with_a_controller(serve, controller, bundled):
     answered = requests.filter(requests.column("status").to_numpy() == 200).to_pylist()
     assert [row["budget_ms"] for row in answered] == [None, None, 0.01, LONG_MS, full_ms]
     assert 422 in requests.column("status").to_pylist()
-    assert len(RunStore.open(server.run).trials("calibrate")) == 60
+    calibrated = RunStore.open(server.run).trials("calibrate")
+    assert len(calibrated) == 60
+    assert {execution.answer for trial in calibrated for execution in trial.executions} == {None}
     told = typed("report", server.run)
     assert told.status == 0
     assert "Budgets kept while serving" in (server.run / "report.html").read_text()

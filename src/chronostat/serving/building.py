@@ -33,7 +33,7 @@ from chronostat.serving.choosing import Controlled, Fixed
 from chronostat.serving.line import Line
 from chronostat.serving.log import RequestLog
 from chronostat.serving.metrics import Gauges, Metrics
-from chronostat.serving.renewing import Nothing, Renewing
+from chronostat.serving.renewing import Nothing, Renewing, without_answers
 from chronostat.serving.service import Service
 from chronostat.version import VERSION
 from chronostat.wire.asks import AskedBudget
@@ -156,7 +156,7 @@ def _renewing(wanted: Wanted, controlled: Controlled, store: RunStore, clock: Cl
         max_new_tokens=measure.max_new_tokens,
         clock=clock,
         seed=0,
-        keep=store.append,
+        keep=lambda trial: store.append(trial if wanted.store_requests else without_answers(trial)),
         anchor_every_s=float("inf"),
         time_limit_s=measure.time_limit_s,
         sample=measure.sample,

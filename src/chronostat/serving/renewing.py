@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from chronostat.control.calibration import calibrated_settings
 from chronostat.control.controller import Controller
@@ -10,7 +11,7 @@ from chronostat.errors import MeasurementError
 from chronostat.execution.execute import Request, SampleRequest
 from chronostat.execution.trials import TrialRunner
 from chronostat.measure.clock import Clock
-from chronostat.records import Execution, Source
+from chronostat.records import Execution, Source, Trial
 from chronostat.serving.choosing import Controlled
 from chronostat.serving.promises import Promises
 from chronostat.serving.service import now
@@ -151,6 +152,12 @@ class Renewing:
     def _reset(self) -> None:
         self.promises = Promises()
         self._renewed_ns = self._clock.host_ns()
+
+
+def without_answers(trial: Trial) -> Trial:
+    """What was measured on a request, without what the model said to it."""
+    silent = tuple(replace(each, answer=None, output_ids=()) for each in trial.executions)
+    return replace(trial, executions=silent)
 
 
 class _Round:

@@ -10,7 +10,7 @@ from chronostat.execution.trials import TrialRunner
 from chronostat.measure.clock import FakeClock
 from chronostat.records.messages import Turn
 from chronostat.serving.choosing import Controlled
-from chronostat.serving.renewing import FIRST, URGENT, Renewing
+from chronostat.serving.renewing import FIRST, URGENT, Renewing, without_answers
 from chronostat.wire.asks import Ask, AskedBudget
 from stand_ins.machines import Machine, requests_of
 from stand_ins.serving import answered_with
@@ -67,6 +67,14 @@ def test_a_server_that_is_told_to_end_before_its_first_request_measures_no_more(
     assert len(machine.executed) == 5
     assert controlled.controller is controller
     assert told == []
+
+
+def test_what_is_stored_of_a_calibration_need_not_say_what_was_answered(made):
+    renewing, _, _, _, stored = made(Machine())
+    renewing.begin(lambda: False)
+    measured = replace(stored[0].executions[0], answer=None, output_ids=())
+    told = replace(stored[0], executions=(replace(measured, answer="7", output_ids=(5, 6)),))
+    assert without_answers(told) == replace(told, executions=(measured,))
 
 
 def test_one_execution_at_a_time_while_nobody_waits(made):
