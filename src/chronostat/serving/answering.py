@@ -75,7 +75,7 @@ class ModelAnswerer:
         new_tokens: longest answer of a request that says nothing.
         context_tokens: that the model's context holds.
         sample: the model samples answers of requests that say nothing, as its generation_config says.
-        answered: told of each request that was answered, with what was executed.
+        answered: told of each request that was answered to its end, with what was executed.
         source: where latencies come from, as the warm-up has seen; None: not warm yet.
     """
 
@@ -128,10 +128,12 @@ class ModelAnswerer:
             meetable=chosen.meetable,
             full_ms=chosen.full_ms,
         )
+        cut_short = gone()
 
         def settle() -> None:
             self._learn(request, execution, reached_ms)
-            self.answered(request, answered)
+            if not cut_short:  # it would say nothing of deadlines
+                self.answered(request, answered)
 
         self._settling = settle
         return answered

@@ -109,11 +109,11 @@ class Renewing:
         self._request_ns = self._clock.host_ns()
         if 0 < sum(image.width * image.height for image in request.images) <= _MOST_PIXELS:
             self._recent.append(request)
-        if answered.kept is not None and answered.meetable:
+        if answered.kept is not None and answered.meetable and self._is_forecast(answered):
             self.promises.add(kept=answered.kept)
 
     def between(self, *, waiting: bool) -> float:
-        """One execution where one is due; while requests wait only if promises are broken.
+        """One execution where one is due; unless promises are broken only in a quiet minute, also once it has begun.
 
         Returns:
             Seconds after which to ask again.
@@ -121,7 +121,8 @@ class Renewing:
         if self._round is None and self._due():
             self._in_haste = self.promises.broken
             self._round = self._start(URGENT if self._in_haste else FIRST)
-        if self._round is None or (waiting and not self.promises.broken):
+        disturbs = waiting or not self._quiet
+        if self._round is None or (disturbs and not self.promises.broken):
             return _ASK_AGAIN_S
         if not self._round.step():
             finished, self._round = self._round, None
@@ -133,9 +134,16 @@ class Renewing:
         return 0.0
 
     def _due(self) -> bool:
-        quiet_s, age_s = (self._clock.host_ms_since(at) / 1e3 for at in (self._request_ns, self._renewed_ns))
-        old = self._in_haste or age_s >= self._every_s
-        return self.promises.broken or (quiet_s >= _QUIET_S and old)
+        old = self._in_haste or self._clock.host_ms_since(self._renewed_ns) / 1e3 >= self._every_s
+        return self.promises.broken or (self._quiet and old)
+
+    @property
+    def _quiet(self) -> bool:
+        return self._clock.host_ms_since(self._request_ns) / 1e3 >= _QUIET_S
+
+    def _is_forecast(self, answered: Answered) -> bool:
+        """Whether what is known of latencies reaches to its end: measuring again mends no longer answers."""
+        return answered.metric == "ttft_ms" or len(answered.execution.output_ids) <= self._runner.max_new_tokens
 
     def _start(self, executions: int) -> "_Round":
         self._rounds += 1

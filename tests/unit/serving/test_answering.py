@@ -171,6 +171,8 @@ def test_whoever_learns_from_requests_is_told_of_each(made):
     answerer.settle()
     assert noted == [("Hi", one.text)]
     answerer.settle()
+    answered(answerer, ask("Hi"), gone=lambda: True)
+    answerer.settle()
     assert len(noted) == 1
 
 

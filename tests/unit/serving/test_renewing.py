@@ -105,6 +105,32 @@ def test_an_old_controller_is_not_renewed_while_requests_come(made, bundled):
     assert renewing.between(waiting=False) == 0.0
 
 
+def test_what_was_begun_in_a_quiet_minute_waits_for_the_next_one(made, bundled):
+    machine = Machine()
+    renewing, _, clock, _, _ = made(machine)
+    clock.advance_ms(3_600_001)
+    assert renewing.between(waiting=False) == 0.0
+    renewing.noted(requests_of(bundled, "test", 1)[0], answered_with("Yes", ASK))
+    assert renewing.between(waiting=False) == 1.0
+    assert len(machine.executed) == 1
+    clock.advance_ms(60_001)
+    assert renewing.between(waiting=False) == 0.0
+    assert len(machine.executed) == 2
+
+
+@pytest.mark.parametrize(
+    ("metric", "tokens", "counted"), [("request_ms", 8, 1), ("request_ms", 9, 0), ("ttft_ms", 9, 1)]
+)
+def test_an_answer_longer_than_those_that_latencies_are_known_of_breaks_no_promise(
+    made, bundled, metric, tokens, counted
+):
+    renewing, *_ = made(Machine())
+    late = answered_with("Yes", LATE)
+    execution = replace(late.execution, output_ids=(5,) * tokens)
+    renewing.noted(requests_of(bundled, "test", 1)[0], replace(late, meetable=True, metric=metric, execution=execution))
+    assert len(renewing.promises) == counted
+
+
 def test_broken_promises_are_mended_also_while_requests_wait(made, bundled):
     machine = Machine(vision=3.0)
     renewing, controlled, _, _, _ = made(machine)
