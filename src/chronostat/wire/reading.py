@@ -13,6 +13,7 @@ from chronostat.wire.protocol import MOST_BUDGET_MS, ChatRequest, ImagePart, Mes
 
 BUDGET_HEADER = "x-latency-budget-ms"
 _MOST_CHARACTERS = 32  # of a token
+_LEAST_TEMPERATURE = 1e-6  # what a model says is divided by it, and by much less becomes infinite
 _ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -132,10 +133,20 @@ def _least_tokens(request: ChatRequest, new_tokens: int | None) -> int:
 
 
 def _sampling(request: ChatRequest) -> Sampling | None:
-    """Temperature 0 is greedy; a share of the probability without a temperature is drawn from at 1."""
+    """Temperature 0 is greedy; a share of the probability without a temperature is drawn from at 1.
+
+    Raises:
+        Refused: the temperature is above 0 and too low to draw at.
+    """
     temperature, top_p = request.temperature, request.top_p
     if temperature is None and top_p in {None, 1.0}:
         return None
+    if temperature is not None and 0 < temperature < _LEAST_TEMPERATURE:
+        raise bad(
+            "temperature",
+            f"temperature = {temperature:g}: no probabilities come of it; give 0, which is greedy, or at least "
+            f"{_LEAST_TEMPERATURE:g}",
+        )
     return Sampling(temperature=1.0 if temperature is None else temperature, top_p=1.0 if top_p is None else top_p)
 
 

@@ -67,6 +67,7 @@ BAD = [
     ({"min_tokens": 5}, "min_tokens", "min_tokens needs max_completion_tokens"),
     ({"ignore_eos": True}, "ignore_eos", "ignore_eos needs max_completion_tokens"),
     ({"temperature": -1}, "temperature", "greater than or equal to 0"),
+    ({"temperature": 1e-40}, "temperature", "give 0, which is greedy, or at least 1e-06"),
     ({"temperature": 3}, "temperature", "less than or equal to 2"),
     ({"top_p": 0}, "top_p", "greater than 0"),
     ({"seed": -1}, "seed", "greater than or equal to 0"),
