@@ -143,6 +143,13 @@ def test_a_time_box_without_an_end_is_a_mistake_of_usage(verb, seconds, why):
     assert why in " ".join(said.err.split())
 
 
+def test_a_budget_without_an_end_is_not_asked_for_in_seconds():
+    said = typed("ask", "--budget-ms", "nan")
+    assert said.status == 2
+    words = " ".join(word for word in said.err.split() if word != "│")
+    assert "nan is no length of time; give a finite number" in words
+
+
 def test_a_setting_is_compared_with_others():
     message = "--setting 'moe_topk=1' is given twice; give each once (chronostat doctor compares a setting with itself)"
     assert refused(CONFIG, "measure", *("--setting", "moe_topk=1") * 2, "--setting", "full") == message

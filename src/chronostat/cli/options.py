@@ -15,7 +15,7 @@ from chronostat.records.choices import MOST_THREADS, DeviceName, DtypeName, Engi
 def finite(value: float | None) -> float | None:
     """Refuse ``inf`` and ``nan``, which have no end, as a length of time."""
     if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no length of time; give a number of seconds")
+        raise typer.BadParameter(f"{value} is no length of time; give a finite number")
     return value
 
 
