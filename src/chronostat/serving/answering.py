@@ -128,11 +128,12 @@ class ModelAnswerer:
             meetable=chosen.meetable,
             full_ms=chosen.full_ms,
         )
-        cut_short = gone()
+        # one that was cut short keeps no deadline, and one that is late already has broken it
+        says_nothing = gone() and answered.kept is not False
 
         def settle() -> None:
             self._learn(request, execution, reached_ms)
-            if not cut_short:  # it would say nothing of deadlines
+            if not says_nothing:
                 self.answered(request, answered)
 
         self._settling = settle
