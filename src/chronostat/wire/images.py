@@ -54,12 +54,14 @@ def picture(url: str, param: str, limits: Limits, *, before: int = 0) -> Picture
     """
     head = _DATA_URL.match(url)
     if head is None:
+        kind, _, _ = url[:40].partition(",")
         scheme = url.partition(":")[0][:12]
-        raise bad(
-            param,
-            f"{param} begins with {scheme!r}: this server fetches nothing, neither by http(s) nor from files; send the "
-            "picture itself as data:image/png;base64,...",
+        why = (
+            f"is {kind!r}, which is no picture in base64"
+            if scheme == "data"
+            else f"begins with {scheme!r}: this server fetches nothing, neither by http(s) nor from files"
         )
+        raise bad(param, f"{param} {why}; send the picture itself as data:image/png;base64,...")
     encoded = url[head.end() :]
     if len(encoded) * 3 // 4 > limits.image:
         raise _too_large(param, f"about {len(encoded) * 3 // 4:,} bytes", f"{limits.image:,} bytes")

@@ -94,7 +94,11 @@ BAD = [
     (picture_of("http://169.254.169.254/latest"), URL, "this server fetches nothing"),
     (picture_of("file:///etc/passwd"), URL, "this server fetches nothing"),
     (picture_of("/etc/passwd"), URL, "this server fetches nothing"),
-    (picture_of("data:text/html;base64,PGI+"), URL, "this server fetches nothing"),
+    (
+        picture_of("data:text/html;base64,PGI+"),
+        URL,
+        "is 'data:text/html;base64', which is no picture",
+    ),
     (picture_of("data:image/png;base64,!!!!"), URL, "is not valid base64"),
     (picture_of(data_url(b"no picture")), URL, "is no picture that can be read"),
     (picture_of(data_url(WHOLE[:20])), URL, "is no picture that can be read"),
