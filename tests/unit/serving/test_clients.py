@@ -3,6 +3,7 @@
 import asyncio
 import json
 import subprocess
+from contextlib import asynccontextmanager
 
 import httpx2
 import openai
@@ -215,17 +216,22 @@ def test_a_client_that_goes_away_ends_its_generation(server, scripted, stream):
     assert statuses(server) == [499]
 
 
-def test_a_client_that_goes_away_while_it_waits_gives_up_its_place(server, scripted):
+@asynccontextmanager
+async def one_waits(server, scripted):
+    """A request that is being answered, until the test lets it go on, and one that waits behind it."""
     scripted.goes_on.clear()
-    url = f"{server.address}/v1/chat/completions"
+    url, asked = f"{server.address}/v1/chat/completions", {"model": MODEL, "messages": MESSAGES}
+    async with httpx2.AsyncClient(timeout=WAIT_S) as client:
+        first = asyncio.create_task(client.post(url, json=asked))
+        await asyncio.to_thread(scripted.begun.wait, WAIT_S)
+        second = asyncio.create_task(client.post(url, json=asked))
+        await asyncio.to_thread(until, lambda: len(server.service.line))
+        yield first, second
 
+
+def test_a_client_that_goes_away_while_it_waits_gives_up_its_place(server, scripted):
     async def leave():
-        async with httpx2.AsyncClient(timeout=WAIT_S) as client:
-            asked = {"model": MODEL, "messages": MESSAGES}
-            first = asyncio.create_task(client.post(url, json=asked))
-            await asyncio.to_thread(scripted.begun.wait, WAIT_S)
-            second = asyncio.create_task(client.post(url, json=asked))
-            await asyncio.to_thread(until, lambda: len(server.service.line))
+        async with one_waits(server, scripted) as (first, second):
             second.cancel()
             await asyncio.to_thread(until, lambda: not len(server.service.line))
             scripted.goes_on.set()
@@ -238,16 +244,8 @@ def test_a_client_that_goes_away_while_it_waits_gives_up_its_place(server, scrip
 
 
 def test_the_end_finishes_what_runs_and_turns_away_who_waits(server, scripted):
-    scripted.goes_on.clear()
-    url = f"{server.address}/v1/chat/completions"
-
     async def end():
-        async with httpx2.AsyncClient(timeout=WAIT_S) as client:
-            asked = {"model": MODEL, "messages": MESSAGES}
-            first = asyncio.create_task(client.post(url, json=asked))
-            await asyncio.to_thread(scripted.begun.wait, WAIT_S)
-            second = asyncio.create_task(client.post(url, json=asked))
-            await asyncio.to_thread(until, lambda: len(server.service.line))
+        async with one_waits(server, scripted) as (first, second):
             ending = asyncio.create_task(asyncio.to_thread(server.end))
             turned_away = await second
             scripted.goes_on.set()
