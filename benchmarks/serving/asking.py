@@ -17,6 +17,8 @@ from benchmarks.serving.servers import Server
 from chronostat.data.demo import DemoTask
 from chronostat.data.samples import Sample
 
+PATH = "/v1/chat/completions"
+HEAD = {"content-type": "application/json"}
 NEW_TOKENS = 8
 TIMEOUT_S = 120.0
 
@@ -87,7 +89,7 @@ class Client:
         """Ask, and wait for the answer."""
         body = question.body(self._server, budget_ms)
         start_s = perf_counter()
-        self._connection.request("POST", _PATH, body, _HEAD)
+        self._connection.request("POST", PATH, body, HEAD)
         answer = self._connection.getresponse()
         content = answer.read()
         return _told(question, answer.status, content, (perf_counter() - start_s) * 1e3)
@@ -110,8 +112,8 @@ def poisson(
     async def one(client: httpx2.AsyncClient, question: Question, after_s: float) -> Told:
         await asyncio.sleep(after_s)
         start_s = perf_counter()
-        url = f"{server.address}{_PATH}"
-        answer = await client.post(url, content=question.body(server, budget_ms), headers=_HEAD)
+        url = f"{server.address}{PATH}"
+        answer = await client.post(url, content=question.body(server, budget_ms), headers=HEAD)
         return _told(question, answer.status_code, answer.content, (perf_counter() - start_s) * 1e3)
 
     async def every() -> list[Told]:
@@ -120,10 +122,6 @@ def poisson(
             return await asyncio.gather(*(one(client, *each) for each in zip(asked, moments_s, strict=True)))
 
     return asyncio.run(every())
-
-
-_HEAD = {"content-type": "application/json"}
-_PATH = "/v1/chat/completions"
 
 
 def _told(question: Question, status: int, content: bytes, client_ms: float) -> Told:

@@ -19,11 +19,16 @@ from chronostat.models.load import BUNDLED
 _START_S = 300.0
 
 
+class ServerError(RuntimeError):
+    """A server does not answer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Server:
     """A server that answers.
 
     Attributes:
+        errors: what it has printed as errors.
         run: where ours stores its requests; None: not ours.
     """
 
@@ -31,6 +36,7 @@ class Server:
     model: str
     address: str
     process: "subprocess.Popen[bytes]"
+    errors: Path
     run: Path | None = None
 
     @property
@@ -49,12 +55,12 @@ def ours(name: str, folder: Path, *words: str) -> Generator[Server]:
     """``chronostat serve`` with some words more; stores in a folder below ``folder``."""
     run = folder / f"{name.replace(' ', '-')}-{os.getpid()}-{perf_counter():.0f}"
     command = [sys.executable, "-m", "chronostat", "serve", "--run-dir", str(run), *words]
-    with _started(name, "demo_vlm", [*command, "--port"], run) as server:
+    with _started(name, "demo_vlm", [*command, "--port"], folder, run) as server:
         yield server
 
 
 @contextmanager
-def theirs() -> Generator[Server]:
+def theirs(folder: Path) -> Generator[Server]:
     """``transformers serve`` with the bundled model, in the type that ours has on a CPU."""
     command = [
         str(Path(sys.executable).parent / "transformers"),
@@ -65,18 +71,22 @@ def theirs() -> Generator[Server]:
         "--dtype",
         "float32",
     ]
-    with _started("transformers serve", str(BUNDLED), [*command, "--port"], None) as server:
+    with _started("transformers serve", str(BUNDLED), [*command, "--port"], folder, None) as server:
         yield server
 
 
 @contextmanager
-def _started(name: str, model: str, command: Sequence[str], run: Path | None) -> Generator[Server]:
+def _started(name: str, model: str, command: Sequence[str], folder: Path, run: Path | None) -> Generator[Server]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment: dict[str, str] = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["TRANSFORMERS_VERBOSITY"] = "error"
-    process = subprocess.Popen([*command, str(port)], env=environment, stdout=subprocess.DEVNULL)
-    server = Server(name=name, model=model, address=f"http://127.0.0.1:{port}", process=process, run=run)
+    folder.mkdir(parents=True, exist_ok=True)
+    errors = folder / f"{name.replace(' ', '-')}-{os.getpid()}.log"
+    with errors.open("ab") as file:
+        process = subprocess.Popen([*command, str(port)], env=environment, stdout=subprocess.DEVNULL, stderr=file)
+    address = f"http://127.0.0.1:{port}"
+    server = Server(name=name, model=model, address=address, process=process, errors=errors, run=run)
     try:
         _wait_until_ready(server)
         yield server
@@ -89,11 +99,12 @@ def _wait_until_ready(server: Server) -> None:
     started_s = perf_counter()
     while perf_counter() - started_s < _START_S:
         if server.process.poll() is not None:
-            raise SystemExit(f"{server.name} ended with {server.process.returncode} before it was ready")
+            status = server.process.returncode
+            raise ServerError(f"{server.name} ended with {status} before it was ready; see {server.errors}")
         try:
             if httpx2.get(f"{server.address}/health", timeout=5.0).status_code == 200:
                 return
         except httpx2.TransportError:
             pass  # it does not listen yet
         sleep(0.1)
-    raise SystemExit(f"{server.name} was not ready after {_START_S:.0f} s")
+    raise ServerError(f"{server.name} was not ready after {_START_S:.0f} s; see {server.errors}")
