@@ -32,6 +32,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from benchmarks.kit.models import bundled_on_one_thread
@@ -73,13 +74,15 @@ def run_parts(parts: Mapping[str, Part], options: Namespace, conditions: Conditi
             seconds=options.seconds or part.seconds,
             guidellm=options.guidellm,
         )
+        started_s = perf_counter()
         try:
             result = part.run(task)
         except Exception:  # noqa: BLE001 - said with its traceback and by the exit status; the next part may still do
             traceback.print_exc()
             failed.append(name)
             continue
-        found[name] = {"commit": commit(), "conditions": asdict(conditions), **result}
+        took_s = perf_counter() - started_s
+        found[name] = {"commit": commit(), "took_s": took_s, "conditions": asdict(conditions), **result}
         print(f"{name}\n\n{tables_of(found[name])}\n", flush=True)
         write_result(options.name, conditions, found)
     if failed:
