@@ -52,7 +52,6 @@ class Scripted:
         asked: what was asked, in the order of the answers.
         begun: set when an answer begins.
         left: requests whose clients went away while they were answered.
-        settled: ids of requests whose answers had left before anything was learned from them.
     """
 
     pieces: Sequence[str] = ("Hello", " world")
@@ -61,7 +60,6 @@ class Scripted:
     asked: list[Ask] = field(default_factory=list)
     begun: Event = field(default_factory=Event)
     left: list[Ask] = field(default_factory=list)
-    settled: list[str] = field(default_factory=list)
     metric: LatencyMetric = "request_ms"
 
     def __post_init__(self) -> None:
@@ -72,9 +70,6 @@ class Scripted:
             raise Refused(
                 422, f"the cheapest needs {CHEAPEST_MS} ms", code="budget_unmeetable", param="latency_budget_ms"
             )
-
-    def settle(self) -> None:
-        self.settled.append(self.asked[-1].id)
 
     def answer(self, ask: Ask, told: Callable[[Piece], None], gone: Callable[[], bool]) -> Answered:
         self.asked.append(ask)

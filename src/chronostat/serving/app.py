@@ -47,12 +47,12 @@ class Offer:
 def make_app(service: Service, metrics: Metrics, offer: Offer) -> FastAPI:
     """The application; whoever runs it starts and ends the service."""
     app = FastAPI(title="chronostat", docs_url=None, redoc_url=None, openapi_url=None)
-    routes = _Routes(service, metrics, offer)
-    app.add_api_route("/v1/chat/completions", routes.chat, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/models", routes.models, methods=["GET"], response_model=None)
-    app.add_api_route("/v1/models/{model:path}", routes.one_model, methods=["GET"], response_model=None)
-    app.add_api_route("/health", routes.health, methods=["GET"], response_model=None)
-    app.add_api_route("/metrics", routes.metrics, methods=["GET"], response_model=None)
+    routes = _Routes(service, metrics, offer)  # they read their requests themselves: no dependencies to be solved
+    app.add_route("/v1/chat/completions", routes.chat, methods=["POST"])
+    app.add_route("/v1/models", routes.models, methods=["GET"])
+    app.add_route("/v1/models/{model:path}", routes.one_model, methods=["GET"])
+    app.add_route("/health", routes.health, methods=["GET"])
+    app.add_route("/metrics", routes.metrics, methods=["GET"])
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(Exception, _unforeseen)
@@ -82,14 +82,15 @@ class _Routes:
         self._require_key(request)
         return JSONResponse({"object": "list", "data": [self._offer.card()]})
 
-    async def one_model(self, request: Request, model: str) -> Response:
+    async def one_model(self, request: Request) -> Response:
         """The same by name."""
         self._require_key(request)
-        self._require_model(model)
+        self._require_model(request.path_params["model"])
         return JSONResponse(self._offer.card())
 
-    async def health(self) -> Response:
+    async def health(self, request: Request) -> Response:
         """200 once every setting is warm."""
+        del request
         state = self._service.state
         return JSONResponse({"status": state}, status_code=200 if state == "ready" else 503)
 

@@ -85,7 +85,6 @@ class Line:
     def take(self, wait_s: float) -> Job | None:
         """The next one; None if there is none in time, or the line is closed."""
         with self._changed:
-            self._running = False
             if not self._waiting and not self.closed:
                 self._changed.wait(wait_s)
             if not self._waiting:
@@ -94,7 +93,8 @@ class Line:
             return self._waiting.popleft()
 
     def took(self, seconds: float) -> None:
-        """How long a request was answered, for those who are told when to come again."""
+        """The one that was taken is answered, which took so long, for those who are told when to come again."""
+        self._running = False
         self._typical_s += _RECENT * (seconds - self._typical_s)
 
     def close(self) -> list[Job]:
