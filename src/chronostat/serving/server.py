@@ -42,7 +42,7 @@ def read_keys(file: Path) -> tuple[str, ...]:
     """The keys of a file, one a line.
 
     Raises:
-        ConfigError: it cannot be read, or holds none.
+        ConfigError: it cannot be read, holds none, or one that no header can bring.
     """
     try:
         keys = tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())))
@@ -52,6 +52,12 @@ def read_keys(file: Path) -> tuple[str, ...]:
         ) from None
     if not keys:
         raise ConfigError(f"--api-key-file {file} holds no key; write one a line")
+    for number, key in enumerate(keys, start=1):
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                f"--api-key-file {file}: key number {number} has characters other than printable ASCII, which clients "
+                "cannot send; write letters, digits and signs alone"
+            )
     return keys
 
 

@@ -110,6 +110,8 @@ def test_lengths_and_sampling_reach_generate(made):
     answered(answerer, ask(new_tokens=5, least_tokens=3, seed=7))
     assert executed.options[-1]["max_new_tokens"] == 5
     assert executed.options[-1]["generation_config"].min_new_tokens == 3
+    assert answered(answerer, ask(new_tokens=5, least_tokens=3)).forced
+    assert not answered(answerer, ask(new_tokens=5, seed=7)).forced
     assert executed.options[-1]["sampling_seed"] is None
     answered(answerer, ask(seed=7, sampling=Sampling(temperature=0.5, top_p=0.9)))
     config = executed.options[-1]["generation_config"]

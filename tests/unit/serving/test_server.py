@@ -33,6 +33,11 @@ def test_keys_are_the_lines_of_a_file(tmp_path):
     file = tmp_path / "keys"
     file.write_text("one\n\n  two \n")
     assert read_keys(file) == ("one", "two")
+    for bad in ("k\u00e9y", "\ufeffkey", "k\ty"):
+        file.write_text(f"one\n\n{bad}\n", encoding="utf-8")
+        with pytest.raises(ConfigError, match="key number 2 has characters other than printable ASCII") as caught:
+            read_keys(file)
+        assert bad not in str(caught.value)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_keys(file)
