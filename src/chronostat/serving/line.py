@@ -105,13 +105,18 @@ class Line:
             self._changed.notify()
         return waiting
 
-    def _full(self) -> Refused:
+    @property
+    def retry_after_s(self) -> int:
+        """When those before are answered who wait now, a minute at most."""
         wait_s = math.ceil((len(self._waiting) + 1) * self._typical_s)
+        return min(max(wait_s, 1), MOST_RETRY_S)
+
+    def _full(self) -> Refused:
         return Refused(
             429,
             f"{len(self._waiting)} requests wait already, which is all that may (--most-waiting); come again later",
             code="queue_full",
-            retry_after_s=min(max(wait_s, 1), MOST_RETRY_S),
+            retry_after_s=self.retry_after_s,
         )
 
 

@@ -9,6 +9,7 @@ import zlib
 import httpx2
 import pytest
 
+from chronostat.serving.log import read_requests
 from stand_ins.serving import MODEL, WAIT_S, Scripted, data_url, picture_url, running
 
 USER = {"role": "user", "content": "Hi"}
@@ -221,7 +222,14 @@ def test_without_the_right_key_nothing_but_health_is_told(tmp_path):
         for sent in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic secret"}, {"api-key": "secret"}):
             answer = post(server, headers=sent)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-        assert post(server, headers={"authorization": "Bearer other"}).status_code == 200
+        right = {"authorization": "Bearer other"}
+        assert post(server, headers=right).status_code == 200
+        text = httpx2.get(f"{server.address}/metrics", headers=right).text
+        assert '\nchronostat_refused_total{code="invalid_api_key",status="401"} 7.0\n' in text
+        assert '\nchronostat_requests_total{status="401"} 7.0\n' in text
+        assert "wrong" not in text
+        assert server.told == ["requests without a right key so far: 1; /metrics counts them"]
+    assert read_requests(server.run).column("status").to_pylist() == [200]  # whoever has no key fills no disk
 
 
 def post(server, headers=None, **changed):
