@@ -119,7 +119,7 @@ class _Routes:
         ask: Ask | None = None
         try:
             asked = await self._read(request, take)
-            ask = ask_of(asked, request.headers, self._offer.terms, id=id_, received_ns=received_ns)
+            ask = ask_of(asked, _headers(request), self._offer.terms, id=id_, received_ns=received_ns)
             events: asyncio.Queue[Event] = asyncio.Queue()
             post = _poster(events)
             job = Job(ask=ask, received=received, told=post if asked.stream else lambda _: None, done=post)
@@ -192,6 +192,11 @@ def _poster(events: "asyncio.Queue[Event]") -> Callable[[Event], None]:
         loop.call_soon_threadsafe(events.put_nowait, event)
 
     return post
+
+
+def _headers(request: Request) -> dict[str, str]:
+    """Those of one name joined, as HTTP has it: the second one is not dropped."""
+    return {name: ", ".join(request.headers.getlist(name)) for name in request.headers}
 
 
 async def _disconnected(request: Request) -> None:

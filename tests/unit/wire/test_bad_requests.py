@@ -36,6 +36,7 @@ def png_head(width, height):
 WHOLE = base64.b64decode(picture_url().partition(",")[2])
 BAD = [
     ({"foo": 1}, "foo", "unknown field foo; leave it out. Known fields of a request: budget_policy,"),
+    ({"f" * 9_000: 1}, "f" * 120, "unknown field ffff"),
     ({"messages": None}, "messages", "valid array"),
     ({"messages": []}, "messages", "at least 1 item"),
     ({"messages": [USER] * 10_000}, "messages", "at most 1000 items"),
@@ -156,6 +157,13 @@ def test_a_bad_budget_in_the_header_is_refused_and_not_left_out(server, value):
     answer = post(server, headers={"x-latency-budget-ms": value})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-latency-budget-ms")
     assert f"the header x-latency-budget-ms = {value!r}: give a number" in answer.json()["error"]["message"]
+
+
+def test_a_header_that_is_sent_twice_is_not_half_dropped(server):
+    body = json.dumps({"model": MODEL, "messages": [USER]})
+    twice = [("content-type", "application/json"), ("x-latency-budget-ms", "60"), ("x-latency-budget-ms", "7")]
+    answer = httpx2.post(f"{server.address}/v1/chat/completions", content=body, headers=twice, timeout=WAIT_S)
+    assert "the header x-latency-budget-ms = '60, 7': give a number" in answer.json()["error"]["message"]
 
 
 def test_a_budget_is_given_once(server):
