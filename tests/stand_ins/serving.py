@@ -16,6 +16,7 @@ from PIL import Image
 from chronostat.measure.clock import clock_for
 from chronostat.records import Execution, LatencyMetric, Setting, StageTiming
 from chronostat.serving.app import Offer, make_app
+from chronostat.serving.keys import Keys
 from chronostat.serving.line import Line
 from chronostat.serving.log import RequestLog
 from chronostat.serving.metrics import Gauges, Metrics
@@ -52,7 +53,6 @@ class Scripted:
         asked: what was asked, in the order of the answers.
         begun: set when an answer begins.
         left: requests whose clients went away while they were answered.
-        settled: ids of requests whose answers had left before anything was learned from them.
     """
 
     pieces: Sequence[str] = ("Hello", " world")
@@ -61,7 +61,6 @@ class Scripted:
     asked: list[Ask] = field(default_factory=list)
     begun: Event = field(default_factory=Event)
     left: list[Ask] = field(default_factory=list)
-    settled: list[str] = field(default_factory=list)
     metric: LatencyMetric = "request_ms"
 
     def __post_init__(self) -> None:
@@ -72,9 +71,6 @@ class Scripted:
             raise Refused(
                 422, f"the cheapest needs {CHEAPEST_MS} ms", code="budget_unmeetable", param="latency_budget_ms"
             )
-
-    def settle(self) -> None:
-        self.settled.append(self.asked[-1].id)
 
     def answer(self, ask: Ask, told: Callable[[Piece], None], gone: Callable[[], bool]) -> Answered:
         self.asked.append(ask)
@@ -142,6 +138,7 @@ class Running:
     address: str
     run: Path
     end: Callable[[], None]
+    told: Sequence[str]
 
 
 @contextmanager
@@ -173,8 +170,10 @@ def running(
         context_tokens=512,
         store_requests=store_requests,
     )
+    told: list[str] = []
+    who = Keys(keys, turned_away=metrics.count_refused, told=told.append)
     card = {"id": MODEL, "object": "model", "created": 1, "owned_by": "chronostat", "chronostat": {"setting": "full"}}
-    app = make_app(service, metrics, Offer(model=MODEL, card=lambda: card, terms=terms, keys=keys))
+    app = make_app(service, metrics, Offer(model=MODEL, card=lambda: card, terms=terms, keys=who))
     server = Server(app, service)
     with bound("127.0.0.1", 0) as listening:
         service.start(failed=server.stop)
@@ -188,7 +187,7 @@ def running(
 
         try:
             until(lambda: service.state != "warming")
-            yield Running(app, service, f"http://127.0.0.1:{listening.getsockname()[1]}", run, end)
+            yield Running(app, service, f"http://127.0.0.1:{listening.getsockname()[1]}", run, end, told)
         finally:
             answerer.goes_on.set()
             end()

@@ -61,10 +61,6 @@ class Answerer(Protocol):
         """
         ...
 
-    def settle(self) -> None:
-        """Learn from the latest answer; it has left, so nobody waits for that."""
-        ...
-
 
 @dataclass(kw_only=True)
 class ModelAnswerer:
@@ -88,7 +84,6 @@ class ModelAnswerer:
     sample: bool = False
     answered: Callable[[SampleRequest, Answered], None] = field(default=lambda _request, _answered: None)
     source: Source | None = field(default=None, init=False)
-    _settling: Callable[[], None] | None = field(default=None, init=False)
 
     @property
     def metric(self) -> LatencyMetric:
@@ -127,23 +122,13 @@ class ModelAnswerer:
             kept=_kept(ask.budget, charged_ms),
             meetable=chosen.meetable,
             full_ms=chosen.full_ms,
+            forced=ask.least_tokens > 0,
         )
+        self._learn(request, execution, reached_ms)
         # one that was cut short keeps no deadline, and one that is late already has broken it
-        says_nothing = gone() and answered.kept is not False
-
-        def settle() -> None:
-            self._learn(request, execution, reached_ms)
-            if not says_nothing:
-                self.answered(request, answered)
-
-        self._settling = settle
+        if not gone() or answered.kept is False:
+            self.answered(request, answered)
         return answered
-
-    def settle(self) -> None:
-        """See ``Answerer``."""
-        settling, self._settling = self._settling, None
-        if settling is not None:
-            settling()
 
     def warm_up(self, ended: Callable[[], bool]) -> None:
         """Every setting once, on pictures of several sizes in turn and on text alone; parts are found on the first.

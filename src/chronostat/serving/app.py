@@ -1,8 +1,7 @@
 """The routes: what comes in over HTTP becomes a job in the line, and what it comes to goes out."""
 
 import asyncio
-import hmac
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,8 +10,9 @@ from uuid import uuid4
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
+from chronostat.serving.arriving import Held, Take, body_of
+from chronostat.serving.keys import Keys
 from chronostat.serving.line import Job
 from chronostat.serving.metrics import Metrics
 from chronostat.serving.served import GONE, Served
@@ -22,8 +22,6 @@ from chronostat.wire.bodies import Head, error_event, usage_of
 from chronostat.wire.errors import Refused, bad
 from chronostat.wire.protocol import ChatRequest, StreamOptions, read_request
 from chronostat.wire.reading import Terms, ask_of
-
-_BODY_S = 60.0  # to send a request in
 
 Event = Piece | Answered | Refused
 
@@ -35,24 +33,24 @@ class Offer:
     Attributes:
         model: by which requests name it.
         card: what ``/v1/models`` says of it now.
-        keys: one of which a request has to bring; empty: none is needed.
+        keys: that let a request in.
     """
 
     model: str
     card: Callable[[], Mapping[str, Any]]
     terms: Terms
-    keys: Sequence[str] = ()
+    keys: Keys
 
 
 def make_app(service: Service, metrics: Metrics, offer: Offer) -> FastAPI:
     """The application; whoever runs it starts and ends the service."""
     app = FastAPI(title="chronostat", docs_url=None, redoc_url=None, openapi_url=None)
-    routes = _Routes(service, metrics, offer)
-    app.add_api_route("/v1/chat/completions", routes.chat, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/models", routes.models, methods=["GET"], response_model=None)
-    app.add_api_route("/v1/models/{model:path}", routes.one_model, methods=["GET"], response_model=None)
-    app.add_api_route("/health", routes.health, methods=["GET"], response_model=None)
-    app.add_api_route("/metrics", routes.metrics, methods=["GET"], response_model=None)
+    routes = _Routes(service, metrics, offer)  # they read their requests themselves: no dependencies to be solved
+    app.add_route("/v1/chat/completions", routes.chat, methods=["POST"])
+    app.add_route("/v1/models", routes.models, methods=["GET"])
+    app.add_route("/v1/models/{model:path}", routes.one_model, methods=["GET"])
+    app.add_route("/health", routes.health, methods=["GET"])
+    app.add_route("/metrics", routes.metrics, methods=["GET"])
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(Exception, _unforeseen)
@@ -61,50 +59,45 @@ def make_app(service: Service, metrics: Metrics, offer: Offer) -> FastAPI:
 
 class _Routes:
     def __init__(self, service: Service, metrics: Metrics, offer: Offer) -> None:
-        self._service, self._metrics, self._offer = service, metrics, offer
+        self._service, self._metrics, self._offer, self._keys = service, metrics, offer, offer.keys
+        self._held = Held(offer.terms.limits.unanswered, lambda: service.line.retry_after_s)
 
     async def chat(self, request: Request) -> Response:
         """One request."""
-        self._require_key(request)
-        joined = await self._join(request)
-        first = await self._first(request, joined)
+        self._keys.require(request.headers)
+        with self._held.one() as take:
+            joined = await self._join(request, take)
+            first = await self._first(request, joined)
         if first is None:
             return Response(status_code=GONE)
         if isinstance(first, Refused):
             raise first
-        if joined.asked.stream:
+        if joined.stream:
             return StreamingResponse(self._stream(joined, first), media_type="text/event-stream")
         assert isinstance(first, Answered), "no pieces are told where none are streamed"
         return Response(joined.head.completion(first), media_type="application/json")
 
     async def models(self, request: Request) -> Response:
         """The one model."""
-        self._require_key(request)
+        self._keys.require(request.headers)
         return JSONResponse({"object": "list", "data": [self._offer.card()]})
 
-    async def one_model(self, request: Request, model: str) -> Response:
+    async def one_model(self, request: Request) -> Response:
         """The same by name."""
-        self._require_key(request)
-        self._require_model(model)
+        self._keys.require(request.headers)
+        self._require_model(request.path_params["model"])
         return JSONResponse(self._offer.card())
 
-    async def health(self) -> Response:
+    async def health(self, request: Request) -> Response:
         """200 once every setting is warm."""
+        del request
         state = self._service.state
         return JSONResponse({"status": state}, status_code=200 if state == "ready" else 503)
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
-        self._require_key(request)
+        self._keys.require(request.headers)
         return Response(self._metrics.text(), media_type=self._metrics.content_type)
-
-    def _require_key(self, request: Request) -> None:
-        if not self._offer.keys:
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        known = [hmac.compare_digest(key.encode(), each.encode()) for each in self._offer.keys]
-        if scheme.lower() != "bearer" or not any(known):
-            raise Refused(401, "no key, or a wrong one; send it as Authorization: Bearer KEY", code="invalid_api_key")
 
     def _require_model(self, model: str) -> None:
         if model != self._offer.model:
@@ -115,7 +108,7 @@ class _Routes:
                 param="model",
             )
 
-    async def _join(self, request: Request) -> "_Joined":
+    async def _join(self, request: Request, take: Take) -> "_Joined":
         """Read a request and put it into the line; one that is refused is logged too.
 
         Raises:
@@ -125,8 +118,8 @@ class _Routes:
         id_, created = f"chatcmpl-{uuid4().hex}", int(datetime.now(UTC).timestamp())
         ask: Ask | None = None
         try:
-            asked = await self._read(request)
-            ask = ask_of(asked, request.headers, self._offer.terms, id=id_, received_ns=received_ns)
+            asked = await self._read(request, take)
+            ask = ask_of(asked, _headers(request), self._offer.terms, id=id_, received_ns=received_ns)
             events: asyncio.Queue[Event] = asyncio.Queue()
             post = _poster(events)
             job = Job(ask=ask, received=received, told=post if asked.stream else lambda _: None, done=post)
@@ -135,10 +128,11 @@ class _Routes:
             self._service.note(Served(id=id_, received=received, ask=ask, outcome=refused))
             raise
         head = Head(id=id_, created=created, model=self._offer.model, budget=ask.budget)
-        return _Joined(asked=asked, head=head, job=job, events=events)
+        options = asked.stream_options or StreamOptions()
+        return _Joined(stream=bool(asked.stream), options=options, head=head, job=job, events=events)
 
-    async def _read(self, request: Request) -> ChatRequest:
-        asked = read_request(await _body(request, self._offer.terms.limits.body))
+    async def _read(self, request: Request, take: Take) -> ChatRequest:
+        asked = read_request(await body_of(request, self._offer.terms.limits, take))
         self._require_model(asked.model)
         if asked.stream_options is not None and not asked.stream:
             said = "stream_options is given without stream = true; give that too, or leave it out"
@@ -161,7 +155,7 @@ class _Routes:
 
     async def _stream(self, joined: "_Joined", first: Event) -> AsyncIterator[bytes]:
         """Server-sent events; a client that goes away meanwhile leaves the line."""
-        head, options = joined.head, joined.asked.stream_options or StreamOptions()
+        head, options = joined.head, joined.options
         event, ended = first, False
         try:
             yield head.chunk({"role": "assistant", "content": ""})
@@ -181,9 +175,10 @@ class _Routes:
 
 @dataclass(frozen=True, kw_only=True)
 class _Joined:
-    """A request in the line, and what comes of it."""
+    """A request in the line, and what comes of it; its body is not kept."""
 
-    asked: ChatRequest
+    stream: bool
+    options: StreamOptions
     head: Head
     job: Job
     events: "asyncio.Queue[Event]"
@@ -199,35 +194,9 @@ def _poster(events: "asyncio.Queue[Event]") -> Callable[[Event], None]:
     return post
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The whole body.
-
-    Raises:
-        Refused: it is too large, or takes too long.
-    """
-    said = request.headers.get("content-length", "")
-    if said.isdigit() and int(said) > most:
-        raise _too_large(int(said), most)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise _too_large(len(body), most)
-    except TimeoutError:
-        raise Refused(
-            408, f"the body took longer than {_BODY_S:.0f} s to arrive; send it again", code="timeout"
-        ) from None
-    except ClientDisconnect:
-        raise Refused(GONE, "the client went away before its request was complete", code="client_gone") from None
-    return bytes(body)
-
-
-def _too_large(size: int, most: int) -> Refused:
-    return Refused(
-        413, f"the body has {size:,} bytes; at most {most:,} are taken, send smaller pictures", code="body_too_large"
-    )
+def _headers(request: Request) -> dict[str, str]:
+    """Those of one name joined, as HTTP has it: the second one is not dropped."""
+    return {name: ", ".join(request.headers.getlist(name)) for name in request.headers}
 
 
 async def _disconnected(request: Request) -> None:

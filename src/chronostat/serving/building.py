@@ -30,6 +30,7 @@ from chronostat.runs.store.comparable import CONDITIONS
 from chronostat.serving.answering import ModelAnswerer
 from chronostat.serving.app import Offer, make_app
 from chronostat.serving.choosing import Controlled, Fixed
+from chronostat.serving.keys import Keys
 from chronostat.serving.line import Line
 from chronostat.serving.log import RequestLog
 from chronostat.serving.metrics import Gauges, Metrics
@@ -129,7 +130,7 @@ def build(wanted: Wanted) -> Built:
         model=name,
         card=lambda: card | {"chronostat": _said(wanted, answerer, keeper, controlled)},
         terms=terms,
-        keys=wanted.keys,
+        keys=Keys(wanted.keys, turned_away=metrics.count_refused, told=wanted.told),
     )
     return Built(make_app(service, metrics, offer), service)
 

@@ -85,7 +85,6 @@ class Line:
     def take(self, wait_s: float) -> Job | None:
         """The next one; None if there is none in time, or the line is closed."""
         with self._changed:
-            self._running = False
             if not self._waiting and not self.closed:
                 self._changed.wait(wait_s)
             if not self._waiting:
@@ -94,7 +93,8 @@ class Line:
             return self._waiting.popleft()
 
     def took(self, seconds: float) -> None:
-        """How long a request was answered, for those who are told when to come again."""
+        """The one that was taken is answered, which took so long, for those who are told when to come again."""
+        self._running = False
         self._typical_s += _RECENT * (seconds - self._typical_s)
 
     def close(self) -> list[Job]:
@@ -105,13 +105,18 @@ class Line:
             self._changed.notify()
         return waiting
 
-    def _full(self) -> Refused:
+    @property
+    def retry_after_s(self) -> int:
+        """When those before are answered who wait now, a minute at most."""
         wait_s = math.ceil((len(self._waiting) + 1) * self._typical_s)
+        return min(max(wait_s, 1), MOST_RETRY_S)
+
+    def _full(self) -> Refused:
         return Refused(
             429,
             f"{len(self._waiting)} requests wait already, which is all that may (--most-waiting); come again later",
             code="queue_full",
-            retry_after_s=min(max(wait_s, 1), MOST_RETRY_S),
+            retry_after_s=self.retry_after_s,
         )
 
 

@@ -54,8 +54,7 @@ class RequestLog:
         with self._lock:
             line = json.dumps(plain(served.row(self._first + self.pending)), ensure_ascii=False) + "\n"
             with disk_errors(self._path):
-                self._file.write(line.encode())
-                self._file.flush()
+                self._write(line.encode())
             self.pending += 1
 
     def merge(self) -> None:
@@ -77,7 +76,7 @@ class RequestLog:
         """
         with self._lock:
             with disk_errors(self._path):
-                self._file.close()  # writes what could not be written before
+                self._file.close()
             _merge(self._folder)
             merge_parts(self._folder, REQUESTS)
 
@@ -86,7 +85,20 @@ class RequestLog:
         self.pending = 0
         self._path = self._folder / f"log-{self._first:08d}.jsonl"
         with disk_errors(self._path):
-            self._file = self._path.open("ab")
+            self._file = self._path.open("ab", buffering=0)
+        self._whole = self._file.tell()  # bytes of whole lines
+        self._torn = False  # a part of a line may stand behind them
+
+    def _write(self, line: bytes) -> None:
+        """A line behind the last whole one, also where a full disk has taken but a part of one."""
+        if self._torn:
+            self._file.truncate(self._whole)
+        self._torn = True
+        left = memoryview(line)
+        while left:
+            left = left[self._file.write(left) :]
+        self._torn = False
+        self._whole += len(line)
 
 
 def read_requests(run: Path) -> pa.Table:

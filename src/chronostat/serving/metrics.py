@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from chronostat.serving.served import Served
 from chronostat.wire.asks import Answered
+from chronostat.wire.errors import Refused
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)
 _PREFIX = "chronostat"
@@ -48,6 +49,13 @@ class Metrics:
     def __init__(self, gauges: Gauges) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("requests", "Requests by status.", ["status"], namespace=_PREFIX, registry=registry)
+        self._refused = Counter(
+            "refused",
+            "Requests without an answer, by status and reason.",
+            ["status", "code"],
+            namespace=_PREFIX,
+            registry=registry,
+        )
         self._settings = Counter("settings", "Answers by setting.", ["setting"], namespace=_PREFIX, registry=registry)
         self._deadlines = Counter(
             "deadlines",
@@ -75,9 +83,17 @@ class Metrics:
 
     def count(self, served: Served) -> None:
         """Take one request."""
+        if isinstance(served.outcome, Refused) and not served.gone:
+            self.count_refused(served.outcome)
+            return
         self._requests.labels(str(served.status)).inc()
         if isinstance(served.outcome, Answered) and not served.gone:
             self._count(served.outcome)
+
+    def count_refused(self, refused: Refused) -> None:
+        """Take one request that was refused, also before it was read."""
+        self._requests.labels(str(refused.status)).inc()
+        self._refused.labels(str(refused.status), refused.code).inc()
 
     def text(self) -> bytes:
         """In the format of Prometheus."""

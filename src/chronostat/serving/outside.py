@@ -1,7 +1,7 @@
 """What a caller waits beside what a controller counts: preprocessing where the metric leaves it out, knobs, hooks."""
 
-from collections import deque
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 from PIL.Image import Image
@@ -10,6 +10,8 @@ from chronostat.evidence.linear import Floats
 
 _KEPT = 256  # of the latest requests
 _MOST = 0.9  # share of them within what is forecast for a deadline
+_RIDGE = 1e-10  # of the squares of each size: where requests are alike, all sizes share what they take
+_LEAST = 1e-20  # for what no request has, such as pictures: it has no weight
 
 
 def sizes_of(images: Sequence[Image], tokens: Floats) -> Floats:
@@ -19,10 +21,14 @@ def sizes_of(images: Sequence[Image], tokens: Floats) -> Floats:
 
 
 class Outside:
-    """A linear forecast from the latest requests; nothing of it is ever below 0."""
+    """A linear forecast from the latest requests; nothing of it is ever below 0.
+
+    It is found anew from them with each request, by normal equations: cheap, and nothing adds up over the days.
+    """
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[Floats, float]] = deque(maxlen=_KEPT)
+        self._sizes, self._took_ms = np.zeros((_KEPT, 4)), np.zeros(_KEPT)
+        self._count = 0
         self._weights = np.zeros(4)
         self._late_ms = 0.0
 
@@ -33,12 +39,16 @@ class Outside:
             sizes: a row of ``sizes_of``, shape [4].
             outside_ms: what it took.
         """
-        self._seen.append((sizes, outside_ms))
-        rows = np.stack([each for each, _ in self._seen])
-        took_ms = np.array([each for _, each in self._seen])
-        scale = np.maximum(rows.max(axis=0), 1e-9)
-        self._weights = np.linalg.lstsq(rows / scale, took_ms, rcond=1e-6)[0] / scale
-        self._late_ms = float(np.quantile(took_ms - rows @ self._weights, _MOST))
+        place = self._count % _KEPT  # that of the oldest one, once there are so many
+        self._sizes[place], self._took_ms[place] = sizes, outside_ms
+        self._count += 1
+        known = min(self._count, _KEPT)
+        rows, took_ms = self._sizes[:known], self._took_ms[:known]
+        gram = rows.T @ rows
+        gram.flat[::5] += _RIDGE * gram.diagonal() + _LEAST
+        self._weights = np.linalg.solve(gram, took_ms @ rows)
+        within = ceil(_MOST * known) - 1
+        self._late_ms = float(np.partition(took_ms - rows @ self._weights, within)[within])
 
     @property
     def least_ms(self) -> float:

@@ -142,8 +142,9 @@ class Renewing:
         return self._clock.host_ms_since(self._request_ns) / 1e3 >= _QUIET_S
 
     def _is_forecast(self, answered: Answered) -> bool:
-        """Whether what is known of latencies reaches to its end: measuring again mends no longer answers."""
-        return answered.metric == "ttft_ms" or len(answered.execution.output_ids) <= self._runner.max_new_tokens
+        """Whether what is known of latencies reaches to its end: measuring again mends no other lengths."""
+        natural = not answered.forced and len(answered.execution.output_ids) <= self._runner.max_new_tokens
+        return answered.metric == "ttft_ms" or natural
 
     def _start(self, executions: int) -> "_Round":
         self._rounds += 1

@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -36,23 +35,6 @@ def bound(host: str, port: int) -> socket.socket:
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches it."""
     return host in _LOOPBACK
-
-
-def read_keys(file: Path) -> tuple[str, ...]:
-    """The keys of a file, one a line.
-
-    Raises:
-        ConfigError: it cannot be read, or holds none.
-    """
-    try:
-        keys = tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"--api-key-file {file}: cannot be read ({error}); name a text file, one key a line"
-        ) from None
-    if not keys:
-        raise ConfigError(f"--api-key-file {file} holds no key; write one a line")
-    return keys
 
 
 class Server(uvicorn.Server):

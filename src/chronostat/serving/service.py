@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from threading import Thread
-from time import sleep
 from typing import Literal, Protocol
 
 from chronostat.errors import StoreError
@@ -18,7 +17,6 @@ from chronostat.wire.errors import Refused
 
 State = Literal["warming", "ready", "ending", "failed"]
 _MERGED_AT = 1_000  # requests in the log
-_LEAVING_S = 0.002  # leaves the interpreter to the thread that sends the answer, where nobody waits
 
 
 class Keeper(Protocol):
@@ -155,9 +153,6 @@ class Service:
             outcome = explained(error)
         self.line.took(self.clock.host_ms_since(start_ns) / 1e3)
         self._finish(job, outcome)
-        if not len(self.line):
-            sleep(_LEAVING_S)
-        self.answerer.settle()
 
     def _finish(self, job: Job, outcome: Answered | Refused) -> None:
         """Log it before anybody learns of it."""

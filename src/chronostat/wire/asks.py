@@ -81,6 +81,7 @@ class Answered:
         meetable: whether a setting was known to keep the budget when the request's turn came; None: no budget, or
             nothing to choose.
         full_ms: latency of ``full`` that the choice was made by; None: nothing was chosen.
+        forced: its length was asked for, by a least number of tokens: no forecast is of that.
     """
 
     text: str
@@ -94,6 +95,7 @@ class Answered:
     kept: bool | None
     meetable: bool | None
     full_ms: float | None
+    forced: bool = False
 
     @property
     def first_token_ms(self) -> float | None:

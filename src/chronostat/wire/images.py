@@ -18,19 +18,21 @@ _MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may bring.
+    """What one request may bring, and all of them.
 
     Attributes:
         body: bytes of the whole request.
         images: how many pictures.
         image: bytes of one picture's file.
         pixels: of all pictures together.
+        unanswered: bytes of all requests together whose answers have not begun.
     """
 
     body: int = 32 * _MIB
     images: int = 16
     image: int = 20 * _MIB
     pixels: int = 40_000_000
+    unanswered: int = 256 * _MIB
 
 
 class Picture(NamedTuple):

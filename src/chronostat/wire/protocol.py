@@ -42,6 +42,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 """Standard fields that are accepted where they ask for nothing, with the values that do."""
 
 
+_MOST_SHOWN = 120  # characters of a field's name in an answer
 _BRANCHES = frozenset({"str", "text", "image_url"})
 
 
@@ -170,7 +171,7 @@ def _telling(problems: Sequence[ErrorDetails]) -> ErrorDetails:
 
 def _refusal(problem: ErrorDetails) -> Refused:
     """A problem in words."""
-    param = ".".join(str(part) for part in problem["loc"] if not _is_branch(part)) or None
+    param = ".".join(str(part) for part in problem["loc"] if not _is_branch(part))[:_MOST_SHOWN] or None
     kind, said = problem["type"], problem["msg"].removeprefix("Value error, ")
     if kind == "json_invalid":
         return bad(None, f"the body is no JSON that can be read ({said}); send one object", code="invalid_json")

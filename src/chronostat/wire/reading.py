@@ -1,7 +1,7 @@
 """From a request's body and headers to what the worker is given."""
 
 import json
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from chronostat.wire.images import Limits, Picture, picture
 from chronostat.wire.protocol import MOST_BUDGET_MS, ChatRequest, ImagePart, Message, TextPart
 
 BUDGET_HEADER = "x-latency-budget-ms"
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # as JSON writes it: no 1_000, which float() takes
 _MOST_CHARACTERS = 32  # of a token
 _LEAST_TEMPERATURE = 1e-6  # what a model says is divided by it, and by much less becomes infinite
 _ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -166,10 +167,7 @@ def _budget(request: ChatRequest, headers: Mapping[str, str]) -> AskedBudget | N
 
 
 def _from_header(said: str) -> float:
-    try:
-        ms = float(said)
-    except ValueError:
-        ms = math.nan
+    ms = float(said) if _NUMBER.fullmatch(said) else 0.0
     if not 0 < ms <= MOST_BUDGET_MS:
         raise bad(
             BUDGET_HEADER,

@@ -11,6 +11,7 @@ import pytest
 
 from chronostat.serving.log import read_requests
 from chronostat.wire.errors import Refused
+from chronostat.wire.images import Limits
 from stand_ins.serving import MODEL, WAIT_S, Scripted, picture_url, running, until
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -197,6 +198,29 @@ def test_who_finds_the_line_full_is_told_when_to_come_again(tmp_path):
     assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
     assert "1 requests wait already" in answers[-1].json()["error"]["message"]
     assert sorted(statuses(server)) == [200, 200, 429]
+
+
+def test_requests_without_an_answer_hold_so_many_bytes_and_give_them_back(tmp_path):
+    scripted = Scripted()
+    size = len(json.dumps({"model": MODEL, "messages": MESSAGES}))
+    with running(tmp_path, scripted, limits=Limits(unanswered=2 * size + size // 2)) as server:
+        url, asked = f"{server.address}/v1/chat/completions", {"model": MODEL, "messages": MESSAGES}
+
+        async def ask():
+            async with one_waits(server, scripted) as waiting:
+                async with httpx2.AsyncClient(timeout=WAIT_S) as client:
+                    refused = [await client.post(url, json=asked) for _ in range(2)]
+                scripted.goes_on.set()
+                return refused, [await each for each in waiting]
+
+        refused, answers = asyncio.run(ask())
+        for answer in refused:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "memory_full")
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+            assert "bytes already, and " in answer.json()["error"]["message"]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert [httpx2.post(url, json=asked).status_code for _ in range(4)] == [200] * 4
+    assert sorted(statuses(server)) == [200] * 6 + [429] * 2
 
 
 @pytest.mark.parametrize("stream", [False, True])

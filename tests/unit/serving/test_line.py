@@ -45,6 +45,14 @@ def test_who_leaves_gives_up_the_place_or_is_known_to_be_gone():
     assert first.gone
     assert second.gone
     assert line.take(0) is None
+
+
+def test_nothing_runs_any_more_once_it_is_answered():
+    line = Line(1)
+    line.join(job("a"))
+    line.take(0)
+    assert line.running
+    line.took(0.1)
     assert not line.running
 
 

@@ -1,5 +1,7 @@
 """The log of requests: nothing is lost or doubled, wherever its server is killed."""
 
+import errno
+import io
 import shutil
 from pathlib import Path
 
@@ -151,10 +153,38 @@ def test_where_merging_fails_more_can_be_appended_and_nothing_is_lost(tmp_path, 
     assert ids(tmp_path) == ["a", "b"]
 
 
-def test_a_full_disk_is_said_in_words_when_the_log_is_closed(tmp_path, log_in):
+def test_a_full_disk_is_said_in_words(tmp_path, log_in):
     log = log_in(tmp_path)
     log._file.close()
-    log._file = Path("/dev/full").open("ab")  # noqa: SIM115 - closed by the log
-    for close in (lambda: log.append(served("a")), log.close):
+    log._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115 - closed by the log
+    with pytest.raises(StoreError, match="No space left on device"):
+        log.append(served("a"))
+
+
+def test_a_line_that_a_full_disk_has_cut_is_neither_read_nor_continued(tmp_path, log_in):
+    class Filling(io.FileIO):
+        """Takes half of a line, and then nothing until there is space again."""
+
+        space = 100
+
+        def write(self, data):
+            if not self.space:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            taken = super().write(data[: self.space])
+            self.space -= taken
+            return taken
+
+    log = log_in(tmp_path)
+    log.append(served("a"))
+    log._file.close()
+    log._file = Filling(log._path, "ab")
+    for left in (100, 0):  # half a line; then nothing, in its place
         with pytest.raises(StoreError, match="No space left on device"):
-            close()
+            log.append(served("b"))
+        assert len(log._path.read_bytes().rpartition(b"\n")[2]) == left
+        assert ids(tmp_path) == ["a"]
+    log._file.space = 10**6
+    log.append(served("c"))
+    assert ids(tmp_path) == ["a", "c"]
+    log.close()
+    assert ids(tmp_path) == ["a", "c"]

@@ -42,3 +42,20 @@ def test_nothing_is_known_at_first_and_nothing_is_ever_below_0():
     for tokens in range(1, 5):
         outside.add(size(0, tokens, 0), 10.0 - 2 * tokens)
     assert outside.typical_ms(size(0, 100, 0)[None]) == [0.0]
+
+
+def test_only_the_latest_requests_count():
+    outside = Outside()
+    for count in range(3 * 256 + 10):
+        outside.add(size(1, 1, 1), 90.0 if count < 2 * 256 + 10 else 6.0)
+    assert outside.typical_ms(size(1, 1, 1)[None]) == pytest.approx([6.0])
+    assert outside.most_ms(size(1, 1, 1)[None]) == pytest.approx([6.0])
+
+
+def test_requests_that_are_all_alike_are_forecast_and_so_is_text_alone():
+    outside = Outside()
+    for _ in range(5):
+        outside.add(size(0, 0, 9), 4.0)
+    assert outside.typical_ms(size(0, 0, 9)[None]) == pytest.approx([4.0])
+    assert 0 < outside.least_ms < 4.0
+    assert outside.typical_ms(size(5, 0, 9)[None]) == pytest.approx([4.0])  # what pictures take is not known yet

@@ -119,15 +119,23 @@ def test_what_was_begun_in_a_quiet_minute_waits_for_the_next_one(made, bundled):
 
 
 @pytest.mark.parametrize(
-    ("metric", "tokens", "counted"), [("request_ms", 8, 1), ("request_ms", 9, 0), ("ttft_ms", 9, 1)]
+    ("metric", "tokens", "forced", "counted"),
+    [
+        ("request_ms", 8, False, 1),
+        ("request_ms", 9, False, 0),
+        ("request_ms", 8, True, 0),
+        ("ttft_ms", 9, False, 1),
+        ("ttft_ms", 8, True, 1),
+    ],
 )
-def test_an_answer_longer_than_those_that_latencies_are_known_of_breaks_no_promise(
-    made, bundled, metric, tokens, counted
+def test_an_answer_of_a_length_that_no_latency_is_known_of_breaks_no_promise(
+    made, bundled, metric, tokens, forced, counted
 ):
     renewing, *_ = made(Machine())
     late = answered_with("Yes", LATE)
     execution = replace(late.execution, output_ids=(5,) * tokens)
-    renewing.noted(requests_of(bundled, "test", 1)[0], replace(late, meetable=True, metric=metric, execution=execution))
+    came = replace(late, meetable=True, metric=metric, execution=execution, forced=forced)
+    renewing.noted(requests_of(bundled, "test", 1)[0], came)
     assert len(renewing.promises) == counted
 
 

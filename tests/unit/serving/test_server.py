@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from chronostat.errors import ConfigError
-from chronostat.serving.server import bound, is_loopback, read_keys
+from chronostat.serving.server import bound, is_loopback
 
 
 def test_what_is_accepted_sends_at_once():
@@ -27,12 +27,3 @@ def test_a_port_that_is_taken_is_said_with_what_to_do():
 def test_only_this_machine_reaches_loopback():
     assert all(map(is_loopback, ("127.0.0.1", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.5")))
-
-
-def test_keys_are_the_lines_of_a_file(tmp_path):
-    file = tmp_path / "keys"
-    file.write_text("one\n\n  two \n")
-    assert read_keys(file) == ("one", "two")
-    file.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_keys(file)

@@ -137,6 +137,21 @@ def test_on_a_full_disk_who_waits_is_told_as_well_and_the_server_ends(service):
         made.join(job(outcomes.append))
 
 
+def test_nothing_counts_as_running_while_the_keeper_measures_or_the_log_is_merged(service):
+    running = []
+
+    class Keeper(Nothing):
+        def between(self, *, waiting):
+            running.append(made.line.running)
+            return super().between(waiting=waiting)
+
+    made, _ = service(keeper=Keeper())
+    made.start()
+    answered(made)
+    until(lambda: running)
+    assert not any(running)
+
+
 def test_between_requests_the_keeper_is_asked_and_told_whether_somebody_waits(service):
     asked = []
 
@@ -170,16 +185,3 @@ def test_many_requests_are_merged_into_the_table_while_it_serves(service, tmp_pa
     until(lambda: live_parts(tmp_path / FOLDER))
     assert live_parts(tmp_path / FOLDER) == [Part(0, 1)]
     assert read_requests(tmp_path).num_rows == 3
-
-
-def test_what_is_learned_from_an_answer_is_learned_when_it_has_left(service):
-    one, _ = service()
-    one.start()
-    order = []
-    settle = one.answerer.settle
-    one.answerer.settle = lambda: (settle(), order.append("settled"))[0]
-    done = Event()
-    ready(one).join(job(lambda _: (order.append("left"), done.set())))
-    assert done.wait(WAIT_S)
-    until(lambda: one.answerer.settled == ["a"])
-    until(lambda: order == ["left", "settled"])

@@ -9,6 +9,7 @@ import zlib
 import httpx2
 import pytest
 
+from chronostat.serving.log import read_requests
 from stand_ins.serving import MODEL, WAIT_S, Scripted, data_url, picture_url, running
 
 USER = {"role": "user", "content": "Hi"}
@@ -35,6 +36,7 @@ def png_head(width, height):
 WHOLE = base64.b64decode(picture_url().partition(",")[2])
 BAD = [
     ({"foo": 1}, "foo", "unknown field foo; leave it out. Known fields of a request: budget_policy,"),
+    ({"f" * 9_000: 1}, "f" * 120, "unknown field ffff"),
     ({"messages": None}, "messages", "valid array"),
     ({"messages": []}, "messages", "at least 1 item"),
     ({"messages": [USER] * 10_000}, "messages", "at most 1000 items"),
@@ -150,11 +152,18 @@ def test_a_body_that_is_no_request_is_said(server, body, said):
     assert said in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-5", "0", "fast", "1e12", "", "5, 6"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-5", "0", "fast", "1e12", "", "5, 6", "1_000", "1e999"])
 def test_a_bad_budget_in_the_header_is_refused_and_not_left_out(server, value):
     answer = post(server, headers={"x-latency-budget-ms": value})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-latency-budget-ms")
     assert f"the header x-latency-budget-ms = {value!r}: give a number" in answer.json()["error"]["message"]
+
+
+def test_a_header_that_is_sent_twice_is_not_half_dropped(server):
+    body = json.dumps({"model": MODEL, "messages": [USER]})
+    twice = [("content-type", "application/json"), ("x-latency-budget-ms", "60"), ("x-latency-budget-ms", "7")]
+    answer = httpx2.post(f"{server.address}/v1/chat/completions", content=body, headers=twice, timeout=WAIT_S)
+    assert "the header x-latency-budget-ms = '60, 7': give a number" in answer.json()["error"]["message"]
 
 
 def test_a_budget_is_given_once(server):
@@ -221,7 +230,14 @@ def test_without_the_right_key_nothing_but_health_is_told(tmp_path):
         for sent in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic secret"}, {"api-key": "secret"}):
             answer = post(server, headers=sent)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-        assert post(server, headers={"authorization": "Bearer other"}).status_code == 200
+        right = {"authorization": "Bearer other"}
+        assert post(server, headers=right).status_code == 200
+        text = httpx2.get(f"{server.address}/metrics", headers=right).text
+        assert '\nchronostat_refused_total{code="invalid_api_key",status="401"} 7.0\n' in text
+        assert '\nchronostat_requests_total{status="401"} 7.0\n' in text
+        assert "wrong" not in text
+        assert server.told == ["requests without a right key so far: 1; /metrics counts them"]
+    assert read_requests(server.run).column("status").to_pylist() == [200]  # whoever has no key fills no disk
 
 
 def post(server, headers=None, **changed):

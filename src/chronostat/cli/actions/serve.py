@@ -19,7 +19,8 @@ from chronostat.studies.renewing import passing
 
 try:
     from chronostat.serving.building import Wanted, build
-    from chronostat.serving.server import bound, is_loopback, read_keys, serve_until_told
+    from chronostat.serving.keys import read_keys
+    from chronostat.serving.server import bound, is_loopback, serve_until_told
 except ImportError as error:
     raise ConfigError(
         f"serving needs packages that are not installed ({error}); install them with: pip install 'chronostat[serve]'"
