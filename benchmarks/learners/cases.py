@@ -21,6 +21,7 @@ from chronostat.runs.training import policy_of
 LEARNERS = ("direct", "rloo")
 LIBRARY = "vowpalwabbit"  # learns from what `direct` executed
 Row = dict[str, Any]
+_MOST_WORLDS = 1_000
 _tables: list[Table] = []  # the one of a worker process
 
 
@@ -49,7 +50,9 @@ class Case:
 
 def rows_of(table: Table, case: Case) -> list[Row]:
     """A row for each policy, size and budget: the truth about it, and about what could be gained."""
-    config = overridden(Config(seed=case.seed), (f"train.learner={case.learner}", *case.overrides))
+    # a seed of its own in each world: two worlds that draw the same requests say less than they seem to
+    seed = case.seed * _MOST_WORLDS + case.world
+    config = overridden(Config(seed=seed), (f"train.learner={case.learner}", *case.overrides))
     world = World.of(table, case.noise, case.world)
     library = Follower(world) if case.library else None
     rows: list[Row] = []

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.learners.world import World
 from chronostat.evidence.linear import Indices
-from chronostat.policy.frontier import Frontier
+from chronostat.policy.frontier import Deadlines, Frontier
 from chronostat.policy.policy import Policy
 from chronostat.records import Budget
 
@@ -53,14 +53,19 @@ def judge(world: World, policy: Policy, budget: Budget) -> Verdict:
     def chosen(coin: float) -> Indices:
         return np.array([policy.decide(each, budget, coin) for each in world.table.observations], dtype=np.intp)
 
+    arm = "learned" if learned else "plain"
+    share = share_of_first(policy.frontiers[arm], policy.deadlines[arm], budget, policy.margin)
+    return verdict(world, budget, by_coin(share, chosen), learned)
+
+
+def share_of_first(frontier: Frontier, deadlines: Deadlines, budget: Budget, margin: float) -> float:
+    """Share of the requests whose coin falls on the side that may take longer."""
     if budget.kind == "deadline":
-        return verdict(world, budget, [Played(1.0, chosen(0.0))], learned)
-    frontier = policy.frontiers["learned" if learned else "plain"]
-    return verdict(world, budget, by_coin(frontier, budget.fraction * (1 - policy.margin), chosen), learned)
+        return deadlines.share(budget.fraction)
+    return frontier.at(budget.fraction * (1 - margin))[2]
 
 
-def by_coin(frontier: Frontier, fraction: float, chosen: Callable[[float], Indices]) -> list[Played]:
-    """Both sides of the coin between neighbouring points, from what is chosen at a coin."""
-    _, _, share = frontier.at(fraction)
+def by_coin(share: float, chosen: Callable[[float], Indices]) -> list[Played]:
+    """Both sides of the coin between neighbouring prices, from what is chosen at a coin."""
     sides = [(share, 0.0), (1 - share, _LAST_COIN)]
     return [Played(weight, chosen(coin)) for weight, coin in sides if weight > 0]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.learners.judge import Played, Verdict, by_coin, verdict
+from benchmarks.learners.judge import Verdict, by_coin, share_of_first, verdict
 from benchmarks.learners.replay import Trained
 from benchmarks.learners.world import World
 from chronostat.evidence.linear import Floats, Indices
@@ -52,7 +52,7 @@ class PricedScores:
             prompts=evidence.features(np.stack([each.prompt for each in seen])),
             tokens=np.stack([each.tokens for each in seen]),
         )
-        self._world, self._scores, self._margin = world, scores, margin
+        self._world, self._scores = world, scores
 
     def judge(self, budget: Budget) -> Verdict:
         """The truth about what they choose."""
@@ -60,7 +60,6 @@ class PricedScores:
         def choose(coin: float) -> Indices:
             return self._priced.choices(self._scores, self._requests, budget, coin)
 
-        if budget.kind == "deadline":
-            return verdict(self._world, budget, [Played(1.0, choose(0.0))], learned=True)
-        fraction = budget.fraction * (1 - self._margin)
-        return verdict(self._world, budget, by_coin(self._priced.frontier, fraction, choose), learned=True)
+        priced = self._priced
+        share = share_of_first(priced.frontier, priced.deadlines, budget, priced.margin)
+        return verdict(self._world, budget, by_coin(share, choose), learned=True)

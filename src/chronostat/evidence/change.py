@@ -148,7 +148,8 @@ class _Fit:
         forecast = self._before.logarithm(timed.prompt[None], timed.tokens[None])[0]
         sizes = np.column_stack([*terms[:, settings], timed.cold.astype(np.float64)])
         x = self._of(settings, sizes, np.eye(self._requests)[[request] * len(settings)])
-        return Row(x=x, y=np.log(timed.fractions) - forecast[settings], settings=settings, drift=0.0)
+        y = np.log(timed.fractions) - forecast[settings]
+        return Row(x=x, y=y, drawn_in=y, settings=settings, drift=0.0)
 
     def _of(self, settings: Indices, sizes: Floats, requests: Floats) -> Floats:
         """[n], [n, 3] and [n, T] -> [n, D]."""

@@ -16,6 +16,9 @@ _TERMS = 6  # those of ``size_terms``, and whether an execution began its trial
 _VARIANCES = (100.0, 1.0, 1e-2, 1e-1, 1e-2, 1e-3)  # of groups at first: mean, knobs, offsets, size, its cross, prompt
 _LEAST_SPREAD = 1e-3  # of the logarithm of a latency: no clock is as even as a few equal measurements look
 _PRIOR_RESIDUALS = 20.0  # residuals of all settings that the spread of each begins with
+_REACH = 3.0  # robust deviations from the middle, beyond which a residual counts as one that lies there
+_DRAWN_IN = 2  # times; the middle and the deviation have settled by then
+_NORMAL_MAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 DOUBT = 1.0  # deviations of the forecast from the truth that being in time allows for
 _CONFIDENCE = 0.95  # that at least ``DEADLINE_SHARE`` of the requests are within
 
@@ -110,6 +113,10 @@ class LatencyModel:
     Each setting has an offset of its own beside what its knobs' values say, so that one that was measured often is
     known by that and one that never ran by its neighbours. What does not vary in these requests fades out.
 
+    An execution that was interrupted says little about its setting. So the regression takes measurements whose residual
+    lies far out as if it lay ``_REACH`` robust deviations away (the modified residuals of Huber, Robust Statistics,
+    1981, section 7.8). How far latencies scatter, and their mean, are those of the measurements as they are.
+
     The first execution of a trial finds caches cold. Settings that a learner draws begin a trial more often than
     ``full`` does, so what that takes is told apart, and forecasts are of warm executions; budgets are fractions.
 
@@ -129,6 +136,7 @@ class LatencyModel:
         self._weights = BayesianLinear(groups, _VARIANCES, noise=2e-2, least_noise=_LEAST_SPREAD**2)
         self._rows: list[Row] = []
         self._new: list[Row] = []
+        self._within = (-np.inf, np.inf)  # what residuals are drawn in to
         self._known: tuple[float, Forecast] | None = None
 
     @property
@@ -159,7 +167,8 @@ class LatencyModel:
         """
         count = len(settings)
         x = self._rows_of(prompt[None].repeat(count, axis=0), tokens[None].repeat(count, axis=0), settings, cold)
-        self._new.append(Row(x=x, y=np.log(fractions), settings=settings, drift=float(np.log(drift))))
+        y = np.log(fractions)
+        self._new.append(Row(x=x, y=y, drawn_in=y, settings=settings, drift=float(np.log(drift))))
 
     def _rows_of(self, prompts: Floats, tokens: Floats, settings: Indices, cold: Flags | None = None) -> Floats:
         """Regressors of one setting for each request: [n, 1 + F], [n, S, 2], [n], [n] -> [n, D]."""
@@ -175,6 +184,9 @@ class LatencyModel:
         """Take into account what was added, its strengths too."""
         self._take_new()
         self._weights.fit()
+        for _ in range(_DRAWN_IN if self._rows else 0):
+            self._draw_all_in()
+            self._weights.fit()
 
     def update(self) -> None:
         """Take into account what was added."""
@@ -182,10 +194,25 @@ class LatencyModel:
         self._weights.update()
 
     def _take_new(self) -> None:
-        for row in self._new:
-            self._weights.add(row.x, row.y)
-        self._rows += self._new
+        new = [self._drawn_in(row) for row in self._new]
+        for row in new:
+            self._weights.add(row.x, row.drawn_in)
+        self._rows += new
         self._new, self._known = [], None
+
+    def _draw_all_in(self) -> None:
+        """Find anew how far residuals reach, and take all measurements by that."""
+        x, y = np.concatenate([row.x for row in self._rows]), np.concatenate([row.y for row in self._rows])
+        residuals = y - x @ self._weights.mean
+        middle = float(np.median(residuals))
+        reach = _REACH * max(_NORMAL_MAD * float(np.median(np.abs(residuals - middle))), _LEAST_SPREAD)
+        self._within = middle - reach, middle + reach
+        self._rows = [self._drawn_in(row) for row in self._rows]
+        self._weights.retake(x, np.concatenate([row.drawn_in for row in self._rows]))
+
+    def _drawn_in(self, row: "Row") -> "Row":
+        predicted = row.x @ self._weights.mean
+        return row._replace(drawn_in=predicted + np.clip(row.y - predicted, *self._within))
 
     @property
     def full(self) -> float:
@@ -272,10 +299,16 @@ class LatencyModel:
 
 
 class Row(NamedTuple):
-    """Latencies of one request: regressors [n, D], logarithms [n], settings [n] and the logarithm of the drift."""
+    """Latencies of one request: regressors [n, D], settings [n], the logarithm of the drift.
+
+    Attributes:
+        y: their logarithms, shape [n].
+        drawn_in: the same as a regression took them, shape [n].
+    """
 
     x: Floats
     y: Floats
+    drawn_in: Floats
     settings: Indices
     drift: float
 
@@ -293,7 +326,8 @@ def out_of_fold(weights: BayesianLinear, rows: Sequence[Row]) -> tuple[Floats, I
     for fold in range(min(_FOLDS, len(rows))):
         mine = rows[fold::_FOLDS]
         x, y = np.concatenate([row.x for row in mine]), np.concatenate([row.y for row in mine])
-        residuals.append(y - x @ weights.without(x, y).mean)
+        drawn_in = np.concatenate([row.drawn_in for row in mine])
+        residuals.append(y - x @ weights.without(x, drawn_in).mean)
         settings.append(np.concatenate([row.settings for row in mine]))
         drifts.append(np.concatenate([np.full(len(row.y), row.drift) for row in mine]))
     return np.concatenate(residuals), np.concatenate(settings), np.concatenate(drifts)

@@ -48,6 +48,10 @@ class BayesianLinear:
         self._squares += float(y @ y)
         self.count += len(y)
 
+    def retake(self, x: Floats, y: Floats) -> None:
+        """Take these measurements in place of all that were added; see ``add``."""
+        self._gram, self._moment, self._squares, self.count = x.T @ x, x.T @ y, float(y @ y), len(y)
+
     def without(self, x: Floats, y: Floats) -> "BayesianLinear":
         """What would be known without some of the measurements, at the same strengths; x [n, D], y [n]."""
         other = BayesianLinear(self._groups, self._variances.tolist(), self.noise, self._least_noise)

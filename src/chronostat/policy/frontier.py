@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,7 @@ POINTS = 32  # budgets for which a price is found
 _DEADLINES = 64  # deadlines likewise; more, since of two neighbours the dearer price counts
 _BISECTIONS = 20
 _HALF = 0.5  # probability to be late below which a request can meet a deadline
+NO_COIN = 1.0  # falls on no side that may be late more often
 _TIE = 1e-9  # of quality for all of a latency: of settings that score alike the faster one is taken
 
 
@@ -63,7 +65,7 @@ class Frontier:
         fractions = np.geomspace(latency.min(axis=1).mean(), latency.max(axis=1).mean(), POINTS)
         scores_at = scores_by_budget(scorer, requests.prompts)
         found = [
-            smallest_price(scores_at(_mean(fraction))[:, legal], latency, fraction, latency, scorer.lowest_price)
+            smallest_price(scores_at(_mean(fraction))[:, legal], latency, fraction, latency, scorer.lowest_price)[:2]
             for fraction in fractions.tolist()
         ]
         prices, costs = np.array(found).T
@@ -102,15 +104,20 @@ class Deadlines:
     """Prices of being late, so that as many requests as may be are late, on average over requests.
 
     A request whose answer is worth it takes a setting that is late more often than one in twenty, another one a setting
-    that is hardly ever late.
+    that is hardly ever late. Requests that are alike change their setting at the same price, all at once, so a coin
+    decides which of them pay the next lower price.
 
     Attributes:
         fractions: deadlines, ascending from the tightest that can be kept, shape [B].
         prices: in units of the score for being late for sure, shape [B].
+        lower: the largest prices at which too many are late, shape [B].
+        shares: of the requests that pay these, so that as many are late as may be, shape [B].
     """
 
     fractions: Floats
     prices: Floats
+    lower: Floats
+    shares: Floats
 
     @classmethod
     def of(cls, scorer: Scorer, forecast: Forecast, requests: Requests, legal: Flags) -> "Deadlines":
@@ -120,34 +127,46 @@ class Deadlines:
         fractions = np.geomspace(tightest, max(2.0 * float(latency.max()), tightest), _DEADLINES)
         scores_at = scores_by_budget(scorer, requests.prompts)
         late_at = forecast.lateness(requests.prompts, requests.tokens)
-        prices: list[float] = []
+        found: list[Price] = []
         for fraction in fractions.tolist():
             late = late_at(fraction)[:, legal]
             can = can_meet(late)
             scores = scores_at(_deadline(fraction))[:, legal]
-            prices.append(smallest_price(scores[can], late[can], forecast.allowed, latency[can], 0.0)[0])
-        return cls(fractions=fractions, prices=np.array(prices))
+            found.append(smallest_price(scores[can], late[can], forecast.allowed, latency[can], 0.0))
+        return cls(
+            fractions=fractions,
+            prices=np.array([price.price for price in found]),
+            lower=np.array([price.lower for price in found]),
+            shares=np.array([price.share_of_lower(forecast.allowed) for price in found]),
+        )
 
-    def price(self, fraction: float) -> float:
-        """Of any deadline: the dearer one of its two neighbours.
+    def share(self, fraction: float) -> float:
+        """Of the requests under any deadline that pay the lower price."""
+        return float(self.shares[self._nearest(fraction)])
+
+    def _nearest(self, fraction: float) -> int:
+        """Which prices are those of any deadline: the dearer ones of its two neighbours'.
 
         Which settings are in time changes at once where a deadline passes one of them, and the price with it; one in
         between is too low as often as not.
         """
         tighter = int(np.searchsorted(self.fractions, fraction, side="right")) - 1
         looser = int(np.searchsorted(self.fractions, fraction))
-        return float(self.prices[max(tighter, 0) : looser + 1].max())
+        first = max(tighter, 0)
+        return first + int(self.prices[first : looser + 1].argmax())
 
-    def choices(self, fraction: float, scores: Floats, late: Floats, latency: Floats) -> Indices:
+    def choices(self, fraction: float, scores: Floats, late: Floats, latency: Floats, coin: float) -> Indices:
         """What is chosen under a deadline: scores, probabilities to be late and mean latencies, [N, S] each -> [N].
 
-        Scores of minus infinity are of settings that may not be chosen. A request that none brings in time gets the
-        fastest one.
+        ``coin`` is uniform in [0, 1); with ``NO_COIN`` nobody pays the lower price. Scores of minus infinity are of
+        settings that may not be chosen. A request that none brings in time gets the fastest one.
         """
         legal = np.isfinite(scores)
         fastest = np.where(legal, latency, np.inf).argmin(axis=1)
         in_time = np.where(legal, late, 1.0).min(axis=1) < _HALF
-        return np.where(in_time, best(scores, late, self.price(fraction), latency), fastest)
+        nearest = self._nearest(fraction)
+        price = float(self.lower[nearest] if coin < self.shares[nearest] else self.prices[nearest])
+        return np.where(in_time, best(scores, late, price, latency), fastest)
 
     def state(self) -> dict[str, Floats]:
         """As arrays by name."""
@@ -155,8 +174,8 @@ class Deadlines:
 
     @classmethod
     def restored(cls, state: Mapping[str, Floats]) -> "Deadlines":
-        """From what ``state`` gave."""
-        return cls(**state)
+        """From what ``state`` gave; before there was a coin it gave no lower prices."""
+        return cls(**{"lower": state["prices"], "shares": np.zeros_like(state["prices"]), **state})
 
 
 def _mean(fraction: float) -> Budget:
@@ -193,8 +212,28 @@ def _tightest(forecast: Forecast, requests: Requests, legal: Flags) -> float:
     return high
 
 
-def smallest_price(scores: Floats, cost: Floats, limit: float, latency: Floats, lowest: float) -> tuple[float, float]:
-    """Smallest price from ``lowest`` on whose choices cost at most a limit on average, and what they cost.
+class Price(NamedTuple):
+    """The smallest price at which choices cost no more than a limit, and the largest one at which they cost more.
+
+    Attributes:
+        price: the first.
+        cost: of the choices at it.
+        lower: the second; where nothing costs more, the first again.
+        lower_cost: of the choices at that.
+    """
+
+    price: float
+    cost: float
+    lower: float
+    lower_cost: float
+
+    def share_of_lower(self, limit: float) -> float:
+        """Share of the requests that pay the lower price, so that all together cost the limit."""
+        return max(limit - self.cost, 0.0) / (self.lower_cost - self.cost) if self.lower_cost > self.cost else 0.0
+
+
+def smallest_price(scores: Floats, cost: Floats, limit: float, latency: Floats, lowest: float) -> Price:
+    """Smallest price from ``lowest`` on whose choices cost at most a limit on average.
 
     The cost falls as the price p rises; bisection over ``p / (1 + |p|)``, which maps all numbers to (-1, 1).
 
@@ -211,10 +250,10 @@ def smallest_price(scores: Floats, cost: Floats, limit: float, latency: Floats, 
         return float(cost[rows, best(scores, cost, price, latency)].mean())
 
     if (free := cost_at(lowest)) <= limit:
-        return lowest, free
+        return Price(lowest, free, lowest, free)
     low, high = lowest / (1 + abs(lowest)), 1 - 1e-9
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         low, high = (low, middle) if cost_at(middle / (1 - abs(middle))) <= limit else (middle, high)
-    price = high / (1 - abs(high))
-    return price, cost_at(price)
+    price, lower = high / (1 - abs(high)), low / (1 - abs(low))
+    return Price(price, cost_at(price), lower, cost_at(lower))

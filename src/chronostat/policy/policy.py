@@ -13,7 +13,7 @@ from chronostat.evidence.features import PromptFeatures
 from chronostat.evidence.latency import Forecast
 from chronostat.evidence.linear import Flags, Floats, Indices
 from chronostat.evidence.observation import Observation
-from chronostat.policy.frontier import POINTS, Deadlines, Frontier, Requests
+from chronostat.policy.frontier import NO_COIN, POINTS, Deadlines, Frontier, Requests
 from chronostat.policy.scorers import QualityScorer, Scorer, restored_scorer, scores_by_budget
 from chronostat.records import Budget, BudgetKind
 
@@ -148,7 +148,7 @@ class Policy:
         Args:
             observation: what is seen of it.
             budget: of either kind.
-            coin: uniform in [0, 1); settles on which side of a mean budget this request falls.
+            coin: uniform in [0, 1); settles which of two neighbouring prices this request pays.
 
         Returns:
             Position in the space.
@@ -164,7 +164,7 @@ class Policy:
         latency = self.forecast.mean(one.prompts, one.tokens)
         if budget.kind == "deadline":
             late = self.forecast.late(one.prompts, one.tokens, budget.fraction)
-            return int(self.deadlines[arm].choices(budget.fraction, scores_at(budget), late, latency)[0])
+            return int(self.deadlines[arm].choices(budget.fraction, scores_at(budget), late, latency, coin)[0])
         frontier = self.frontiers[arm]
         point = frontier.point(budget.fraction * (1 - self.margin), coin)
         return int(frontier.choices(point, scores_at, latency)[0])
@@ -211,12 +211,25 @@ class Policy:
         least: list[float] = []
         for limit in fractions.tolist():
             late, budget = late_at(limit), Budget(kind="deadline", fraction=limit)
-            chosen = {
-                arm: self.deadlines[arm].choices(limit, scores_at[arm](budget), late, latency) for arm in self.scorers
+            values = {
+                arm: self._deadline_values(arm, limit, scores_at[arm](budget), late, latency) for arm in self.scorers
             }
-            values = {arm: self._values(each) for arm, each in chosen.items()}
             least.append(float(np.quantile(values["learned"] - values["plain"], _DOUBT)))
         return Gains(fractions=fractions, least=np.array(least))
+
+    def _deadline_values(self, arm: Arm, limit: float, scores: Floats, late: Floats, latency: Floats) -> Floats:
+        """Mean quality under a deadline as it may be, by the toss of the coin, shape [K]."""
+        deadlines = self.deadlines[arm]
+        share = deadlines.share(limit)
+        sides = ((1 - share, NO_COIN), (share, 0.0))
+        return sum(
+            (
+                weight * self._values(deadlines.choices(limit, scores, late, latency, coin))
+                for weight, coin in sides
+                if weight
+            ),
+            start=np.zeros(len(self.draws)),
+        )
 
     def _values(self, chosen: Indices) -> Floats:
         """Mean quality of some choices for the requests as it may be: [N] -> [K]."""

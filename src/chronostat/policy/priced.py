@@ -76,6 +76,6 @@ class Priced:
         scores = np.where(self.legal, scores, -np.inf)
         if budget.kind == "deadline":
             late = self.forecast.late(prompts, tokens, budget.fraction)
-            return self.deadlines.choices(budget.fraction, scores, late, latency)
+            return self.deadlines.choices(budget.fraction, scores, late, latency, coin)
         point = self.frontier.point(budget.fraction * (1 - self.margin), coin)
         return self.frontier.choices(point, lambda _: scores, latency)

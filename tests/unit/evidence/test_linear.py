@@ -29,6 +29,19 @@ def test_a_posterior_by_hand():
     assert model.count == 2
 
 
+def test_what_is_taken_in_place_of_measurements_is_all_that_is_known():
+    model, other = regression([0], [4.0]), regression([0], [4.0])
+    for each in (model, other):
+        each.add(np.array([[1.0], [2.0]]), np.array([3.0, 5.0]))
+    model.retake(np.array([[1.0], [2.0]]), np.array([3.0, 4.0]))
+    other.retake(np.array([[2.0]]), np.array([1.0]))
+    model.update()
+    other.update()
+    assert model.mean.tolist() == pytest.approx([11 / 5.25])
+    assert other.mean.tolist() == pytest.approx([2 / 4.25])
+    assert (model.count, other.count) == (2, 1)
+
+
 def test_groups_have_variances_of_their_own():
     model = regression([0, 1], [1.0, 0.5], noise=0.5)
     model.add(np.eye(2), np.array([1.0, 1.0]))

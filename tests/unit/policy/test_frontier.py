@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chronostat.evidence.latency import Forecast
-from chronostat.policy.frontier import POINTS, Deadlines, Frontier, Requests, best, can_meet, smallest_price
+from chronostat.policy.frontier import NO_COIN, POINTS, Deadlines, Frontier, Requests, best, can_meet, smallest_price
 from chronostat.policy.scorers import QualityScorer
 from chronostat.records import Budget
 from stand_ins.control_fixtures import forecast_of
@@ -27,18 +27,29 @@ def test_of_settings_that_score_alike_the_faster_one_is_taken():
 
 def test_the_smallest_price_at_which_a_budget_is_kept():
     # a mean of .7 pays for two dear settings of four; the third gives up where .3 = price * .6
-    price, cost = smallest_price(GAINS, LATENCY, 0.7, LATENCY, 0.0)
+    price, cost, _, _ = smallest_price(GAINS, LATENCY, 0.7, LATENCY, 0.0)
     assert price == pytest.approx(0.5, abs=1e-4)
     assert cost == pytest.approx(0.7)
 
 
+def test_just_below_the_smallest_price_the_next_request_takes_the_dear_setting():
+    found = smallest_price(GAINS, LATENCY, 0.75, LATENCY, 0.0)
+    assert found.cost == pytest.approx(0.7)
+    assert found.lower_cost == pytest.approx(0.85)
+    assert found.lower == pytest.approx(found.price, abs=1e-4)
+    assert found.lower < found.price
+    assert found.share_of_lower(0.75) == pytest.approx(1 / 3)  # .7 + .15 / 3
+    assert smallest_price(GAINS, LATENCY, 1.0, LATENCY, 0.0).share_of_lower(1.0) == 0.0
+    assert smallest_price(GAINS, LATENCY, 0.1, LATENCY, 0.0).share_of_lower(0.1) == 0.0  # nothing keeps it
+
+
 def test_a_budget_that_does_not_bind_has_no_price():
-    assert smallest_price(GAINS, LATENCY, 1.0, LATENCY, 0.0) == (0.0, 1.0)
+    assert smallest_price(GAINS, LATENCY, 1.0, LATENCY, 0.0) == (0.0, 1.0, 0.0, 1.0)
 
 
 def test_below_0_what_the_scores_leave_of_a_budget_is_spent():
     scores = -GAINS[::-1]  # the cheap one scores higher by .1, .3, .6, .9
-    price, cost = smallest_price(scores, LATENCY, 0.7, LATENCY, -100.0)
+    price, cost, _, _ = smallest_price(scores, LATENCY, 0.7, LATENCY, -100.0)
     assert -0.6 / 0.6 < price < -0.3 / 0.6
     assert cost == pytest.approx(0.7)
 
@@ -48,7 +59,7 @@ def test_below_0_what_the_scores_leave_of_a_budget_is_spent():
 def test_a_price_keeps_every_budget_that_can_be_kept_and_none_much_smaller_does(seed, limit, lowest):
     rng = np.random.default_rng(seed)
     scores, latency = rng.random((30, 4)), rng.uniform(0.1, 1, (30, 4))
-    price, cost = smallest_price(scores, latency, limit, latency, lowest)
+    price, cost, _, _ = smallest_price(scores, latency, limit, latency, lowest)
     rows = np.arange(30)
     assert cost == latency[rows, best(scores, latency, price, latency)].mean()
     cheapest = latency.min(axis=1).mean()
@@ -144,11 +155,12 @@ def test_the_cheapest_point_is_the_fastest_setting_of_each_request():
 # deadlines
 
 
-def late_of(deadlines, fraction, scorer, forecast, requests):
+def late_of(deadlines, fraction, scorer, forecast, requests, coin=NO_COIN):
     """Probability to be late of what is chosen, of the requests that can be in time."""
     late = forecast.late(requests.prompts, requests.tokens, fraction)
     scores = scorer.scores(requests.prompts, Budget(kind="deadline", fraction=fraction))
-    chosen = deadlines.choices(fraction, scores, late, forecast.mean(requests.prompts, requests.tokens))
+    latency = forecast.mean(requests.prompts, requests.tokens)
+    chosen = deadlines.choices(fraction, scores, late, latency, coin)
     return late[np.arange(len(late)), chosen][can_meet(late)], chosen
 
 
@@ -164,6 +176,30 @@ def test_as_many_requests_are_late_as_may_be_no_more():
     assert not priced[-1]  # twice what the slowest request takes under full
 
 
+def test_a_coin_lets_exactly_as_many_requests_be_late_as_may_be():
+    """Requests of one kind, so that all of them would change their setting at the same price."""
+    scorer, forecast, requests = many()
+    alike = Requests(prompts=requests.prompts[:1].repeat(50, axis=0), tokens=requests.tokens[:1].repeat(50, axis=0))
+    deadlines = Deadlines.of(scorer, forecast, alike, LEGAL)
+    tossed = np.flatnonzero(deadlines.shares)
+    assert len(tossed) > 10
+    for i in tossed:
+        fraction, share = float(deadlines.fractions[i]), float(deadlines.shares[i])
+        assert deadlines.share(fraction) == share
+        tails = late_of(deadlines, fraction, scorer, forecast, alike)[0].mean()
+        heads = late_of(deadlines, fraction, scorer, forecast, alike, coin=0.999 * share)[0].mean()
+        assert tails < forecast.allowed < heads
+        assert share * heads + (1 - share) * tails == pytest.approx(forecast.allowed)
+        assert late_of(deadlines, fraction, scorer, forecast, alike, coin=1.001 * share)[0].mean() == tails
+
+
+def test_prices_of_before_there_was_a_coin_are_paid_by_all():
+    old = {"fractions": np.array([0.4, 0.5]), "prices": np.array([2.0, 0.5])}
+    deadlines = Deadlines.restored(old)
+    assert deadlines.shares.tolist() == [0.0, 0.0]
+    assert deadlines.lower.tolist() == deadlines.prices.tolist()
+
+
 def test_a_request_whose_answer_is_worth_it_is_late_more_often():
     scorer, forecast, requests = many()
     deadlines = Deadlines.of(scorer, forecast, requests, LEGAL)
@@ -173,8 +209,16 @@ def test_a_request_whose_answer_is_worth_it_is_late_more_often():
 
 
 def test_between_two_deadlines_the_dearer_price_counts():
-    deadlines = Deadlines(fractions=np.array([0.4, 0.5, 0.6]), prices=np.array([2.0, 3.0, 0.5]))
-    assert [deadlines.price(at) for at in (0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.9)] == [2.0, 2.0, 3.0, 3.0, 3.0, 0.5, 0.5]
+    deadlines = Deadlines(
+        fractions=np.array([0.4, 0.5, 0.6]),
+        prices=np.array([2.0, 3.0, 0.5]),
+        lower=np.array([1.9, 2.9, 0.4]),
+        shares=np.array([0.2, 0.3, 0.1]),
+    )
+    assert [deadlines.share(at) for at in (0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.9)] == [0.2, 0.2, 0.3, 0.3, 0.3, 0.1, 0.1]
+    scores, late = np.array([[0.0, -2.95]]), np.array([[1.0, 0.0]])  # worth being late for at the lower price of .5
+    assert deadlines.choices(0.45, scores, late, late, 0.3).tolist() == [1]
+    assert deadlines.choices(0.45, scores, late, late, 0.29).tolist() == [0]
 
 
 def test_the_tightest_deadline_is_the_one_that_half_of_the_requests_can_meet():
@@ -220,9 +264,9 @@ def test_what_is_stored_prices_the_same():
 
 @pytest.mark.parametrize("requests", [1, 3])
 def test_a_request_that_no_legal_setting_brings_in_time_gets_the_fastest_one(requests):
-    deadlines = Deadlines(fractions=np.array([0.5]), prices=np.array([0.0]))
+    deadlines = Deadlines.restored({"fractions": np.array([0.5]), "prices": np.array([0.0])})
     scores = np.array([[0.9, 0.2, -np.inf]] * requests)  # the third may not be chosen
     late, latency = np.array([[0.9, 0.6, 0.1]] * requests), np.array([[1.0, 0.5, 0.2]] * requests)
-    assert deadlines.choices(0.4, scores, late, latency).tolist() == [1] * requests
+    assert deadlines.choices(0.4, scores, late, latency, NO_COIN).tolist() == [1] * requests
     late[0, 1] = 0.4  # now one can be in time, and no price speaks against the dearer one
-    assert deadlines.choices(0.4, scores, late, latency).tolist() == [0, *[1] * (requests - 1)]
+    assert deadlines.choices(0.4, scores, late, latency, NO_COIN).tolist() == [0, *[1] * (requests - 1)]

@@ -11,7 +11,7 @@ from chronostat.evidence.linear import Indices
 from chronostat.evidence.observation import Observation
 from chronostat.evidence.quality import predicted
 from chronostat.knobs.space import ActionSpace
-from chronostat.policy.frontier import Deadlines, Frontier, Requests, best
+from chronostat.policy.frontier import NO_COIN, Deadlines, Frontier, Requests, best
 from chronostat.policy.scorers import QualityScorer
 from chronostat.records import Budget
 
@@ -69,7 +69,7 @@ class DirectLearner(Learner):
         if budget.kind == "deadline":
             limit = max(budget.fraction, float(self._deadlines.fractions[0]))
             late = self._forecast.late(prompt, tokens, limit)
-            return self._deadlines.choices(limit, scores, late, latency)
+            return self._deadlines.choices(limit, scores, late, latency, NO_COIN)
         point = self._frontier.point(budget.fraction, 0.5)
         return best(scores, latency, float(self._frontier.prices[point]), latency)
 
