@@ -96,7 +96,7 @@ def _objections_to_call(
         yield "attention_mask masks some of the prompt"
     if decoder.training or torch.is_grad_enabled():
         yield "the model is being trained"
-    hooked = skipped_hook(decoder)
+    hooked = skipped_hook(decoder.named_modules())
     if hooked is not None:
         yield f"a forward hook on {hooked} would not run"
 

@@ -1,4 +1,4 @@
-"""What a recorder learns of a replay, in which no hook of a decoder block fires."""
+"""What a recorder learns of a replay, in which no hook inside of what is replayed fires."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -17,15 +17,17 @@ _SEEN = "_chronostat_seen_in_replays"
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """One replay of the decoder blocks of a model.
+    """One replay of the decoder blocks of a model, or of a part beside them.
 
     Attributes:
         blocks: entry of the first block and exit of the last one, readable until the next replay; None: the hooks of
             the blocks fired as in an ordinary call.
+        part: the vision tower or projector that was replayed, around which its own hooks fire; None: the blocks were.
         captured: why the call is slower than the next one will be: it captured; None: it did not.
     """
 
-    blocks: tuple[Mark, Mark] | None
+    blocks: tuple[Mark, Mark] | None = None
+    part: nn.Module | None = None
     captured: str | None
 
 

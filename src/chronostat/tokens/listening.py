@@ -11,7 +11,6 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from chronostat.errors import KnobError
-from chronostat.measure.replays import seen_in_replays
 
 _ROWS = 1024  # queries whose weights are held at a time
 _FUSED = functional.scaled_dot_product_attention
@@ -140,12 +139,10 @@ def heard_attention(block: nn.Module, heard: Heard) -> Generator[None]:
     """Fill ``heard`` with what the attention of a block is called with, for the length of the ``with``."""
     entered: list[_Listening] = []
 
-    @seen_in_replays
     def enter(*_: object) -> None:
         entered.append(_Listening(heard))
         entered[-1].__enter__()
 
-    @seen_in_replays
     def leave(*_: object) -> None:
         if entered:
             entered.pop().__exit__(None, None, None)
