@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from chronostat.engine import PlainCapturing
 from chronostat.engine.replaying import CannotCapture, PlainReplay
+from chronostat.measure.replays import collected_by
 
 _FROM_HOST = "lift_fresh"  # torch.tensor([...]): copied from the host at each call
 _TO_HOST = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "unique_dim", "unique_consecutive")
@@ -41,15 +42,19 @@ class _Methods(TorchFunctionMode):
 
 @contextmanager
 def without_hooks(model):
-    """No hook but those of the library, which gather hidden states while a graph is captured."""
+    """No hook but those that only gather, as the library's do: a graph holds what they gathered."""
     with ExitStack() as undo:
         for module in model.modules():
             for name in ("_forward_pre_hooks", "_forward_hooks"):
                 hooks = vars(module)[name]
-                own = {key: hook for key, hook in hooks.items() if getattr(hook, "__module__", "") == _LIBRARY_HOOKS}
+                own = {key: hook for key, hook in hooks.items() if _fires_in_a_capture(hook)}
                 undo.callback(setattr, module, name, hooks)
                 setattr(module, name, type(hooks)(own))
         yield
+
+
+def _fires_in_a_capture(hook):
+    return getattr(hook, "__module__", "") == _LIBRARY_HOOKS or collected_by(hook) is not None
 
 
 class Blind(PlainCapturing):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -95,69 +95,109 @@ def given(args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -
     return Given(leaves=leaves, form=form)
 
 
+Lists = Sequence[list[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Forward:
+    """One forward of a part, and what its hooks collect meanwhile.
+
+    Attributes:
+        lists: that they add to in the call that is running.
+    """
+
+    part: Part
+    arguments: Given
+    lists: list[list[Any]] = field(default_factory=list[list[Any]])
+
+    @contextmanager
+    def collecting(self, lists: Lists) -> Generator[None]:
+        """Hooks add to these lists meanwhile."""
+        self.lists[:] = lists
+        try:
+            yield
+        finally:
+            self.lists.clear()  # a program outlives the call
+
+    def run(self) -> tuple[list[Any], TreeSpec]:
+        """The leaves of what the part returns and of what was added to the lists, which are as before."""
+        args, kwargs = tree_unflatten(self.arguments.leaves, self.arguments.form)
+        lengths = [len(each) for each in self.lists]
+        output = self.part.forward(*args, **kwargs)
+        added = [each[length:] for each, length in zip(self.lists, lengths, strict=True)]
+        for each, length in zip(self.lists, lengths, strict=True):
+            del each[length:]
+        return tree_flatten((output, added))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PartProgram:
     """A forward of a part that was captured.
 
     Attributes:
         path: of the part.
-        places: what it reads its tensors from.
+        forward: what was captured; its arguments lie where the graph reads them.
         replay: does the work; its output are the leaves of ``form``.
-        form: of what the part returns.
+        form: of what the part returns, and of what its hooks add to lists.
     """
 
     path: str
-    places: tuple[Tensor, ...]
+    forward: _Forward
     replay: Replay
     form: TreeSpec
 
-    def run(self, arguments: Given) -> Any:  # noqa: ANN401 - the library's output objects
-        """What the part would return, in memory of its own: a part may run several times before it is read."""
-        for place, tensor in zip(self.places, arguments.tensors, strict=True):
+    def run(self, arguments: Given, lists: Lists) -> Any:  # noqa: ANN401 - the library's output objects
+        """What the part would return, in memory of its own: a part may run several times before it is read.
+
+        Args:
+            arguments: of the call.
+            lists: those that hooks inside would add to; what they would add is added.
+        """
+        for place, tensor in zip(self.forward.arguments.tensors, arguments.tensors, strict=True):
             place.copy_(tensor)
-        self.replay.run()
+        with self.forward.collecting(lists):
+            self.replay.run()
         leaves = (leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in self.replay.output)
-        return tree_unflatten(leaves, self.form)
+        output, added = tree_unflatten(leaves, self.form)
+        for each, more in zip(lists, added, strict=True):
+            each.extend(more)
+        return output
 
 
-def captured_part(part: Part, arguments: Given, capturing: Capturing, beside: Sequence[Replay]) -> PartProgram:
+def captured_part(
+    part: Part, arguments: Given, lists: Lists, capturing: Capturing, beside: Sequence[Replay]
+) -> PartProgram:
     """Run a forward as it is, capture it, and see that both give the same.
 
     Args:
         part: what is captured.
         arguments: of the call.
+        lists: those that hooks inside of the part add to.
         capturing: how.
         beside: what was captured before and is kept.
 
     Raises:
         CannotCapture: says why.
     """
-    with lifted(part.module):
-        args, kwargs = tree_unflatten(arguments.leaves, arguments.form)
-        expected, form = tree_flatten(part.forward(*args, **kwargs))
+    ordinary = _Forward(part=part, arguments=arguments)
+    with lifted(part.module), ordinary.collecting(lists):
+        expected, form = ordinary.run()
     for leaf in expected:
         _require_leaf(leaf, "returns")
     leaves = [torch.empty_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in arguments.leaves]
-    placed = Given(leaves=leaves, form=arguments.form)
-
-    def work() -> list[Any]:
-        args, kwargs = tree_unflatten(placed.leaves, placed.form)
-        return tree_flatten(part.forward(*args, **kwargs))[0]
-
-    for place, tensor in zip(placed.tensors, arguments.tensors, strict=True):
+    placed = _Forward(part=part, arguments=Given(leaves=leaves, form=arguments.form))
+    for place, tensor in zip(placed.arguments.tensors, arguments.tensors, strict=True):
         place.copy_(tensor)
-    with _capturing(part.module, capturing):
-        replay = capturing.capture(work, beside, [])
-    program = PartProgram(path=part.path, places=tuple(placed.tensors), replay=replay, form=form)
-    with lifted(part.module):
-        replayed = tree_flatten(program.run(arguments))[0]
-    if not _equal(replayed, expected):
+    with _capturing(part.module), placed.collecting(lists):
+        replay = capturing.capture(lambda: placed.run()[0], beside, [])
+        replay.run()
+    if not _equal(replay.output, expected):
         raise CannotCapture("does not give the same bit for bit when it is replayed")
-    return program
+    return PartProgram(path=part.path, forward=placed, replay=replay, form=form)
 
 
 @contextmanager
-def _capturing(module: nn.Module, capturing: Capturing) -> Generator[None]:
+def _capturing(module: nn.Module) -> Generator[None]:
     """What a capture runs in; any error of it is a reason to run eagerly, which was seen to work."""
     try:
         with lifted(module), causal_masks_left_out():

@@ -53,14 +53,14 @@ def state_of(root: nn.Module) -> tuple[Hashable, ...]:
     return tuple(_module(module, seen) for module in root.modules())
 
 
-def skipped_hook(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
-    """A hook that would not run in a replay, as the path of its module; None: there is none.
+def skipped_hooks(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, object]]:
+    """Hooks that would not run in a replay, each behind the path of its module.
 
     Args:
         modules: ``named_modules()`` of what is replayed; its own hooks run, around the replay.
     """
-    if any(vars(torch_modules)[name] for name in ("_global_forward_pre_hooks", "_global_forward_hooks")):
-        return "every module"
+    for name in ("_global_forward_pre_hooks", "_global_forward_hooks"):
+        yield from (("every module", hook) for hook in vars(torch_modules)[name].values())
     for path, module in modules:
         own = vars(module)
         before, after = own["_forward_pre_hooks"], own["_forward_hooks"]
@@ -68,8 +68,7 @@ def skipped_hook(modules: Iterable[tuple[str, nn.Module]]) -> str | None:
             continue
         for hook in (*before.values(), *after.values()):
             if getattr(hook, "__module__", None) != _OWN_HOOKS and not is_seen_in_replays(hook):
-                return path
-    return None
+                yield path, hook
 
 
 def switches() -> Hashable:

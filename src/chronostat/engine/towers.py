@@ -13,10 +13,10 @@ from torch import nn
 from chronostat.engine.parts import Given, Part, PartProgram, captured_part, given, parts_of
 from chronostat.engine.pool import Pool, why_slower
 from chronostat.engine.replaying import CannotCapture, Capturing
-from chronostat.engine.state import State, States, skipped_hook, switches
+from chronostat.engine.state import State, States, skipped_hooks, switches
 from chronostat.measure.arguments import IMAGE_KEYS, VIDEO_KEYS
 from chronostat.measure.hooks import restorer
-from chronostat.measure.replays import Replayed, seen_in_replays, tell
+from chronostat.measure.replays import Replayed, collected_by, seen_in_replays, tell
 from chronostat.models.calls import watching_calls
 
 
@@ -163,9 +163,9 @@ class Towers:
                 return part.forward(*args, **kwargs)
             encoded, made = call.encoded, call.encoded.captured
             try:
-                self._require_silent(call, part)
                 arguments = given(args, kwargs, self._device)
-                output = self._program(call, part, arguments).run(arguments)
+                collected = _collected(call.modules[part.path])
+                output = self._program(call, part, arguments, collected).run(arguments, tuple(collected.values()))
             except CannotCapture as cannot:
                 encoded.eager[part.path] = str(cannot)
                 return part.forward(*args, **kwargs)
@@ -175,24 +175,13 @@ class Towers:
 
         return seen_in_replays(forward)
 
-    def _require_silent(self, call: _Call, part: Part) -> None:
-        """Accept a part in whose stead a replay can run.
-
-        Raises:
-            CannotCapture: something would not happen in it.
-        """
-        if part.module.training or torch.is_grad_enabled():
-            raise CannotCapture("is being trained")
-        hooked = skipped_hook(call.modules[part.path])
-        if hooked is not None:
-            raise CannotCapture(f"has a forward hook on {hooked}, which would not run")
-
-    def _program(self, call: _Call, part: Part, arguments: Given) -> PartProgram:
-        key = (part.path, call.states[part.path], switches(), arguments.signature())
+    def _program(self, call: _Call, part: Part, arguments: Given, collected: Mapping[str, list[Any]]) -> PartProgram:
+        key = (part.path, call.states[part.path], switches(), arguments.signature(), *collected)
         program = self._pool.find(key)
         if program is None:
             try:
-                program = captured_part(part, arguments, self._capturing, self._pool.replays)
+                lists = tuple(collected.values())
+                program = captured_part(part, arguments, lists, self._capturing, self._pool.replays)
             except CannotCapture as cannot:
                 self._pool.refuse(key, str(cannot))
                 raise
@@ -200,3 +189,19 @@ class Towers:
             call.encoded.evicted += self._pool.keep(key, program)
         assert isinstance(program, PartProgram), "its key begins with a path"
         return program
+
+
+def _collected(modules: Sequence[tuple[str, nn.Module]]) -> dict[str, list[Any]]:
+    """What hooks inside a part collect, by the paths of their modules.
+
+    Raises:
+        CannotCapture: something else would not happen in a replay.
+    """
+    if torch.is_grad_enabled() or modules[0][1].training:
+        raise CannotCapture("is being trained")
+    found: dict[str, list[Any]] = {}
+    for path, hook in skipped_hooks(modules):
+        into = collected_by(hook)
+        if into is None or found.setdefault(path, into) is not into:
+            raise CannotCapture(f"has a forward hook on {path}, which would not run")
+    return found

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -12,7 +12,7 @@ from chronostat.measure.clock import Mark
 
 EngineName = Literal["eager", "graph"]
 Hook = TypeVar("Hook", bound=Callable[..., object])
-_SEEN = "_chronostat_seen_in_replays"
+_SEEN, _COLLECTS = "_chronostat_seen_in_replays", "_chronostat_collects_in_replays"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,17 @@ def seen_in_replays(hook: Hook) -> Hook:
     """Mark a hook, or a method in another's place, that need not run in a replay: who set it listens to replays too."""
     setattr(hook, _SEEN, True)
     return hook
+
+
+def collecting_in_replays(hook: Hook, into: list[Any]) -> Hook:
+    """Mark a hook that does nothing but add to a list; a replay adds what it would have added."""
+    setattr(hook, _COLLECTS, into)
+    return hook
+
+
+def collected_by(hook: object) -> list[Any] | None:
+    """The list of such a hook; None: it is another one."""
+    return getattr(hook, _COLLECTS, None)
 
 
 def is_seen_in_replays(hook: object) -> bool:

@@ -236,14 +236,17 @@ def test_what_a_knob_encodes_before_the_call_is_replayed(zoo, blind):
 
 
 def test_a_knob_that_listens_inside_the_tower_hears_it(zoo, blind):
-    setting = Setting(image_keep="attention:2")
+    setting, images = Setting(image_keep="attention:2"), [another_image(zoo, seed) for seed in range(4)]
     with applied(setting, zoo.model, None):
-        expected = answer(zoo)
+        expected = [answer(zoo, pixel_values=image) for image in images]
+    kept = {tuple(tokens.flatten().tolist()) for tokens in expected}
+    assert len(kept) > 1  # it depends on the image
     with graphed(zoo.model, capturing=blind) as engine:
-        for _ in range(2):
+        answer(zoo)
+        for image, tokens, captured in zip(images, expected, (1, 0, 0, 0), strict=True):
             with applied(setting, zoo.model, None):
-                assert torch.equal(answer(zoo), expected)
-        assert engine.last.encoded.eager[TOWER].startswith("has a forward hook on encoder.layers.")
+                assert torch.equal(answer(zoo, pixel_values=image), tokens)
+            assert (engine.last.encoded.eager, engine.last.encoded.captured) == (REPLAYED, captured)
 
 
 def test_a_call_of_another_thread_runs_eagerly(zoo, blind):
