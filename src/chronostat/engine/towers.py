@@ -34,6 +34,11 @@ class Encoded:
     captured: int = 0
     evicted: int = 0
 
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why those that ran eagerly did."""
+        return {path: why for path, why in self.eager.items() if why is not None}
+
 
 @dataclass(kw_only=True)
 class _Call:
