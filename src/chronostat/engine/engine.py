@@ -191,7 +191,7 @@ class Engine:
             return "the cache of another call is still in use"
         cache = arguments["past_key_values"] = room.lend()
         ran.room_tokens = length
-        self._calls[cache] = _Call(state=self._states.now(self._module, switches()), ran=ran)
+        self._calls[cache] = _Call(state=self._states.now(self._module.modules(), switches()), ran=ran)
         return None
 
     def _decode(self, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -123,11 +123,12 @@ class _Forward:
         """The leaves of what the part returns and of what was added to the lists, which are as before."""
         args, kwargs = tree_unflatten(self.arguments.leaves, self.arguments.form)
         lengths = [len(each) for each in self.lists]
-        output = self.part.forward(*args, **kwargs)
-        added = [each[length:] for each, length in zip(self.lists, lengths, strict=True)]
-        for each, length in zip(self.lists, lengths, strict=True):
-            del each[length:]
-        return tree_flatten((output, added))
+        try:
+            output = self.part.forward(*args, **kwargs)
+            return tree_flatten((output, [each[length:] for each, length in zip(self.lists, lengths, strict=True)]))
+        finally:
+            for each, length in zip(self.lists, lengths, strict=True):
+                del each[length:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,13 +185,12 @@ def captured_part(
         expected, form = ordinary.run()
     for leaf in expected:
         _require_leaf(leaf, "returns")
-    leaves = [torch.empty_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in arguments.leaves]
-    placed = _Forward(part=part, arguments=Given(leaves=leaves, form=arguments.form))
-    for place, tensor in zip(placed.arguments.tensors, arguments.tensors, strict=True):
-        place.copy_(tensor)
-    with _capturing(part.module), placed.collecting(lists):
-        replay = capturing.capture(lambda: placed.run()[0], beside, [])
-        replay.run()
+    with _capturing(part.module):
+        leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in arguments.leaves]
+        placed = _Forward(part=part, arguments=Given(leaves=leaves, form=arguments.form))
+        with placed.collecting(lists):
+            replay = capturing.capture(lambda: placed.run()[0], beside, [])
+            replay.run()
     if not _equal(replay.output, expected):
         raise CannotCapture("does not give the same bit for bit when it is replayed")
     return PartProgram(path=part.path, forward=placed, replay=replay, form=form)

@@ -35,22 +35,22 @@ class States:
     def __init__(self) -> None:
         self._seen: WeakValueDictionary[Hashable, State] = WeakValueDictionary()
 
-    def now(self, module: nn.Module, also: Hashable = None) -> State:
-        """The state that a module is in, and what else counts; the same object as when both were so before."""
-        key = (also, *state_of(module))
+    def now(self, modules: Iterable[nn.Module], also: Hashable = None) -> State:
+        """The state that modules are in, and what else counts; the same object as when both were so before."""
+        key = (also, *state_of(modules))
         state = self._seen.get(key)
         if state is None:
             state = self._seen[key] = State(key)
         return state
 
 
-def state_of(root: nn.Module) -> tuple[Hashable, ...]:
-    """What ``root`` would run now: its modules, their attributes and weights.
+def state_of(modules: Iterable[nn.Module]) -> tuple[Hashable, ...]:
+    """What a module would run now: itself and those inside of it, with their attributes and weights.
 
     What the engine and a recorder put there for a time, which a replay needs not, is left out.
     """
     seen: dict[int, Hashable] = {}
-    return tuple(_module(module, seen) for module in root.modules())
+    return tuple(_module(module, seen) for module in modules)
 
 
 def skipped_hooks(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, object]]:

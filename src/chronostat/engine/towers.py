@@ -153,9 +153,10 @@ class Towers:
     def _begun(self, arguments: Mapping[str, Any], *, before: bool) -> _Call | None:
         if self._is_paused() or not any(arguments.get(key) is not None for key in (*IMAGE_KEYS, *VIDEO_KEYS)):
             return None
+        modules = {part.path: tuple(part.module.named_modules()) for part in self.parts}
         return _Call(
-            states={part.path: self._states.now(part.module) for part in self.parts},
-            modules={part.path: tuple(part.module.named_modules()) for part in self.parts},
+            states={path: self._states.now(module for _, module in inside) for path, inside in modules.items()},
+            modules=modules,
             encoded=Encoded(eager=dict(self._others)),
             generates=not before,
         )

@@ -249,6 +249,32 @@ def test_a_knob_that_listens_inside_the_tower_hears_it(zoo, blind):
             assert (engine.last.encoded.eager, engine.last.encoded.captured) == (REPLAYED, captured)
 
 
+def test_what_was_heard_of_a_capture_that_failed_is_forgotten(zoo, monkeypatch):
+    last, capturing = zoo.model.get_submodule(TOWER).encoder.layers[-1], []
+    original = last.forward
+
+    def forward(*args, **kwargs):
+        if capturing:
+            raise LookupError("not while it is captured")
+        return original(*args, **kwargs)
+
+    class Breaking(PlainCapturing):
+        def capture(self, work, beside, marks):
+            capturing.append(True)
+            try:
+                work()
+            finally:
+                capturing.clear()
+            return super().capture(work, beside, marks)
+
+    monkeypatch.setattr(last, "forward", forward)
+    with applied(Setting(image_keep="attention:2"), zoo.model, None):
+        expected = answer(zoo)
+        with graphed(zoo.model, capturing=Breaking()) as engine:
+            assert torch.equal(answer(zoo), expected)  # two pictures heard would be refused
+    assert engine.last.encoded.reasons[TOWER] == ("raises LookupError while it is captured: not while it is captured")
+
+
 def test_a_call_of_another_thread_runs_eagerly(zoo, blind):
     seen = []
 
