@@ -49,8 +49,8 @@ class ModelConfig(Frozen):
     """How ``generate()`` runs: ``graph`` replays the decoder from captured graphs (docs/engine.md), ``auto`` does so on
     CUDA where the model allows it. A condition of every number."""
     most_graphs: Annotated[int, Field(ge=2)] = 256
-    """Captured graphs that are kept; the one used longest ago leaves first. A setting needs one for its decode steps
-    and one for each length of prompt."""
+    """Captured graphs that are kept; the one used longest ago leaves first. A setting needs one for its decode steps,
+    one for each length of prompt, and one for each vision tower, projector and shape of images."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False

@@ -128,6 +128,8 @@ def sleep_cycles():
     ("path", "call", "stage"),
     [
         ("model.vision_tower", 0, "vision_ms"),
+        ("model.vision_tower.encoder.layer.0", None, "vision_ms"),
+        ("model.multi_modal_projector", 0, "projector_ms"),
         ("model.language_model.layers.0", None, "llm_prefill_ms"),
         ("model.language_model.layers.7", None, "llm_prefill_ms"),
         ("lm_head", 0, "prefill_rest_ms"),

@@ -15,7 +15,13 @@ Choice = Literal["eager", "graph", "auto"]
 
 @contextmanager
 def running_by(
-    asked: Choice, model: PreTrainedModel, name: str, *, most_graphs: int, try_full: Callable[[], object]
+    asked: Choice,
+    model: PreTrainedModel,
+    name: str,
+    *,
+    most_graphs: int,
+    try_full: Callable[[], object],
+    told: Callable[[str], object] | None = None,
 ) -> Generator[str | None]:
     """The model runs by the engine that was asked for; ``auto`` is ``graph`` on CUDA where ``full`` can be replayed.
 
@@ -25,6 +31,7 @@ def running_by(
         name: of the model, for people.
         most_graphs: that are kept.
         try_full: calls ``generate()`` once for a request as it will come, under no knob.
+        told: is told of each vision tower and projector that runs eagerly beside the graphs, and why.
 
     Yields:
         Why the model runs eagerly although ``auto`` would be ``graph`` here; None: it runs as it was asked to.
@@ -40,7 +47,11 @@ def running_by(
         if reason is None:
             engine = stack.enter_context(graphed(model, most_graphs=most_graphs))
             try_full()
-            reason = "its generate() makes no cache" if engine.last is None else engine.last.reason
+            ran = engine.last
+            reason = "its generate() makes no cache" if ran is None else ran.reason
+            if ran is not None and reason is None and told is not None:
+                for path, why in ran.encoded.reasons.items():
+                    told(f"{path} of {name} runs eagerly beside the graphs: {why}")
         if reason is not None:
             stack.close()
         if reason is not None and asked == "graph":

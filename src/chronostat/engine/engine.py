@@ -1,10 +1,10 @@
-"""``graphed``: the decoder of a model replayed inside its own ``generate()``."""
+"""``graphed``: decoder and vision tower of a model replayed inside its own ``generate()``."""
 
 import functools
 import inspect
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -15,9 +15,12 @@ from transformers.generation.configuration_utils import GenerationMode
 from chronostat.engine.cache import Room, RoomCache
 from chronostat.engine.inputs import Inputs, padded_length, read
 from chronostat.engine.objections import decoder_of, objection_to_call, why_eager
-from chronostat.engine.programs import Decoder, Pool, Program, Step, captured
+from chronostat.engine.parts import PartProgram
+from chronostat.engine.pool import Pool, why_slower
+from chronostat.engine.programs import Decoder, Program, Step, captured
 from chronostat.engine.replaying import CannotCapture, Capturing, capturing_on
-from chronostat.engine.state import state_of
+from chronostat.engine.state import State, States, switches
+from chronostat.engine.towers import Encoded, Towers
 from chronostat.errors import ConfigError, ModelError
 from chronostat.measure.hooks import restorer
 from chronostat.measure.replays import Replayed, is_seen_in_replays, replaying, seen_in_replays, tell
@@ -41,8 +44,9 @@ class Ran:
         prompt_tokens: of the prefill; None: it was eager.
         padded_tokens: zeros on the right of them; they count as no tokens of the prompt.
         room_tokens: length of the cache; None: the library's own, which grows.
-        captured: graphs captured during this call, which made it slower.
+        captured: graphs of the decoder captured during this call, which made it slower.
         evicted: graphs that left the pool for them.
+        encoded: how its vision towers and projectors did; those that run eagerly do not make the call eager.
     """
 
     prefill: Way | None = None
@@ -53,6 +57,7 @@ class Ran:
     room_tokens: int | None = None
     captured: int = 0
     evicted: int = 0
+    encoded: Encoded = field(default_factory=Encoded)
 
     @property
     def way(self) -> Way:
@@ -70,19 +75,12 @@ class Ran:
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
-    state: "_State"
+    state: State
     ran: Ran
 
 
-class _State:
-    """One state of the model, compared by identity: it is hashed for every token."""
-
-    def __init__(self, key: Hashable) -> None:
-        self.key = key
-
-
 class Engine:
-    """Runs the decoder of one model from captured forwards.
+    """Runs decoder and vision tower of one model from captured forwards.
 
     Args:
         model: one for which ``why_eager`` is None.
@@ -103,15 +101,33 @@ class Engine:
         self._padding = padding
         self._pool = Pool(most_graphs)
         self._rooms: WeakValueDictionary[int, Room] = WeakValueDictionary()
-        self._states: WeakValueDictionary[Hashable, _State] = WeakValueDictionary()
+        self._states = States()
         self._calls: WeakKeyDictionary[RoomCache, _Call] = WeakKeyDictionary()
         self._paused = False
+        self._towers = Towers(
+            model,
+            self._module,
+            capturing,
+            pool=self._pool,
+            states=self._states,
+            is_paused=lambda: self._paused,
+        )
         self.last: Ran | None = None
 
     @property
     def kept(self) -> tuple[Program, ...]:
-        """The captured forwards, the one used longest ago first."""
-        return self._pool.programs
+        """The captured forwards of the decoder, the one used longest ago first."""
+        return tuple(program for program in self._pool.programs if isinstance(program, Program))
+
+    @property
+    def kept_parts(self) -> tuple[PartProgram, ...]:
+        """Those of vision towers and projectors."""
+        return tuple(program for program in self._pool.programs if isinstance(program, PartProgram))
+
+    @property
+    def fewest_graphs(self) -> int:
+        """Those of one answer: its prefill, its decode steps, and one for each part that encodes the image."""
+        return 2 + len(self._towers.parts)
 
     @contextmanager
     def paused(self) -> Generator[None]:
@@ -132,6 +148,7 @@ class Engine:
                     self._replace(undo, module, _PREPARE, self._prepare(getattr(module, _PREPARE)))
             undo.enter_context(replaying(self._model, lambda: self.last and self.last.reason))
             self._replace(undo, self._module, "forward", self._decode(self._forward))
+            undo.enter_context(self._towers.installed())
             yield
 
     def _replace(self, undo: ExitStack, owner: nn.Module, name: str, new: Callable[..., Any]) -> None:
@@ -149,9 +166,10 @@ class Engine:
         ) -> Any:  # noqa: ANN401 - whatever the library returns
             given = model_kwargs.get("past_key_values")
             result = original(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
-            self.last = Ran()
+            self.last = Ran(encoded=self._towers.encoded)
             reason = "past_key_values is your own cache" if given is not None else None
             reason = "the engine is paused" if self._paused else reason
+            reason = "another thread is in a call" if self._towers.are_busy else reason
             reason = reason or objection_to_call(
                 self._module, generation_config, model_kwargs, generation_mode, batch_size
             )
@@ -173,11 +191,7 @@ class Engine:
             return "the cache of another call is still in use"
         cache = arguments["past_key_values"] = room.lend()
         ran.room_tokens = length
-        key = state_of(self._module)
-        state = self._states.get(key)
-        if state is None:
-            state = self._states[key] = _State(key)
-        self._calls[cache] = _Call(state=state, ran=ran)
+        self._calls[cache] = _Call(state=self._states.now(self._module.modules(), switches()), ran=ran)
         return None
 
     def _decode(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -222,12 +236,13 @@ class Engine:
         if program is None:
             decoder = Decoder(module=self._module, forward=self._forward, blocks=self._blocks)
             try:
-                program = captured(decoder, arguments, inputs, length, self._capturing, self._pool.programs)
+                program = captured(decoder, arguments, inputs, length, self._capturing, self._pool.replays)
             except CannotCapture as cannot:
                 self._pool.refuse(key, str(cannot))
                 raise
             call.ran.captured += 1
             call.ran.evicted += self._pool.keep(key, program)
+        assert isinstance(program, Program), "its key begins with a state of the decoder"
         return program
 
     def _padded(self, room: Room, inputs: Inputs) -> int:
@@ -239,8 +254,7 @@ class Engine:
         return blocks[0], blocks[-1]
 
     def _tell(self, program: Program, made: int) -> None:
-        why = f"the engine captured {made} graph(s) meanwhile, as a first call does: warm up" if made else None
-        tell(self._model, Replayed(blocks=program.replay.marks, captured=why))
+        tell(self._model, Replayed(blocks=program.replay.marks, captured=why_slower(made)))
 
 
 def _readable(arguments: dict[str, Any], step: Step) -> Inputs:
@@ -263,11 +277,11 @@ def _readable(arguments: dict[str, Any], step: Step) -> Inputs:
 def graphed(
     model: PreTrainedModel, *, most_graphs: int = 64, padding: float = 0.02, capturing: Capturing | None = None
 ) -> Generator[Engine]:
-    """Replay the decoder of a model, for the length of the ``with``: its prefill and its decode steps.
+    """Replay a model, for the length of the ``with``: vision tower, projector, prefill and decode steps.
 
-    ``model.generate(...)`` stays the library's own, with all its arguments; images, head, sampling, logits processors,
-    stopping criteria and streaming run as ever. A length of prompt, or a state of the model, that is new is captured at
-    its first call. What cannot be replayed runs as without this; ``Engine.last`` says why.
+    ``model.generate(...)`` stays the library's own, with all its arguments; head, sampling, logits processors, stopping
+    criteria and streaming run as ever. A length of prompt, a shape of images, or a state of the model, that is new is
+    captured at its first call. What cannot be replayed runs as without this; ``Engine.last`` says why.
 
     Args:
         model: on one device.
@@ -279,8 +293,6 @@ def graphed(
         ConfigError: ``most_graphs`` or ``padding`` is out of range.
         ModelError: no call of this model can be replayed; says why. Or it is replayed already.
     """
-    if most_graphs < 2:
-        raise ConfigError(f"most_graphs = {most_graphs!r}: an answer needs two, give a whole number of at least 2")
     if not 0 <= padding <= 1:
         raise ConfigError(f"padding = {padding!r}: give a share of the prompt from 0 to 1")
     reason = why_eager(model)
@@ -289,5 +301,10 @@ def graphed(
     if is_seen_in_replays(decoder_of(model).forward):
         raise ModelError(f"{type(model).__name__} runs by the engine 'graph' already; leave one of the two out")
     engine = Engine(model, capturing or capturing_on(model.device), most_graphs=most_graphs, padding=padding)
+    fewest = engine.fewest_graphs
+    if most_graphs < fewest:
+        raise ConfigError(
+            f"most_graphs = {most_graphs!r}: an answer about an image needs {fewest}, give at least as many"
+        )
     with engine.installed():
         yield engine

@@ -10,7 +10,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.configuration_utils import GenerationMode
 
-from chronostat.engine.state import skipped_hook
+from chronostat.engine.state import skipped_hooks
 from chronostat.errors import ModelError
 from chronostat.models.anatomy import anatomy_of
 from chronostat.models.compiled import is_compiled
@@ -96,9 +96,8 @@ def _objections_to_call(
         yield "attention_mask masks some of the prompt"
     if decoder.training or torch.is_grad_enabled():
         yield "the model is being trained"
-    hooked = skipped_hook(decoder)
-    if hooked is not None:
-        yield f"a forward hook on {hooked} would not run"
+    for path, _ in skipped_hooks(decoder.named_modules()):
+        yield f"a forward hook on {path} would not run"
 
 
 def _objections_to_cache(cache: object) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """One captured forward of a decoder, and the bounded pool of them."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,7 +72,7 @@ def captured(
     inputs: Inputs,
     length: int,
     capturing: Capturing,
-    beside: Sequence[Program],
+    beside: Sequence[Replay],
 ) -> Program:
     """Run a forward as it is, capture it, and see that both give the same.
 
@@ -89,7 +89,7 @@ def captured(
     """
     cache: RoomCache = arguments["past_key_values"]
     decodes = bool(cache.written.tokens)
-    with _lifted(decoder.module):
+    with lifted(decoder.module):
         expected = decoder.forward(**arguments)
     _require_plain(expected)
     if decodes:
@@ -106,8 +106,8 @@ def captured(
 
     room, inputs_plain, forward = cache.room, dict(inputs.plain), decoder.forward
     try:
-        with _lifted(decoder.module), torch.no_grad():
-            replay = _capture(decoder, capturing, work, [program.replay for program in beside], marks)
+        with lifted(decoder.module), torch.no_grad():
+            replay = _capture(decoder, capturing, work, beside, marks)
             program = Program(
                 step="decode" if decodes else "prefill",
                 length=length,
@@ -132,62 +132,8 @@ def _capture(decoder: Decoder, capturing: Capturing, work: Work, beside: Sequenc
         return capturing.capture(work, beside, marks)
 
 
-class Pool:
-    """Programs by what they depend on; the one that was used longest ago leaves first.
-
-    Args:
-        most: that are kept.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._programs: OrderedDict[Hashable, Program] = OrderedDict()
-        self._refused: OrderedDict[Hashable, str] = OrderedDict()
-
-    @property
-    def programs(self) -> tuple[Program, ...]:
-        """All that are kept, the one used longest ago first."""
-        return tuple(self._programs.values())
-
-    def find(self, key: Hashable) -> Program | None:
-        """What was captured for this.
-
-        Raises:
-            CannotCapture: it was tried.
-        """
-        if key in self._refused:
-            raise CannotCapture(self._refused[key])
-        program = self._programs.get(key)
-        if program is not None:
-            self._programs.move_to_end(key)
-        return program
-
-    def keep(self, key: Hashable, program: Program) -> int:
-        """Add one.
-
-        Returns:
-            How many had to leave.
-        """
-        self._programs[key] = program
-        leaving = max(0, len(self._programs) - self._most)
-        for _ in range(leaving):
-            self._programs.popitem(last=False)
-        return leaving
-
-    def refuse(self, key: Hashable, reason: str) -> None:
-        """Do not try this again."""
-        self._refused[key] = reason
-        if len(self._refused) > self._most:
-            self._refused.popitem(last=False)
-
-    def clear(self) -> None:
-        """Give all memory back."""
-        self._programs.clear()
-        self._refused.clear()
-
-
 @contextmanager
-def _lifted(module: nn.Module) -> Generator[None]:
+def lifted(module: nn.Module) -> Generator[None]:
     """Hooks that are told of replays do not fire meanwhile: a call that captures runs its forward several times."""
     lifted = [
         (part, name, hooks)

@@ -2,14 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from chronostat.errors import ChronostatError
 from chronostat.measure.clock import Mark
 
-Work = Callable[[], Tensor]
+Work = Callable[[], Any]
 Marks = tuple[Mark, Mark]
 
 
@@ -21,12 +21,12 @@ class Replay(ABC):
     """Work that was captured.
 
     Attributes:
-        output: where the result lies after each run; the next one overwrites it.
+        output: what the work returns, in whose tensors the result lies after each run; the next one overwrites it.
         marks: entry of the first block and exit of the last one, valid until the next run; None where the hooks of the
             blocks fire at each run.
     """
 
-    output: Tensor
+    output: Any
     marks: Marks | None = None
 
     @abstractmethod
@@ -48,7 +48,7 @@ class Capturing(ABC):
         """Capture work that has run once before.
 
         Args:
-            work: reads and writes tensors whose addresses stay, and returns one.
+            work: reads and writes tensors whose addresses stay, and returns one or several.
             beside: what was captured before and still lives.
             marks: where the work puts marks while it is captured.
 
@@ -92,7 +92,7 @@ class PlainCapturing(Capturing):
 class GraphReplay(Replay):
     """A CUDA graph."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, output: Tensor, marks: Marks | None) -> None:
+    def __init__(self, graph: torch.cuda.CUDAGraph, output: Any, marks: Marks | None) -> None:  # noqa: ANN401
         self.graph = graph
         self.output = output
         self.marks = marks

@@ -5,9 +5,10 @@ that is put in another's place is another state. Numbers, names and configuratio
 knob that is applied again is the state that it was before.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from types import CellType, FunctionType, MethodType
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,30 +22,57 @@ _OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
 _OWN_HOOKS = "transformers.utils.output_capturing"  # do nothing unless outputs are asked for, which runs eagerly
 
 
-def state_of(decoder: nn.Module) -> Hashable:
-    """What ``decoder`` would run now: its modules, their attributes and weights, and torch's own switches.
+class State:
+    """One state of a module, compared by identity: it is hashed for every token."""
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+
+
+class States:
+    """States that were seen and are still in use."""
+
+    def __init__(self) -> None:
+        self._seen: WeakValueDictionary[Hashable, State] = WeakValueDictionary()
+
+    def now(self, modules: Iterable[nn.Module], also: Hashable = None) -> State:
+        """The state that modules are in, and what else counts; the same object as when both were so before."""
+        key = (also, *state_of(modules))
+        state = self._seen.get(key)
+        if state is None:
+            state = self._seen[key] = State(key)
+        return state
+
+
+def state_of(modules: Iterable[nn.Module]) -> tuple[Hashable, ...]:
+    """What a module would run now: itself and those inside of it, with their attributes and weights.
 
     What the engine and a recorder put there for a time, which a replay needs not, is left out.
     """
     seen: dict[int, Hashable] = {}
-    within = (_module(module, seen) for module in decoder.modules())
-    return (_switches(), *within)
+    return tuple(_module(module, seen) for module in modules)
 
 
-def skipped_hook(decoder: nn.Module) -> str | None:
-    """A hook that would not run in a replay, as the path of its module; None: there is none."""
-    if any(vars(torch_modules)[name] for name in ("_global_forward_pre_hooks", "_global_forward_hooks")):
-        return "every module"
-    for path, module in decoder.named_modules():
-        if module is decoder:
-            continue  # these run, around the replay
-        for hook in (*vars(module)["_forward_pre_hooks"].values(), *vars(module)["_forward_hooks"].values()):
+def skipped_hooks(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, object]]:
+    """Hooks that would not run in a replay, each behind the path of its module.
+
+    Args:
+        modules: ``named_modules()`` of what is replayed; its own hooks run, around the replay.
+    """
+    for name in ("_global_forward_pre_hooks", "_global_forward_hooks"):
+        yield from (("every module", hook) for hook in vars(torch_modules)[name].values())
+    for path, module in modules:
+        own = vars(module)
+        before, after = own["_forward_pre_hooks"], own["_forward_hooks"]
+        if not path or not (before or after):
+            continue
+        for hook in (*before.values(), *after.values()):
             if getattr(hook, "__module__", None) != _OWN_HOOKS and not is_seen_in_replays(hook):
-                return path
-    return None
+                yield path, hook
 
 
-def _switches() -> Hashable:
+def switches() -> Hashable:
+    """What torch does the same work by."""
     cuda = torch.backends.cuda
     return (
         cuda.flash_sdp_enabled(),

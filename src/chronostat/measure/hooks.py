@@ -141,6 +141,7 @@ class StageRecorder:
         self.must_be_called: list[tuple[str, int]] = []
         self.tokens = TokenMarks(clock, limit, streams, self._first_token)
         self.outside: dict[str, None] = {}
+        self._inside: dict[int, Callable[[], None]] = {}  # what notices that a part runs, by identity
         self.ran = False
         self.compiled = False
         self._wrapped: dict[int, str] = {}
@@ -260,12 +261,14 @@ class StageRecorder:
             self.must_be_called.append((stage, id(module)))
             return
 
+        @seen_in_replays
         def notice(*_: object) -> None:
             span = self.spans[stage]
             span.missed |= span.depth == 0 and not self.tokens.marks
             span.elsewhere |= get_ident() != self._thread
             self.ran = True
 
+        self._inside[id(module)] = notice
         self._installed.callback(inside.register_forward_pre_hook(notice).remove)
 
     def _notice_running(self, block: nn.Module) -> None:
@@ -281,9 +284,12 @@ class StageRecorder:
         self._installed.callback(inside.register_forward_pre_hook(notice).remove)
 
     def _note_replay(self, replayed: Replayed) -> None:
-        """The blocks ran in a replay: where no hook of theirs fired, it brings their marks."""
+        """The blocks ran in a replay: where no hook of theirs fired, it brings their marks. Or a part beside them."""
         self.ran = True
         self.captured = self.captured or replayed.captured
+        if replayed.part is not None:
+            self._inside.get(id(replayed.part), lambda: None)()
+            return
         if self.tokens.marks:
             return
         self.replayed = True

@@ -1,9 +1,9 @@
-"""What a recorder learns of a replay, in which no hook of a decoder block fires."""
+"""What a recorder learns of a replay, in which no hook inside of what is replayed fires."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -12,20 +12,22 @@ from chronostat.measure.clock import Mark
 
 EngineName = Literal["eager", "graph"]
 Hook = TypeVar("Hook", bound=Callable[..., object])
-_SEEN = "_chronostat_seen_in_replays"
+_SEEN, _COLLECTS = "_chronostat_seen_in_replays", "_chronostat_collects_in_replays"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """One replay of the decoder blocks of a model.
+    """One replay of the decoder blocks of a model, or of a part beside them.
 
     Attributes:
         blocks: entry of the first block and exit of the last one, readable until the next replay; None: the hooks of
             the blocks fired as in an ordinary call.
+        part: the vision tower or projector that was replayed, around which its own hooks fire; None: the blocks were.
         captured: why the call is slower than the next one will be: it captured; None: it did not.
     """
 
-    blocks: tuple[Mark, Mark] | None
+    blocks: tuple[Mark, Mark] | None = None
+    part: nn.Module | None = None
     captured: str | None
 
 
@@ -69,6 +71,17 @@ def seen_in_replays(hook: Hook) -> Hook:
     """Mark a hook, or a method in another's place, that need not run in a replay: who set it listens to replays too."""
     setattr(hook, _SEEN, True)
     return hook
+
+
+def collecting_in_replays(hook: Hook, into: list[Any]) -> Hook:
+    """Mark a hook that does nothing but add to a list; a replay adds what it would have added."""
+    setattr(hook, _COLLECTS, into)
+    return hook
+
+
+def collected_by(hook: object) -> list[Any] | None:
+    """The list of such a hook; None: it is another one."""
+    return getattr(hook, _COLLECTS, None)
 
 
 def is_seen_in_replays(hook: object) -> bool:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import register_dataclass
 
 from chronostat.errors import KnobError
-from chronostat.measure.replays import seen_in_replays
+from chronostat.measure.replays import collecting_in_replays
 
 _ROWS = 1024  # queries whose weights are held at a time
 _FUSED = functional.scaled_dot_product_attention
@@ -51,6 +52,9 @@ class Attended:
             mask = self.mask if self.mask.shape[-2] == 1 else self.mask[..., start:stop, :]
             scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
         return scores.softmax(dim=-1, dtype=torch.float32).mean(dim=0)
+
+
+register_dataclass(Attended)  # so that a replay can bring new ones
 
 
 @dataclass(kw_only=True)
@@ -136,20 +140,26 @@ def _fused(
 
 
 @contextmanager
-def heard_attention(block: nn.Module, heard: Heard) -> Generator[None]:
-    """Fill ``heard`` with what the attention of a block is called with, for the length of the ``with``."""
+def heard_attention(block: nn.Module, heard: Heard, *, in_replays: bool = False) -> Generator[None]:
+    """Fill ``heard`` with what the attention of a block is called with, for the length of the ``with``.
+
+    Args:
+        block: attends.
+        heard: is filled.
+        in_replays: whether what is heard may come from a replay, where no other thing is noted of the block's module.
+    """
     entered: list[_Listening] = []
 
-    @seen_in_replays
     def enter(*_: object) -> None:
         entered.append(_Listening(heard))
         entered[-1].__enter__()
 
-    @seen_in_replays
     def leave(*_: object) -> None:
         if entered:
             entered.pop().__exit__(None, None, None)
 
+    if in_replays:
+        enter, leave = (collecting_in_replays(hook, heard.attended) for hook in (enter, leave))
     hooks = [
         block.register_forward_pre_hook(enter),
         block.register_forward_hook(leave, always_call=True),

@@ -19,6 +19,7 @@ from chronostat.measure.clock import FakeClock
 from chronostat.measure.generate import measure_generate
 from chronostat.measure.replays import seen_in_replays
 from chronostat.records import Setting
+from stand_ins.capturing import Blind
 from stand_ins.observing import Snapshot
 from zoo.build import build
 
@@ -100,14 +101,15 @@ def test_earlier_padding_does_not_come_back(model):
 
 
 def test_the_graph_used_longest_ago_leaves(model):
-    with graphed(model, padding=0, most_graphs=3) as engine:
-        for length, captured, evicted in ((40, 2, 0), (41, 1, 0), (42, 1, 1), (41, 0, 0), (40, 1, 1)):
+    with graphed(model, padding=0, most_graphs=4) as engine:
+        lengths = ((39, 2, 0), (40, 1, 0), (41, 1, 0), (42, 1, 1), (41, 0, 0), (39, 1, 1))
+        for length, captured, evicted in lengths:
             tokens = answer(model, length)
             assert (engine.last.captured, engine.last.evicted) == (captured, evicted), length
             with engine.paused():
                 assert torch.equal(answer(model, length), tokens)
                 assert engine.last.reason == "the engine is paused"
-        assert len(engine.kept) == 3
+        assert len(engine.kept) == 4
 
 
 def change_weight(module):
@@ -284,7 +286,8 @@ def test_a_model_that_cannot_be_replayed_is_refused(name, reason):
 
 
 def test_bad_arguments(model):
-    with pytest.raises(ConfigError, match="most_graphs = 1: an answer needs two"), graphed(model, most_graphs=1):
+    message = "most_graphs = 3: an answer about an image needs 4, give at least as many"  # vision, projector, and two
+    with pytest.raises(ConfigError, match=message), graphed(model, most_graphs=3):
         pass
     with (
         pytest.raises(ConfigError, match=r"padding = 1\.5: give a share of the prompt from 0 to 1"),
@@ -369,38 +372,9 @@ def test_a_call_inside_a_call_gets_a_cache_of_its_own(model):
     assert inner[1] == "the cache of another call is still in use"
 
 
-class Marking(PlainCapturing):
-    """Replays as on a GPU: no hook fires, and marks say when the blocks ran."""
-
-    fires_hooks = False
-
-    def __init__(self, clock, ms):
-        self.clock, self.ms = clock, ms
-
-    def mark(self):
-        return self.clock.mark()
-
-    def capture(self, work, beside, marks):
-        work()
-        assert len(marks) == 2  # entry of the first block, exit of the last one
-        return MarkedReplay(work, self.clock, self.ms)
-
-
-class MarkedReplay(PlainReplay):
-    def __init__(self, work, clock, ms):
-        super().__init__(work)
-        self.clock, self.ms = clock, ms
-
-    def run(self):
-        super().run()
-        start = self.clock.mark()
-        self.clock.advance_ms(self.ms)
-        self.marks = (start, self.clock.mark())
-
-
 def test_stages_of_a_replay_come_from_its_marks(model):
     clock = FakeClock()
-    with graphed(model, capturing=Marking(clock, 7.0)) as engine:
+    with graphed(model, capturing=Blind(model, clock, 7.0)) as engine:
         first, second = (measure_generate(model, prompt(60), max_new_tokens=3, clock=clock) for _ in range(2))
         assert engine.last.way == "graph"
     assert (first.replayed, second.replayed) == (True, True)

@@ -7,6 +7,7 @@ import pytest
 from chronostat.config import load_config
 from chronostat.data.demo import DemoTask
 from chronostat.engine import graphed
+from chronostat.engine.choosing import running_by
 from chronostat.errors import ConfigError, ModelError, UnlikeConditions
 from chronostat.execution.conditions import read_conditions
 from chronostat.execution.execute import BatchRequest
@@ -72,6 +73,15 @@ def test_graph_is_refused_where_full_cannot_run_by_it(name, reason):
     with pytest.raises(ModelError, match=message), asked.stabilised():
         pass
     assert read_conditions(zoo.model).engine == "eager"
+
+
+def test_it_is_told_which_towers_run_eagerly_beside_the_graphs():
+    zoo, said = build("qwen2_vl"), []
+    options = {"most_graphs": 8, "try_full": lambda: zoo.model.generate(**zoo.batch, max_new_tokens=2)}
+    with running_by("graph", zoo.model, "tiny", **options, told=said.append) as eager_because:
+        assert eager_because is None
+    why = "model.visual.merger lies inside, and has a time of its own"
+    assert said == [f"model.visual of tiny runs eagerly beside the graphs: {why}"]
 
 
 def test_old_conditions_read_as_eager_and_engines_do_not_meet():

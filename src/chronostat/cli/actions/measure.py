@@ -129,7 +129,8 @@ def by_engine(config: Config, vlm: Vlm, request: SampleRequest, out: Console) ->
             execute(vlm.model, request, setting=Setting(), max_new_tokens=2)
 
     wanted = config.model
-    running = running_by(wanted.engine, vlm.model, vlm.name, most_graphs=wanted.most_graphs, try_full=try_full)
+    graphs, told = wanted.most_graphs, out.print
+    running = running_by(wanted.engine, vlm.model, vlm.name, most_graphs=graphs, try_full=try_full, told=told)
     with running as eager_because:
         if eager_because is not None:
             out.print(f"{vlm.name} runs eagerly, not by the engine 'graph': {eager_because}")

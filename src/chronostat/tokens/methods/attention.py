@@ -46,7 +46,8 @@ class Attention(Method):
         assert tower is not None
         assert block is not None, "objection() has been asked"
         self._layout = Layout.of(tower)
-        with self._told_windows(tower), heard_attention(block, self._heard):
+        in_windows = hasattr(tower, SORT_INTO_WINDOWS)  # whose order no replay would tell
+        with self._told_windows(tower), heard_attention(block, self._heard, in_replays=not in_windows):
             yield
         self._heard.require(block)
 
