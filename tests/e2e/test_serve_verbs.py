@@ -81,6 +81,7 @@ def test_a_day_of_serving_with_a_controller(serve, controller, bundled):
     (model,) = server.client.models.list().data
     assert model.chronostat["controller"]
     assert model.chronostat["calibrated"]
+    assert 0 < model.chronostat["pace"]["low"] < 1 < model.chronostat["pace"]["high"]
     full_ms = model.chronostat["full_ms"]
     free = server.ask(content_of(samples[0]))
     execution = execute(

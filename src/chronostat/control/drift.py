@@ -156,6 +156,30 @@ class DriftTracker:
             self._filters.update(found.at_s, self.reference.log_latency(found), self.reference.log_tokens(found))
 
 
+class Pace:
+    """How fast a machine is now, relative to a calibration, from executions under whatever setting.
+
+    What an execution took over what was forecast of it takes the place of an anchor's latency. At the calibration
+    forecasts are right on average.
+
+    Args:
+        at_s: when that was; times are of one clock.
+    """
+
+    def __init__(self, at_s: float) -> None:
+        self._filters = _Filters()
+        self._filters.update(at_s, 0.0, 0.0)
+
+    def add(self, at_s: float, over_forecast: float) -> None:
+        """Take what an execution took as a multiple of its forecast."""
+        self._filters.update(at_s, math.log(over_forecast), 0.0)
+
+    def at(self, at_s: float) -> Estimate:
+        """Latencies at a time that is not before the last one that was added, as a multiple of the calibration's."""
+        filters = self._filters
+        return _estimate(filters.mean[:, 0], filters.level_variance(at_s), _shares(filters.likelihood))
+
+
 class TimeLine:
     """Lays the times of processes that worked on one run one after the other end to end."""
 

@@ -175,6 +175,11 @@ class Policy:
         latency = self.forecast.mean(prompts, observation.tokens[None])[0]
         return int(np.where(self.legal, latency, np.inf).argmin())
 
+    def typical(self, observation: Observation, position: int) -> float:
+        """Half of the executions of a request under a setting are forecast to take less, as a fraction of ``full``."""
+        one = self.forecast.logarithm(self.features(observation.prompt[None]), observation.tokens[None])
+        return float(np.exp(one[0, position])) + self.forecast.controller
+
     def cheapest(self, kind: BudgetKind) -> float:
         """The tightest budget of a kind that can be kept, as a fraction of ``full``."""
         if kind == "deadline":

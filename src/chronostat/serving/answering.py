@@ -122,6 +122,7 @@ class ModelAnswerer:
             kept=_kept(ask.budget, charged_ms),
             meetable=chosen.meetable,
             full_ms=chosen.full_ms,
+            forecast_ms=chosen.forecast_ms,
             forced=ask.least_tokens > 0,
         )
         self._learn(request, execution, reached_ms)

@@ -24,7 +24,7 @@ from chronostat.machine.stabilise import stabilised
 from chronostat.measure.clock import Clock, clock_for
 from chronostat.models.load import Vlm
 from chronostat.models.refusals import image_marks
-from chronostat.records import BudgetKind, Setting
+from chronostat.records import BudgetKind, Setting, plain
 from chronostat.runs.store import RunStore
 from chronostat.runs.store.comparable import CONDITIONS
 from chronostat.serving.answering import ModelAnswerer
@@ -93,7 +93,7 @@ def build(wanted: Wanted) -> Built:
     clock = clock_for(vlm.model.device)
     with applied(wanted.setting, vlm.model, vlm.processor):
         pass  # a knob or value that the model does not have is refused now
-    controlled = None if wanted.controller is None else Controlled(wanted.controller)
+    controlled = None if wanted.controller is None else Controlled(wanted.controller, clock)
     answerer = ModelAnswerer(
         vlm=vlm,
         chooser=controlled or Fixed(setting=wanted.setting),
@@ -239,7 +239,7 @@ def _gauges(line: Line, keeper: Renewing | Nothing, controlled: Controlled | Non
         waiting=lambda: len(line),
         running=lambda: float(line.running),
         kept_share=lambda: keeper.promises.share.point,
-        full_s=lambda: nan if controlled is None else controlled.controller.full_ms / 1e3,
+        full_s=lambda: nan if controlled is None else controlled.full_ms / 1e3,
         calibrated_s=calibrated_s,
     )
 
@@ -263,5 +263,6 @@ def _said(
         "full_ms": controlled.controller.full_ms,
         "cheapest_ms": {kind: controlled.cheapest_ms(AskedBudget(ms=1.0, kind=kind)) for kind in kinds},
         "calibrated": keeper.calibrated,
+        "pace": plain(asdict(controlled.pace)),
         "deadlines_kept": keeper.promises.said(),
     }

@@ -6,13 +6,14 @@ from typing import Protocol
 import numpy as np
 
 from chronostat.control.controller import Controller
+from chronostat.control.drift import Pace
 from chronostat.errors import ConfigError
 from chronostat.evidence.linear import Floats
 from chronostat.evidence.observation import Observation
 from chronostat.execution.execute import SampleRequest
 from chronostat.measure.clock import Clock
 from chronostat.policy.policy import TooTightError
-from chronostat.records import Budget, Execution, LatencyMetric, Setting
+from chronostat.records import Budget, Estimate, Execution, LatencyMetric, Setting
 from chronostat.serving.outside import Outside, sizes_of
 from chronostat.wire.asks import AskedBudget
 from chronostat.wire.errors import Refused
@@ -29,12 +30,15 @@ class Chosen:
         controller_ms: what choosing took.
         meetable: whether it is known to keep the budget; None: there is none, or nothing to choose.
         full_ms: what ``full`` takes as the choice was made; None: nothing was chosen.
+        forecast_ms: what the setting was taken to need for this request at the calibration, by the controller's metric;
+            None: nothing is forecast.
     """
 
     setting: Setting
     controller_ms: float = 0.0
     meetable: bool | None = None
     full_ms: float | None = None
+    forecast_ms: float | None = None
 
 
 class Chooser(Protocol):
@@ -100,27 +104,52 @@ class Fixed:
 
 
 class Controlled:
-    """The controller's choice.
+    """The controller's choice, on a machine as fast as its latest answers were.
 
     Args:
         controller: whose metric ends where a caller's wait does.
+        clock: of the server.
         outside: forecasts what a caller waits beside that.
 
     Attributes:
-        controller: the one in use; renewed ones take its place between requests.
+        controller: the one in use.
 
     Raises:
         ConfigError: budgets of its metric are none of a caller's wait.
     """
 
-    def __init__(self, controller: Controller, outside: Outside | None = None) -> None:
+    def __init__(self, controller: Controller, clock: Clock, outside: Outside | None = None) -> None:
         if controller.metric not in SERVED_METRICS:
             raise ConfigError(
                 f"the controller counts in {controller.metric}, which is a part of what a caller waits; serving takes "
                 f"one of {', '.join(SERVED_METRICS)}. Train it with: {_training(controller)}"
             )
-        self.controller = controller
+        self._clock = clock
         self._outside = outside or Outside()
+        self.renew(controller)
+
+    def renew(self, controller: Controller) -> None:
+        """Choose by a controller that was calibrated just now."""
+        self.controller = controller
+        self._pace = Pace(self._now_s)
+
+    @property
+    def _now_s(self) -> float:
+        return self._clock.host_ns() / 1e9
+
+    @property
+    def pace(self) -> Estimate:
+        """Latencies now, as a multiple of those at the calibration."""
+        return self._pace.at(self._now_s)
+
+    @property
+    def full_ms(self) -> float:
+        """What ``full`` takes now."""
+        return self.controller.full_ms * self.pace.point
+
+    def follow(self, forecast_ms: float, took_ms: float) -> None:
+        """Take what an answer took, and what was forecast of it at the calibration."""
+        self._pace.add(self._now_s, took_ms / forecast_ms)
 
     @property
     def metric(self) -> LatencyMetric:
@@ -139,17 +168,17 @@ class Controlled:
 
     def cheapest_ms(self, budget: AskedBudget) -> float:
         """The tightest budget of a kind that typical requests allow which do not wait."""
-        return self.controller.policy.cheapest(budget.kind) * self.controller.full_ms + self._outside.least_ms
+        return self.controller.policy.cheapest(budget.kind) * self.full_ms + self._outside.least_ms
 
     def choose(self, request: SampleRequest, budget: AskedBudget | None, spent_ms: float, clock: Clock) -> Chosen:
         """What is spent is taken off a deadline, never off a mean; ``full`` without a budget."""
         start_ns = clock.host_ns()
-        controller = self.controller
+        controller, full_ms = self.controller, self.full_ms
         seen = self._observed(request)
         sizes = sizes_of(request.images, seen.tokens)
         position: int | None = 0
         if budget is not None:
-            position = self._within(seen, budget, self._left_ms(budget, spent_ms, sizes))
+            position = self._within(seen, budget, self._left_ms(budget, spent_ms, sizes), full_ms)
         meetable = None if budget is None else position is not None
         if position is None:
             assert budget is not None
@@ -161,7 +190,8 @@ class Controlled:
             setting=controller.space.settings[position],
             controller_ms=clock.host_ms_since(start_ns),
             meetable=meetable,
-            full_ms=controller.full_ms,
+            full_ms=full_ms,
+            forecast_ms=controller.full_ms * controller.policy.typical(seen, position),
         )
 
     def learn(self, request: SampleRequest, execution: Execution, outside_ms: float) -> None:
@@ -182,16 +212,14 @@ class Controlled:
             return budget.ms - self._outside.typical_ms(sizes)
         return budget.ms - spent_ms - self._outside.most_ms(sizes)
 
-    def _within(self, seen: Observation, budget: AskedBudget, left_ms: Floats) -> int | None:
+    def _within(self, seen: Observation, budget: AskedBudget, left_ms: Floats, full_ms: float) -> int | None:
         """Position of the setting chosen within what is left under it; None: no setting can keep the budget."""
-        controller, coin = self.controller, float(_COIN.random())
+        policy, coin = self.controller.policy, float(_COIN.random())
         for limit_ms in np.unique(left_ms)[::-1].tolist():
             if limit_ms <= 0:
                 return None
             try:
-                position = controller.policy.decide(
-                    seen, Budget(kind=budget.kind, fraction=limit_ms / controller.full_ms), coin
-                )
+                position = policy.decide(seen, Budget(kind=budget.kind, fraction=limit_ms / full_ms), coin)
             except TooTightError:
                 return None
             if left_ms[position] >= limit_ms:

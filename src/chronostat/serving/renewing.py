@@ -109,7 +109,11 @@ class Renewing:
         self._request_ns = self._clock.host_ns()
         if 0 < sum(image.width * image.height for image in request.images) <= _MOST_PIXELS:
             self._recent.append(request)
-        if answered.kept is not None and answered.meetable and self._is_forecast(answered):
+        if not self._is_forecast(answered):
+            return
+        if answered.forecast_ms is not None:
+            self._controlled.follow(answered.forecast_ms, answered.execution.charged_ms(answered.metric))
+        if answered.kept is not None and answered.meetable:
             self.promises.add(kept=answered.kept)
 
     def between(self, *, waiting: bool) -> float:
@@ -153,7 +157,7 @@ class Renewing:
 
     def _take(self, finished: "_Round") -> None:
         renewed = recalibrated(self._controlled.controller, self._runner.model, finished.measured, self._clock)
-        self._controlled.controller = renewed.controller
+        self._controlled.renew(renewed.controller)
         self.calibrated = now()
         self._reset()
         self._told(renewed)

@@ -81,6 +81,7 @@ class Answered:
         meetable: whether a setting was known to keep the budget when the request's turn came; None: no budget, or
             nothing to choose.
         full_ms: latency of ``full`` that the choice was made by; None: nothing was chosen.
+        forecast_ms: what was forecast at the calibration, by the metric; None: nothing was.
         forced: its length was asked for, by a least number of tokens: no forecast is of that.
     """
 
@@ -95,6 +96,7 @@ class Answered:
     kept: bool | None
     meetable: bool | None
     full_ms: float | None
+    forecast_ms: float | None = None
     forced: bool = False
 
     @property

@@ -9,6 +9,7 @@ from chronostat.control import drift
 from chronostat.control.drift import (
     Anchor,
     DriftTracker,
+    Pace,
     Reference,
     TimeLine,
     _around,
@@ -232,3 +233,32 @@ def test_processes_are_laid_end_to_end():
 
 def test_no_anchors_no_curve():
     assert smoothed([], REFERENCE) == []
+
+
+# the pace of answers
+
+
+def test_at_the_calibration_forecasts_are_right():
+    estimate = Pace(5.0).at(5.0)
+    assert estimate.point == 1.0
+    assert estimate.low < 1.0 < estimate.high
+
+
+def test_a_machine_that_became_slower_is_followed_within_some_answers():
+    pace, rng = Pace(0.0), np.random.default_rng(0)
+    points = []
+    for answer, truth in enumerate([1.0] * 40 + [1.4] * 40, start=1):
+        pace.add(answer / 10, truth * float(np.exp(0.1 * rng.standard_normal())))
+        points.append(pace.at(answer / 10).point)
+    assert points[20:40] == pytest.approx(np.full(20, 1.0), abs=0.08)
+    assert points[55:] == pytest.approx(np.full(25, 1.4), abs=0.16)
+    assert np.mean(points[55:]) == pytest.approx(1.4, abs=0.06)
+
+
+def test_an_answer_that_was_interrupted_is_no_other_pace():
+    pace, rng = Pace(0.0), np.random.default_rng(1)
+    for second in range(1, 31):
+        pace.add(float(second), float(np.exp(0.05 * rng.standard_normal())))
+    before = pace.at(30.0).point
+    pace.add(31.0, 3.0)
+    assert pace.at(31.0).point == pytest.approx(before, abs=0.05)

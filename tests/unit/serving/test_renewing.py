@@ -26,7 +26,7 @@ def made(controller, bundled, monkeypatch):
     def make(machine):
         monkeypatch.setattr(chronostat.execution.trials, "execute", machine)
         clock, told, stored = FakeClock(), [], []
-        controlled = Controlled(controller)
+        controlled = Controlled(controller, clock)
         runner = TrialRunner(
             model=bundled.model,
             processor=bundled.processor,
@@ -131,12 +131,57 @@ def test_what_was_begun_in_a_quiet_minute_waits_for_the_next_one(made, bundled):
 def test_an_answer_of_a_length_that_no_latency_is_known_of_breaks_no_promise(
     made, bundled, metric, tokens, forced, counted
 ):
-    renewing, *_ = made(Machine())
+    renewing, controlled, *_ = made(Machine())
     late = answered_with("Yes", LATE)
     execution = replace(late.execution, output_ids=(5,) * tokens)
-    came = replace(late, meetable=True, metric=metric, execution=execution, forced=forced)
+    came = replace(late, meetable=True, metric=metric, execution=execution, forced=forced, forecast_ms=10.0)
     renewing.noted(requests_of(bundled, "test", 1)[0], came)
     assert len(renewing.promises) == counted
+    assert (controlled.pace.point > 1) is bool(counted)
+
+
+def served(renewing, controlled, machine, requests, fraction, full_ms):
+    """Shares of deadlines that were kept, of the first third of some requests and of the last."""
+    kept = []
+    for request in requests:
+        budget = AskedBudget(ms=fraction * full_ms)
+        choice = controlled.choose(request, budget, 0.0, FakeClock())
+        execution = machine(None, request, setting=choice.setting)
+        took_ms = execution.latency_ms("total_ms")
+        kept.append(took_ms <= budget.ms)
+        answered = replace(
+            answered_with("7", replace(ASK, budget=budget)),
+            execution=execution,
+            metric="total_ms",
+            kept=kept[-1],
+            meetable=choice.meetable,
+            forecast_ms=choice.forecast_ms,
+        )
+        renewing.noted(request, answered)
+    third = len(kept) // 3
+    return sum(kept[:third]) / third, sum(kept[-third:]) / third
+
+
+def test_answers_say_that_the_machine_became_slower_before_anything_is_measured_again(made, bundled, controller):
+    requests, slower = requests_of(bundled, "test", 90), {"vision": 1.4, "prefill": 1.4, "decode": 1.4}
+    renewing, controlled, *_ = made(Machine())
+    _, followed = served(renewing, controlled, Machine(**slower), requests, 0.7, controller.full_ms)
+    assert controlled.pace.point == pytest.approx(1.4, rel=0.06)
+    assert followed >= 0.9
+    renewing, controlled, *_ = made(Machine())
+    controlled.follow = lambda *_: None
+    _, not_followed = served(renewing, controlled, Machine(**slower), requests, 0.7, controller.full_ms)
+    assert not_followed < 0.6
+
+
+def test_what_is_renewed_is_as_fast_as_it_was_measured(made, bundled):
+    renewing, controlled, *_ = made(Machine(vision=1.4, prefill=1.4, decode=1.4))
+    for _ in range(20):
+        controlled.follow(100.0, 140.0)
+    break_promises(renewing, requests_of(bundled, "test", 1)[0])
+    for _ in range(URGENT):
+        renewing.between(waiting=True)
+    assert controlled.pace.point == 1.0
 
 
 def test_broken_promises_are_mended_also_while_requests_wait(made, bundled):
