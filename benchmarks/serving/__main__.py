@@ -9,7 +9,7 @@ Parts, all of them unless some are named:
 
 * overhead: the same requests through the server and by ``Controller.generate`` in this process, in turn.
   ``beyond_generate_ms`` is what the client waits beyond decoding the picture, choosing and ``generate()`` in the
-  server, request by request;
+  server, request by request; ``nothing_ms`` what it waits for the refusal of a path that there is none of;
 * deadlines: the share kept at three budgets, by the controller, by ``full`` and by the fastest setting, with one
   request in flight and with Poisson arrivals at 60 % of what a server of ``full`` could answer at most;
 * endurance: 2,000 requests in a row to the controller's server: memory by quarters, errors, answers that its log lacks;

@@ -17,7 +17,7 @@ from benchmarks.serving.servers import Server
 from chronostat.data.demo import DemoTask
 from chronostat.data.samples import Sample
 
-PATH = "/v1/chat/completions"
+PATH, NO_PATH = "/v1/chat/completions", "/v1/nothing"
 HEAD = {"content-type": "application/json"}
 NEW_TOKENS = 8
 TIMEOUT_S = 120.0
@@ -87,12 +87,21 @@ class Client:
 
     def ask(self, question: Question, budget_ms: float | None = None) -> Told:
         """Ask, and wait for the answer."""
-        body = question.body(self._server, budget_ms)
+        return _told(question, *self._post(PATH, question.body(self._server, budget_ms)))
+
+    def nothing_ms(self, question: Question) -> float:
+        """The same bytes to a path that there is none of: what client, sockets and HTTP server take themselves."""
+        status, _, client_ms = self._post(NO_PATH, question.body(self._server, None))
+        assert status == 404, f"{NO_PATH} is answered with {status}"
+        return client_ms
+
+    def _post(self, path: str, body: bytes) -> tuple[int, bytes, float]:
+        """Status, content, and milliseconds from before it is sent to the last byte."""
         start_s = perf_counter()
-        self._connection.request("POST", PATH, body, HEAD)
+        self._connection.request("POST", path, body, HEAD)
         answer = self._connection.getresponse()
         content = answer.read()
-        return _told(question, answer.status, content, (perf_counter() - start_s) * 1e3)
+        return answer.status, content, (perf_counter() - start_s) * 1e3
 
 
 def poisson(
