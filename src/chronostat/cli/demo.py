@@ -17,7 +17,7 @@ def demo(run_dir: RunDir = None, seed: Seed = None, overrides: Sets = None) -> N
     folder = run_dir or new_folder("demo")
     with for_people(folder):
         from chronostat.config import load_config
-        from chronostat.serving.choosing import SERVED_METRICS
+        from chronostat.records import SERVED_METRICS
 
         own = overrides or ()
         config = load_config(None, [*DEMO_VALUES, *own], seed=seed)

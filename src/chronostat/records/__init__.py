@@ -6,7 +6,15 @@ docs/definitions.md.
 
 from chronostat.records.budgets import DEADLINE_SHARE, Budget, BudgetKind
 from chronostat.records.conditions import NOT_RECORDED, Conditions
-from chronostat.records.executions import LATENCY_METRICS, NOT_CALLED, Execution, LatencyMetric, Source, StageTiming
+from chronostat.records.executions import (
+    LATENCY_METRICS,
+    NOT_CALLED,
+    SERVED_METRICS,
+    Execution,
+    LatencyMetric,
+    Source,
+    StageTiming,
+)
 from chronostat.records.messages import Role, Turn
 from chronostat.records.plain_data import Number, plain
 from chronostat.records.settings import KnobValue, Setting, knob_value, value_text
@@ -18,6 +26,7 @@ __all__ = [
     "LATENCY_METRICS",
     "NOT_CALLED",
     "NOT_RECORDED",
+    "SERVED_METRICS",
     "Budget",
     "BudgetKind",
     "Comparison",

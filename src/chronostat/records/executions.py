@@ -9,6 +9,7 @@ from chronostat.records.settings import Setting
 Source = Literal["measured", "total_only", "estimated"]
 LatencyMetric = Literal["prefill_ms", "llm_prefill_ms", "ttft_ms", "total_ms", "request_ms"]
 LATENCY_METRICS: tuple[LatencyMetric, ...] = get_args(LatencyMetric)
+SERVED_METRICS: tuple[LatencyMetric, ...] = ("ttft_ms", "total_ms", "request_ms")  # end where a caller's wait does
 
 
 @dataclass(frozen=True, kw_only=True)

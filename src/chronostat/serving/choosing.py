@@ -13,12 +13,11 @@ from chronostat.evidence.observation import Observation
 from chronostat.execution.execute import SampleRequest
 from chronostat.measure.clock import Clock
 from chronostat.policy.policy import TooTightError
-from chronostat.records import Budget, Estimate, Execution, LatencyMetric, Setting
+from chronostat.records import SERVED_METRICS, Budget, Estimate, Execution, LatencyMetric, Setting
 from chronostat.serving.outside import Outside, sizes_of
 from chronostat.wire.asks import AskedBudget
 from chronostat.wire.errors import Refused
 
-SERVED_METRICS: tuple[LatencyMetric, ...] = ("ttft_ms", "total_ms", "request_ms")
 _COIN = np.random.default_rng()
 
 

@@ -8,10 +8,10 @@ from chronostat.cli.actions.report import report
 from chronostat.cli.actions.validate import judge_and_say
 from chronostat.cli.console import Bars
 from chronostat.config import Config
+from chronostat.records import SERVED_METRICS
 from chronostat.runs.plan import Plan
 from chronostat.runs.session import begin
 from chronostat.runs.training import train as run_training
-from chronostat.serving.choosing import SERVED_METRICS
 from chronostat.validation import judged_budgets
 
 
